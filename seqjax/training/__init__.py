@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: clipped optimizers, masked losses, a step, a loop, checkpoints.
+
+`fit` does it all; a loop of one's own needs only `make_train_step`.
+"""
+
+from seqjax.training.checkpoint import Loaded, latest, load, read_manifest, restore, save, steps
+from seqjax.training.description import build, describe
+from seqjax.training.loop import Run, fit
+from seqjax.training.losses import (
+    AtLastStep,
+    accuracy,
+    binary_cross_entropy,
+    cross_entropy,
+    huber,
+    mean_absolute_error,
+    mean_squared_error,
+)
+from seqjax.training.optimizers import ClipState, clip, clipped, was_clipped
+from seqjax.training.records import read_metrics
+from seqjax.training.step import Batch, TrainState, evaluate, init_state, make_eval_step, make_train_step
+
+__all__ = [
+    "AtLastStep",
+    "Batch",
+    "ClipState",
+    "Loaded",
+    "Run",
+    "TrainState",
+    "accuracy",
+    "binary_cross_entropy",
+    "build",
+    "clip",
+    "clipped",
+    "cross_entropy",
+    "describe",
+    "evaluate",
+    "fit",
+    "huber",
+    "init_state",
+    "latest",
+    "load",
+    "make_eval_step",
+    "make_train_step",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "read_manifest",
+    "read_metrics",
+    "restore",
+    "save",
+    "steps",
+    "was_clipped",
+]

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that are either whole or not there.
+
+    run_dir/checkpoints/<step>/manifest.json    what it is, and the sha256 of every file
+    run_dir/checkpoints/<step>/state/           the arrays by name, written by orbax
+
+A checkpoint is written beside its place, flushed to the disk and renamed into it, so that a kill
+or a full disk at any moment leaves the earlier ones as they were. Reading one checks every file
+against the manifest first.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.base import Array, Layer, Params
+from seqjax.training import storage
+from seqjax.training.description import Types, build, describe
+from seqjax.training.step import TrainState
+
+
+class Loaded(NamedTuple):
+    """A trained model, as `load` finds it."""
+
+    model: Layer
+    params: Params
+    step: int
+    metadata: dict[str, Any]
+
+
+def save(
+    run_dir: str | Path,
+    state: TrainState,
+    *,
+    model: Layer,
+    inputs: Array | jax.ShapeDtypeStruct,
+    metadata: Mapping[str, Any] | None = None,
+    keep: int = 3,
+    types: Types = (),
+) -> Path:
+    """Writes the checkpoint of `state.step` and removes all but the newest `keep`.
+
+    Args:
+      run_dir: where the run is kept; made if it is not there.
+      state: what to save.
+      model: its description is saved beside the arrays.
+      inputs: what the model was initialized for; only shape and dtype are used.
+      metadata: anything JSON can hold.
+      keep: how many checkpoints to keep, at least 1.
+      types: see `describe`.
+
+    Returns:
+      The checkpoint's path.
+
+    Raises:
+      OSError: it could not be written; the checkpoints before it are untouched.
+      ValueError: this step is saved already, or the model cannot be described.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}.")
+    step = int(state.step)
+    directory = _directory(run_dir)
+    if (directory / str(step)).exists():
+        raise ValueError(f"{directory / str(step)} exists already; a checkpoint is never overwritten.")
+    arrays = _named(state)
+    manifest = {
+        "step": step,
+        "model": describe(model, types),
+        "inputs": {"shape": list(inputs.shape), "dtype": jnp.dtype(inputs.dtype).name},
+        "metadata": dict(metadata or {}),
+        "arrays": {name: _form(leaf) for name, leaf in arrays.items()},
+    }
+    try:
+        path = storage.write(directory, str(step), {n: _data(a) for n, a in arrays.items() if a.size}, manifest)
+    except OSError as error:
+        earlier = steps(run_dir)
+        kept = f"the last good checkpoint, step {earlier[-1]}, is untouched" if earlier else "none was saved before it"
+        raise OSError(
+            error.errno,
+            f"could not save step {step}: {error.strerror or error}; {kept}. Make room or give another run_dir",
+            str(directory),
+        ) from error
+    for old in steps(run_dir)[:-keep]:
+        storage.remove(directory / str(old))
+    return path
+
+
+def steps(run_dir: str | Path) -> list[int]:
+    """The steps that have a checkpoint, in order; whether each is whole is only known on reading it."""
+    directory = _directory(run_dir)
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def latest(run_dir: str | Path) -> int | None:
+    """The newest step that has a checkpoint."""
+    return max(steps(run_dir), default=None)
+
+
+def read_manifest(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
+    """What a checkpoint says of itself, after every file in it was checked.
+
+    Args:
+      run_dir: where the run is kept.
+      step: which checkpoint; the newest if None.
+
+    Raises:
+      ValueError: there is none, or it is truncated, corrupt or not seqjax's; the message names
+        the newest whole one, which is not used unless asked for with `step`.
+    """
+    found = steps(run_dir)
+    directory = _directory(run_dir)
+    if not found or (step is not None and step not in found):
+        wanted = "a checkpoint" if step is None else f"step {step}"
+        raise ValueError(f"{directory} does not hold {wanted}; it holds {found or 'none'}. Is it the right run_dir?")
+    step = found[-1] if step is None else step
+    try:
+        return storage.check(directory / str(step))
+    except ValueError as error:
+        whole = next((other for other in reversed(found) if other != step and _is_whole(directory / str(other))), None)
+        advice = (
+            f"The newest whole checkpoint is step {whole}; to go on from it, say so with step={whole} "
+            f"(fit: resume={whole})."
+            if whole is not None
+            else "No other checkpoint there is whole; start again in a new run_dir, or restore this one from a backup."
+        )
+        raise ValueError(f"{error} {advice}") from error
+
+
+def restore(
+    run_dir: str | Path, like: TrainState, *, model: Layer, step: int | None = None, types: Types = ()
+) -> TrainState:
+    """The saved state, which must be of this model and have the structure of `like`.
+
+    Args:
+      run_dir: where the run is kept.
+      like: a state of the same structure, shapes and dtypes, `init_state(...)` say.
+      model: the model that the state is expected to be of.
+      step: which checkpoint; the newest if None.
+      types: see `describe`.
+
+    Raises:
+      ValueError: the checkpoint is damaged (see `read_manifest`) or foreign: of another model or
+        optimizer, or of other shapes or dtypes.
+    """
+    manifest = read_manifest(run_dir, step)
+    path = _directory(run_dir) / str(manifest["step"])
+    if manifest["model"] != describe(model, types):
+        raise ValueError(
+            f"{path} is a checkpoint of {_printed(manifest['model'], types)}, not of {model!r}; "
+            "build that model, or give another run_dir."
+        )
+    return _fill(path, manifest, like)
+
+
+def load(run_dir: str | Path, *, step: int | None = None, types: Types = ()) -> Loaded:
+    """A trained model and its params, from the run directory alone.
+
+    Args:
+      run_dir: where the run is kept.
+      step: which checkpoint; the newest if None.
+      types: see `describe`.
+
+    Raises:
+      ValueError: the checkpoint is damaged (see `read_manifest`), or its model is not known here.
+    """
+    manifest = read_manifest(run_dir, step)
+    path = _directory(run_dir) / str(manifest["step"])
+    try:
+        model = build(manifest["model"], types)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the model of {path} cannot be built: {error}") from error
+    inputs = jax.ShapeDtypeStruct(tuple(manifest["inputs"]["shape"]), manifest["inputs"]["dtype"])
+    like = {"params": jax.eval_shape(model.init, jax.random.key(0), inputs)}
+    params = _fill(path, manifest, like)["params"]
+    return Loaded(model, params, manifest["step"], manifest["metadata"])
+
+
+def require_room(run_dir: str | Path, state: TrainState, keep: int) -> None:
+    """Makes the directory and finds out, by writing, whether the run's checkpoints have room in it.
+
+    Raises:
+      OSError: it cannot be written, or not that much.
+    """
+    size = sum(_data(leaf).nbytes for leaf in _named(state).values())
+    copies = max(1, keep + 1 - len(steps(run_dir)))
+    directory = _directory(run_dir)
+    try:
+        storage.reserve(directory, size, copies)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot keep {copies} checkpoints of {size / 2**20:.1f} MiB: {error.strerror}; nothing was trained. "
+            "Make room or give another run_dir",
+            str(directory),
+        ) from error
+
+
+def set_aside(run_dir: str | Path, after: int) -> list[Path]:
+    """Renames the checkpoints after a step, so that a run can go on from it; nothing is deleted."""
+    moved = []
+    for step in steps(run_dir):
+        if step > after:
+            path = _directory(run_dir) / str(step)
+            taken = len(list(path.parent.glob(f"{step}.aside*")))
+            moved.append(path.rename(path.with_name(f"{step}.aside{taken or ''}")))
+    return moved
+
+
+def _directory(run_dir: str | Path) -> Path:
+    return Path(run_dir).absolute() / "checkpoints"
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        storage.check(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _printed(description: Any, types: Types) -> str:
+    try:
+        return repr(build(description, types))
+    except (TypeError, ValueError):
+        return json.dumps(description)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves by their path: `params.0.w_in`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    if len(named) != len(leaves):
+        raise ValueError("two leaves of the state have the same path; dict keys in params must not contain dots.")
+    return named
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _form(leaf: Any) -> str:
+    """dtype and shape, as they are compared and shown: `float32[20, 60]`."""
+    return f"{leaf.dtype if _is_key(leaf) else jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _data(leaf: Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _fill(path: Path, manifest: dict[str, Any], like: Any) -> Any:
+    """The arrays of a checkpoint in the structure of `like`, which may be a part of the state."""
+    expected = {name: _form(leaf) for name, leaf in _named(like).items()}
+    saved = manifest["arrays"]
+    if isinstance(like, dict):
+        saved = {name: form for name, form in saved.items() if name.split(".")[0] in like}
+    if saved != expected:
+        names = [name for name in {**expected, **saved} if saved.get(name) != expected.get(name)]
+        shown = "; ".join(
+            f"{n}: saved {saved.get(n, 'nothing')}, expected {expected.get(n, 'nothing')}" for n in names[:3]
+        )
+        raise ValueError(
+            f"{path} does not fit: {shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''}. "
+            "It was saved with another optimizer, other inputs or other dtypes; use the same, or give another run_dir."
+        )
+    data = storage.read(path)
+
+    def leaf(name: str, like: Any) -> Array:
+        if _is_key(like):
+            return jax.random.wrap_key_data(jnp.asarray(data[name]), impl=jax.random.key_impl(like))
+        return jnp.asarray(data[name]) if name in data else jnp.zeros(like.shape, like.dtype)
+
+    named = _named(like)
+    return jax.tree.unflatten(jax.tree.structure(like), [leaf(name, value) for name, value in named.items()])

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: batches in, a trained state and its history out, and no finished work is lost.
+
+A batch is a pure function of (seed, step) and so are a step's random numbers: a run that was
+interrupted or killed goes on bit for bit.
+"""
+
+import contextlib
+import math
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seqjax.base import Layer, Params
+from seqjax.training.description import Types
+from seqjax.training.losses import Loss
+from seqjax.training.records import Line, as_line
+from seqjax.training.rundir import RunDir
+from seqjax.training.step import Batch, TrainState, init_state, make_train_step
+
+
+class Run(NamedTuple):
+    """What `fit` returns."""
+
+    state: TrainState
+    history: list[Line]
+    """The lines of `metrics.jsonl`, those of earlier parts of a resumed run too."""
+    seconds_per_step: float
+    """Median over the lines logged here, without compilation, batches, evaluation and checkpoints; NaN for
+    less than two lines."""
+
+
+def fit(
+    model: Layer,
+    make_batch: Callable[[int, int], Batch],
+    *,
+    steps: int,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+    params: Params | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool | int = False,
+    evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 3,
+    log_every: int = 1,
+    give_up_after: int = 20,
+    config: Mapping[str, Any] | None = None,
+    types: Types = (),
+    progress: bool = True,
+) -> Run:
+    """Trains `model` for `steps` steps.
+
+    A step whose loss or gradient is not finite is skipped and counted. With a `run_dir`, Ctrl-C and
+    SIGTERM save a checkpoint after the step at hand and then end the process; a second one ends it at once.
+
+    Args:
+      model: any layer.
+      make_batch: `make_batch(seed, t)`, pure: the batch of step t = 0, 1, ....
+      steps: how many in all, those before a resume too.
+      loss: `loss(predictions, targets, mask) -> scalar`.
+      optimizer: any optax transformation; clip with `clipped`.
+      seed: of params, batches and the model's random numbers.
+      params: where to begin, instead of `model.init`.
+      run_dir: where `metrics.jsonl` and checkpoints go; None keeps nothing.
+      resume: True goes on from the newest checkpoint, and begins where there is none yet. A number goes
+        back to that step; later checkpoints are renamed, not deleted.
+      evaluate: `evaluate(params) -> {name: value}`; joins the line of its step.
+      evaluate_every: in steps; it is also done after the last. None: only then.
+      checkpoint_every: in steps; one is also written before the first and after the last. None: only these.
+      keep: how many checkpoints to keep.
+      log_every: a line of metrics every so many steps and after the last. The host waits for the device
+        only there.
+      give_up_after: stop after so many skipped steps in a row; it is looked at where a line is due.
+      config: anything JSON can hold, saved with every checkpoint.
+      types: your own classes in the model, see `describe`.
+      progress: shows a bar, if stderr is a terminal.
+
+    Returns:
+      The trained state, the history, and the time of a step.
+
+    Raises:
+      ValueError: options that make no sense, a run_dir that holds another run, a damaged or foreign checkpoint.
+      OSError: run_dir cannot be written or has no room, which is found out before anything is trained; or
+        a later checkpoint could not be written, and those before it are whole.
+      FloatingPointError: `give_up_after` steps in a row were skipped; the params before them are saved.
+
+    >>> import seqjax
+    >>> def make_batch(seed, t):
+    ...     key = jax.random.fold_in(jax.random.key(seed), t)
+    ...     xs = jax.random.normal(key, (10, 8, 1), jnp.float32)
+    ...     return Batch(xs, jnp.roll(xs, 1, axis=0))
+    >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(8)), seqjax.Dense(1))
+    >>> from seqjax.training import mean_squared_error
+    >>> run = fit(model, make_batch, steps=3, loss=mean_squared_error, optimizer=optax.adam(1e-2))
+    >>> [line["step"] for line in run.history]
+    [1, 2, 3]
+    """
+    counts = {
+        "steps": steps,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+        "keep": keep,
+        "log_every": log_every,
+        "give_up_after": give_up_after,
+    }
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
+
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    inputs = jax.eval_shape(jnp.asarray, make_batch(seed, 0).xs)
+    state = init_state(model.init(init_key, inputs) if params is None else params, optimizer)
+    train_step = make_train_step(model, loss, optimizer, donate=True)  # nobody else holds this state
+
+    history: list[Line] = []
+    durations: list[float] = []
+    busy, timed = 0.0, 0
+    with contextlib.ExitStack() as stack:
+        if run_dir is not None:
+            run = RunDir(run_dir, model, inputs, seed=seed, config=config, keep=keep, types=types)
+            state, metrics_file = run.begin(state, resume)
+            stack.enter_context(metrics_file)
+            history += metrics_file.kept
+            received = stack.enter_context(_signals())
+        show = stack.enter_context(_bar(steps, int(state.step), progress))
+
+        for t in range(int(state.step), steps):
+            done = t + 1
+            last = done == steps
+            evaluating = last or _due(done, evaluate_every)
+            logging = evaluating or _due(done, log_every)
+            gave_up = False
+
+            batch = make_batch(seed, t)
+            began = time.perf_counter()
+            state, metrics = train_step(state, batch, step_key)
+            if logging:
+                metrics, skipped_in_row = jax.device_get((metrics, state.skipped_in_row))
+            busy, timed = busy + time.perf_counter() - began, timed + 1
+
+            if logging:
+                durations.append(busy / timed)
+                busy, timed = 0.0, 0
+                if evaluate is not None and evaluating:
+                    # A copy: the next step overwrites the params, and the caller may keep these.
+                    metrics = _join(metrics, evaluate(jax.tree.map(jnp.copy, state.params)))
+                history.append(as_line(done, metrics))
+                show(history[-1])
+                if run_dir is not None:
+                    metrics_file.write(history[-1])
+                gave_up = skipped_in_row >= give_up_after
+
+            if run_dir is not None and (last or gave_up or received or _due(done, checkpoint_every)):
+                metrics_file.sync()
+                run.save(state)
+            if gave_up:
+                raise FloatingPointError(
+                    f"{skipped_in_row} steps in a row, up to step {done}, had a loss or gradient that was not finite "
+                    f"and were skipped; look at make_batch({seed}, {t}), clip, or lower the learning rate."
+                    + (f" The params before them are saved in {run_dir}." if run_dir is not None else "")
+                )
+            if run_dir is not None and received:
+                _leave(received[0], f"Stopped after step {done}, which is saved in {run_dir}; resume=True goes on.")
+    return Run(state, history, statistics.median(durations[1:]) if len(durations) > 1 else math.nan)
+
+
+def _due(done: int, every: int | None) -> bool:
+    return every is not None and done % every == 0
+
+
+def _join(metrics: Mapping[str, Any], evaluation: Mapping[str, float]) -> dict[str, Any]:
+    twice = set(metrics) & set(evaluation) | {"step"} & set(evaluation)
+    if twice:
+        raise ValueError(f"evaluate returned {sorted(twice)}, names that the training metrics have; use others.")
+    return {**metrics, **evaluation}
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The list that Ctrl-C and SIGTERM are put in instead of ending the process; the second one does."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        restore()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _leave(number: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _bar(steps: int, done: int, progress: bool) -> Iterator[Callable[[Line], None]]:
+    """A function that shows a line of metrics in a progress bar."""
+    if not progress or not sys.stderr.isatty():
+        yield lambda line: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=steps, completed=done)
+
+        def show(line: Line) -> None:
+            shown = (f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float))
+            bar.update(task, completed=line["step"], description="  ".join(shown))
+
+        yield show

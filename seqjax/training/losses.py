@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of sequences that leave padding out.
+
+Each is `loss(predictions, targets, mask=None) -> scalar`: the mean over the valid steps and
+the features, 0 where no step is valid. Axis 0 is time, axis -1 features; `mask [T, ...]` is
+False where a step is padding. What stands in padding, NaN too, reaches neither the value nor
+a gradient. Half precision is widened to float32 before anything is summed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from seqjax.base import Array, Described, Mask
+
+Loss = Callable[[Array, Array, Mask], Array]
+
+
+def mean_squared_error(predictions: Array, targets: Array, mask: Mask = None) -> Array:
+    """The mean of (ŷ - y)² over valid steps and features.
+
+    Args:
+      predictions: `[T, ..., F]`.
+      targets: `[T, ..., F]`, of the same dtype.
+      mask: `[T, ...]` bool.
+
+    Raises:
+      ValueError: shapes or dtypes that do not go together.
+
+    >>> predictions, targets = jnp.array([[1.0], [2.0]]), jnp.array([[0.0], [jnp.nan]])
+    >>> float(mean_squared_error(predictions, targets, jnp.array([True, False])))
+    1.0
+    """
+    return _mean(optax.squared_error, *_same(predictions, targets, mask), mask)
+
+
+def mean_absolute_error(predictions: Array, targets: Array, mask: Mask = None) -> Array:
+    """The mean of |ŷ - y| over valid steps and features; see `mean_squared_error`.
+
+    >>> float(mean_absolute_error(jnp.array([[1.0], [5.0]]), jnp.array([[0.0], [2.0]])))
+    2.0
+    """
+    return _mean(lambda a, b: jnp.abs(a - b), *_same(predictions, targets, mask), mask)
+
+
+def huber(predictions: Array, targets: Array, mask: Mask = None) -> Array:
+    """The mean of ½e² where |e| <= 1 and |e| - ½ elsewhere, e = ŷ - y; see `mean_squared_error`.
+
+    Source: Huber 1964.
+
+    >>> float(huber(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1))))
+    1.5
+    """
+    return _mean(optax.huber_loss, *_same(predictions, targets, mask), mask)
+
+
+def binary_cross_entropy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
+    """The mean of -y log σ(ŷ) - (1 - y) log(1 - σ(ŷ)), in nats; predictions are logits.
+
+    >>> float(binary_cross_entropy(jnp.zeros((2, 1)), jnp.ones((2, 1))).round(4))
+    0.6931
+    """
+    return _mean(optax.sigmoid_binary_cross_entropy, *_same(predictions, targets, mask), mask)
+
+
+def cross_entropy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
+    """The mean of -log softmax(ŷ)[y] over valid steps, in nats.
+
+    Args:
+      predictions: logits `[T, ..., classes]`.
+      targets: labels `[T, ...]`, integers from 0 to classes - 1.
+      mask: `[T, ...]` bool.
+
+    Raises:
+      ValueError: targets that are not integer labels of the predictions' steps.
+
+    >>> float(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4))
+    1.3863
+    """
+    return _mean(
+        optax.softmax_cross_entropy_with_integer_labels, *_labelled("cross_entropy", predictions, targets, mask), mask
+    )
+
+
+def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
+    """The share of valid steps whose largest logit is the label's; see `cross_entropy`.
+
+    >>> float(accuracy(jnp.array([[0.0, 1.0], [3.0, 2.0]]), jnp.array([1, 1])))
+    0.5
+    """
+
+    def hits(logits: Array, labels: Array) -> Array:
+        return (logits.argmax(-1) == labels).astype(logits.dtype)
+
+    return _mean(hits, *_labelled("accuracy", predictions, targets, mask), mask)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AtLastStep(Described):
+    """A loss of the last valid step of each sequence alone; sequences without one do not count.
+
+    >>> last = AtLastStep(mean_squared_error)
+    >>> float(last(jnp.array([[1.0], [2.0], [9.0]]), jnp.zeros((3, 1)), jnp.array([True, True, False])))
+    4.0
+    """
+
+    loss: Loss
+
+    def __call__(self, predictions: Array, targets: Array, mask: Mask = None) -> Array:
+        if mask is None:
+            return self.loss(predictions[-1:], targets[-1:], None)
+        return self.loss(predictions, targets, last_valid(mask))
+
+
+def last_valid(mask: Array) -> Array:
+    """`mask [T, ...]` with only the last valid step of each sequence left.
+
+    >>> last_valid(jnp.array([True, False, True, False])).tolist()
+    [False, False, True, False]
+    """
+    count = jnp.cumsum(mask, axis=0)
+    return mask & (count == count[-1:])
+
+
+def weight(loss: Loss, predictions: Array, mask: Mask) -> Array:
+    """How many steps the mean of `loss` is over, to average it over batches: int32, shape `()`."""
+    if mask is None:
+        mask = jnp.ones(predictions.shape[:-1], bool)
+    return jnp.sum(last_valid(mask) if isinstance(loss, AtLastStep) else mask, dtype=jnp.int32)
+
+
+def _mean(elementwise: Callable, predictions: Array, targets: Array, mask: Mask) -> Array:
+    if mask is None:
+        return jnp.mean(elementwise(predictions, targets))
+    # Both operands are made safe before the loss: NaN times a zero cotangent would still be NaN.
+    losses = elementwise(_where(mask, predictions), _where(mask, targets))
+    count = jnp.sum(mask) * (losses.size // max(mask.size, 1))
+    return jnp.sum(_where(mask, losses)) / jnp.maximum(count, 1).astype(losses.dtype)
+
+
+def _where(mask: Array, x: Array) -> Array:
+    """`x` with zeros where the mask is False."""
+    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
+
+
+def _same(predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]:
+    predictions, targets = _wide(predictions), _wide(targets)
+    if predictions.shape != targets.shape:
+        raise ValueError(
+            f"predictions {predictions.shape} and targets {targets.shape} must have the same shape [T, ..., F]; "
+            "a layer with a stride or 'valid' padding needs targets subsampled to match."
+        )
+    if predictions.dtype != targets.dtype:
+        raise ValueError(f"predictions are {predictions.dtype}, targets {targets.dtype}; cast one of them.")
+    _check_mask(predictions, mask)
+    return predictions, targets
+
+
+def _labelled(name: str, predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]:
+    predictions, targets = _wide(predictions), jnp.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != predictions.shape[:-1]:
+        raise ValueError(
+            f"{name} takes integer labels of shape {predictions.shape[:-1]} for predictions {predictions.shape}, "
+            f"got {targets.dtype} {targets.shape}."
+        )
+    _check_mask(predictions, mask)
+    return predictions, targets
+
+
+def _wide(x: Array) -> Array:
+    x = jnp.asarray(x)
+    half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+    return x.astype(jnp.float32) if half else x
+
+
+def _check_mask(predictions: Array, mask: Mask) -> None:
+    if mask is None:
+        return
+    if mask.shape != predictions.shape[:-1] or mask.dtype != bool:
+        raise ValueError(
+            f"mask must be bool {predictions.shape[:-1]} for predictions {predictions.shape}, "
+            f"got {mask.dtype} {mask.shape}."
+        )

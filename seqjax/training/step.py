@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step and one evaluation step, as pure jitted functions.
+
+All that a loop of one's own needs:
+
+    state = init_state(model.init(key, xs), optimizer)
+    step = make_train_step(model, mean_squared_error, optimizer)
+    for batch in batches:
+        state, metrics = step(state, batch, key)
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seqjax.base import Array, Key, Layer, Mask, Params, Resets
+from seqjax.layers.compose import BatchMajor
+from seqjax.training.losses import Loss, weight
+from seqjax.training.optimizers import was_clipped
+
+Metrics = dict[str, Array]
+
+
+class Batch(NamedTuple):
+    """Sequences, what is to be predicted from them, and their mask and resets."""
+
+    xs: Array
+    """`[T, ..., D]`, or ids `[T, ...]`; batch-major, like all below, for a `BatchMajor` model."""
+    ys: Array
+    """Targets, as the loss takes them: `[T', ..., F]`, or `[T', ...]` labels."""
+    mask: Mask = None
+    """`[T, ...]` bool, of the inputs; the loss sees what `model.time_map` makes of it."""
+    resets: Resets = None
+    """`[T, ...]` bool."""
+
+
+class TrainState(NamedTuple):
+    """All that a training step changes."""
+
+    step: Array
+    """int32: steps done, skipped ones too."""
+    params: Params
+    opt_state: optax.OptState
+    skipped: Array
+    """int32: steps whose update was not finite and left params and opt_state as they were."""
+    skipped_in_row: Array
+    """int32: how many of them since the last good step."""
+
+
+TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Params, Batch], dict[str, tuple[Array, Array]]]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, params, optimizer.init(params), zero, zero)
+    # Weak types would be lost in a checkpoint and the step traced again after a resume; copies, so
+    # that no two leaves share a buffer (optimizers may begin with the params) and it can be donated.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), state)
+
+
+def make_train_step(
+    model: Layer, loss: Loss, optimizer: optax.GradientTransformation, *, donate: bool = False
+) -> TrainStep:
+    """A jitted `step(state, batch, key) -> (state, metrics)`.
+
+    `key` is the run's: step t uses `fold_in(key, t)`, so the same key goes to every step and a
+    resumed run draws what an uninterrupted one would. `None` trains without randomness.
+
+    An update is skipped where the loss, the gradient's norm or the update is not finite: params
+    and opt_state stay bit for bit what they were, `skipped` rises and `step` goes on.
+    (`optax.apply_if_finite` instead lets a bad update through after a number of them.)
+
+    Args:
+      model: any layer; its carry starts at the initial carry.
+      loss: `loss(predictions, targets, mask) -> scalar`.
+      optimizer: any optax transformation; clip with `clipped`.
+      donate: the step may overwrite the state it is given, which is then gone. Saves a copy of the
+        params and the optimizer's state; off unless you keep no other reference to them.
+
+    Returns:
+      The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
+      (bool: a `clip` in the optimizer changed the gradient) and `skipped` (bool).
+    """
+
+    def objective(params: Params, batch: Batch, key: Key) -> Array:
+        return loss(*_predict(model, params, batch, key))
+
+    def step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
+        if key is not None:
+            key = jax.random.fold_in(key, state.step)
+        value, grads = jax.value_and_grad(objective)(state.params, batch, key)
+        grad_norm = _norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(_norm(updates))
+        params, kept_opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        bad = (~finite).astype(jnp.int32)
+        metrics = {
+            "loss": value,
+            "grad_norm": grad_norm,
+            "clipped": was_clipped(opt_state) & finite,
+            "skipped": ~finite,
+        }
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=kept_opt_state,
+            skipped=state.skipped + bad,
+            skipped_in_row=(state.skipped_in_row + 1) * bad,
+        ), metrics
+
+    return jax.jit(step, donate_argnums=(0,) if donate else ())
+
+
+def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
+    """A jitted `step(params, batch) -> {name: (mean, weight)}`, without randomness.
+
+    Args:
+      model: any layer; its carry starts at the initial carry.
+      metrics: losses by name.
+
+    Returns:
+      The step; `weight` is the number of steps the mean is over.
+    """
+    metrics = dict(metrics)
+
+    def step(params: Params, batch: Batch) -> dict[str, tuple[Array, Array]]:
+        predictions, targets, mask = _predict(model, params, batch, None)
+        return {
+            name: (loss(predictions, targets, mask), weight(loss, predictions, mask)) for name, loss in metrics.items()
+        }
+
+    return jax.jit(step)
+
+
+def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
+    """The means of an evaluation step over all batches, each weighted by the steps it is over.
+
+    Raises:
+      ValueError: no batches.
+    """
+    results = [step(params, batch) for batch in batches]
+    if not results:
+        raise ValueError("evaluate was given no batches; an iterator can be used only once, a list again and again.")
+    means = {}
+    for name in results[0]:
+        weights = [int(result[name][1]) for result in results]
+        total = sum(float(result[name][0]) * n for result, n in zip(results, weights, strict=True))
+        means[name] = total / max(sum(weights), 1)
+    return means
+
+
+def _predict(model: Layer, params: Params, batch: Batch, key: Key) -> tuple[Array, Array, Mask]:
+    """The outputs from the initial carry, the targets, and the outputs' mask: time is axis 0 in all."""
+    if isinstance(model, BatchMajor):
+        model, batch = model.layer, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), batch)
+    ids = jnp.issubdtype(batch.xs.dtype, jnp.integer)  # [T, ...], without features
+    carry = model.initial_carry(params, batch.xs.shape[1:] if ids else batch.xs.shape[1:-1])
+    _, predictions = model.apply(params, carry, batch.xs, mask=batch.mask, resets=batch.resets, key=key)
+    mask, _ = model.time_map(batch.mask, batch.resets)
+    return predictions, batch.ys, mask
+
+
+def _norm(tree: Params) -> Array:
+    """The global L2 norm, in float32 at least: squares overflow in half precision."""
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    return optax.tree.norm(wide)
