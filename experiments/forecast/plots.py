@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of a run: forecasts against truth, error by step ahead, learning curves, gradient norm."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.style
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.forecast.data import HORIZON, Task
+
+STYLE = {
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#5e3c99")
+"""Eight colours that colour-blind readers can tell apart, in the order of the models."""
+BASELINES = {"persistence": ("0.65", ":"), "least squares": ("0.35", "--")}
+
+History = Sequence[Mapping[str, Any]]
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each model, the same in every picture of a run."""
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+
+
+def _dash(name: str) -> str:
+    """The same model under another engine lies on the same line: it is dashed, to show both."""
+    return "--" if name.endswith("-generic") else "-"
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _label(task: Task) -> str:
+    return task.name + (f" ({task.unit})" if task.unit else "")
+
+
+def forecasts(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], linear: np.ndarray) -> None:
+    """Six validation windows: what was seen, what came, and what was forecast from the window's end.
+
+    Args:
+      path: of the PNG.
+      task: whose validation windows are shown.
+      models: `[count, HORIZON]` forecasts at the last step, by name, in scaled units.
+      linear: the same of least squares.
+    """
+    count, shown = len(task.valid), min(task.window, 4 * HORIZON)
+    chosen = np.linspace(0, count - 1, 6, dtype=int)
+    past, ahead = np.arange(1 - shown, 1), np.arange(1, HORIZON + 1)
+    with matplotlib.style.context(STYLE):
+        figure, axes = _figure(2, 3, (11, 5.6), sharex=True)
+        for axis, row in zip(axes.flat, chosen, strict=True):
+            values = task.scaler.unscale(task.valid[row])
+            axis.plot(past, values[task.window - shown : task.window], color="0.45", lw=1.2)
+            axis.plot(ahead, values[task.window :], color="black", lw=1.2, marker="o", ms=3, label="truth")
+            axis.plot(ahead, task.scaler.unscale(linear[row]), color="0.35", lw=1.2, ls="--", label="least squares")
+            for (name, made), colour in zip(models.items(), colours(list(models)).values(), strict=True):
+                axis.plot(ahead, task.scaler.unscale(made[row]), color=colour, lw=1.6, label=name)
+            axis.axvspan(0.5, HORIZON + 0.5, color="0.96", zorder=0)
+            axis.set_title(f"validation window {row:,}", loc="left")
+        figure.supxlabel("steps from the last value seen")
+        figure.supylabel(_label(task))
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2 + len(models))
+        figure.savefig(path)
+
+
+def horizon(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> None:
+    """Root mean squared error for each step ahead, from the window's end, in the data's own unit.
+
+    Args:
+      path: of the PNG.
+      task: whose validation windows are forecast.
+      models, base: `[count, HORIZON]` forecasts at the last step, by name, in scaled units.
+    """
+    ahead = np.arange(1, HORIZON + 1)
+
+    def error(made: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.mean((made.astype(np.float64) - task.valid[:, task.window :]) ** 2, axis=0)) * task.scaler.std
+
+    with matplotlib.style.context(STYLE):
+        figure, axes = _figure(1, 1, (7, 4.2))
+        axis = axes[0, 0]
+        for name, made in base.items():
+            axis.plot(ahead, error(made), color=BASELINES[name][0], ls=BASELINES[name][1], lw=1.6, label=name)
+        for name, colour in colours(list(models)).items():
+            axis.plot(ahead, error(models[name]), color=colour, ls=_dash(name), lw=1.4, marker="o", ms=3, label=name)
+        axis.set(xlabel="steps ahead", ylabel="RMSE" + (f" ({task.unit})" if task.unit else ""), xticks=ahead)
+        axis.set_ylim(bottom=0)
+        axis.set_title(f"{task.name}: error by step ahead, validation", loc="left")
+        axis.legend(ncols=2)
+        figure.savefig(path)
+
+
+def learning(path: pathlib.Path, task: Task, histories: Mapping[str, History], base: Mapping[str, Any]) -> None:
+    """Validation MSE after every epoch, over all steps and at the last, with the baselines as lines.
+
+    Args:
+      path: of the PNG.
+      task: what was learnt.
+      histories: the lines of each model's metrics.
+      base: the `Score` of each baseline.
+    """
+    with matplotlib.style.context(STYLE):
+        figure, axes = _figure(1, 2, (11, 4.2), sharex=True)
+        for axis, key, field, title in (
+            (axes[0, 0], "valid_mse", "mse", "all steps"),
+            (axes[0, 1], "valid_mse_last", "mse_last", "last step"),
+        ):
+            for name, colour in colours(list(histories)).items():
+                lines = [line for line in histories[name] if key in line]
+                axis.plot(
+                    [line["step"] for line in lines],
+                    [line[key] for line in lines],
+                    color=colour,
+                    ls=_dash(name),
+                    lw=1.4,
+                    marker="o",
+                    ms=2.5,
+                    label=name,
+                )
+            for name, found in base.items():
+                colour, dash = BASELINES[name]
+                axis.axhline(getattr(found, field), color=colour, ls=dash, lw=1.4, label=name)
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(_half_decades))
+            axis.set(xlabel="training step", ylabel="validation MSE", title=title)
+        figure.suptitle(f"{task.name}: learning curves", x=0.01, ha="left")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+        figure.savefig(path)
+
+
+def _half_decades(value: float, place: int | None) -> str:
+    """Labels 2 and 5 times a power of ten, and leaves the other minor ticks bare."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
+def gradients(path: pathlib.Path, histories: Mapping[str, History], clip_norm: float | None) -> None:
+    """The gradient's global norm before clipping, step by step, and its running median.
+
+    Args:
+      path: of the PNG.
+      histories: the lines of each model's metrics.
+      clip_norm: where it was clipped.
+    """
+    columns = min(len(histories), 4)
+    rows = -(-len(histories) // columns)
+    with matplotlib.style.context(STYLE):
+        figure, axes = _figure(rows, columns, (max(2.8 * columns, 5), 2.6 * rows), sharex=True, sharey=True)
+        for axis, (name, colour) in zip(axes.flat, colours(list(histories)).items(), strict=False):
+            _gradient_panel(axis, histories[name], colour, clip_norm)
+            clipped = np.mean([bool(line["clipped"]) for line in histories[name]])
+            axis.set_title(f"{name}, {clipped:.0%} of steps clipped", loc="left")
+        for axis in axes.flat[len(histories) :]:
+            axis.set_visible(False)
+        figure.supxlabel("training step")
+        figure.supylabel("gradient norm before clipping")
+        figure.savefig(path)
+
+
+def _gradient_panel(axis: Axes, history: History, colour: str, clip_norm: float | None) -> None:
+    steps = np.array([line["step"] for line in history])
+    norms = np.array([line["grad_norm"] for line in history], np.float64)
+    width = max(1, len(norms) // 50)
+    blocks = len(norms) // width
+    axis.plot(steps, norms, color=colour, lw=0.5, alpha=0.35)
+    axis.plot(
+        steps[: blocks * width].reshape(blocks, width).mean(1),
+        np.median(norms[: blocks * width].reshape(blocks, width), axis=1),
+        color=colour,
+        lw=1.6,
+    )
+    if clip_norm is not None:
+        axis.axhline(clip_norm, color="black", ls="--", lw=0.9)
+        axis.text(steps[-1], clip_norm * 1.2, "clipped above", ha="right", va="bottom", fontsize=7.5)
+    axis.set_yscale("log")
+
+
+def future(path: pathlib.Path, label: str, values: np.ndarray, made: Mapping[int, np.ndarray]) -> None:
+    """The end of a series with forecasts from a few places, the last of them beyond its end.
+
+    Args:
+      path: of the PNG.
+      label: of the vertical axis.
+      values: `[N]`, the whole series or its end.
+      made: `[HORIZON]` forecasts by the place of the last value seen.
+    """
+    first = max(0, min(made) - HORIZON)
+    with matplotlib.style.context(STYLE):
+        figure, axes = _figure(1, 1, (10, 3.8))
+        axis = axes[0, 0]
+        axis.plot(np.arange(first, len(values)), values[first:], color="0.35", lw=1.2, label="truth")
+        for i, (place, ahead) in enumerate(made.items()):
+            beyond = place == len(values) - 1
+            axis.plot(
+                np.arange(place, place + HORIZON + 1),
+                np.concatenate([values[place : place + 1], ahead]),
+                color=PALETTE[1] if beyond else PALETTE[0],
+                lw=1.6,
+                marker="o",
+                ms=2.5,
+                markevery=range(1, HORIZON + 1),
+                label="forecast beyond the end" if beyond else "forecast" if i == 0 else None,
+            )
+        axis.set(xlabel="row", ylabel=label)
+        axis.legend(loc="upper left", ncols=3)
+        figure.savefig(path)
