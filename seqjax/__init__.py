@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recurrent sequence models in JAX, from fifty steps to a million.
+
+Write a cell once as a pure step function, run it under any engine, get the same numbers.
+"""
+
+import importlib
+
+from seqjax import cells, engines, initializers, layers
+from seqjax.base import Cell, Engine, Layer, mask_from_lengths
+from seqjax.cells import GRU, LSTM, PeepholeLSTM, Simple
+from seqjax.dtypes import DTypes
+from seqjax.layers import (
+    RNN,
+    Activation,
+    BatchMajor,
+    BatchNorm,
+    Bidirectional,
+    Conv1D,
+    Dense,
+    Dropout,
+    Embed,
+    LayerNorm,
+    Residual,
+    Serial,
+    fold,
+)
+
+__version__ = "0.1.0"
+
+_LAZY = ("testing", "training")  # not needed to build and run a model; loaded at first use
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Activation",
+    "BatchMajor",
+    "BatchNorm",
+    "Bidirectional",
+    "Cell",
+    "Conv1D",
+    "DTypes",
+    "Dense",
+    "Dropout",
+    "Embed",
+    "Engine",
+    "Layer",
+    "LayerNorm",
+    "PeepholeLSTM",
+    "Residual",
+    "Serial",
+    "Simple",
+    "cells",
+    "engines",
+    "fold",
+    "initializers",
+    "layers",
+    "mask_from_lengths",
+    "testing",
+    "training",
+]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return importlib.import_module(f"seqjax.{name}")
+    raise AttributeError(f"module 'seqjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three words of seqjax: **Cell**, **Engine**, **Layer**.
+
+A cell is one step of a recurrence and knows no time axis. An engine is how a cell
+is run over time, never what it computes. A layer maps a sequence to a sequence
+with a carry, and layers compose. Each is a frozen dataclass whose fields are
+hyperparameters only: it prints as the code that makes it, compares and hashes by
+value, and is changed by `dataclasses.replace`. Everything that varies (params,
+carry, inputs, keys) comes in as an argument.
+
+Axis 0 is time, axis -1 is features, everything between is batch: `[T, ..., D]`.
+"""
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+
+Params = Any
+"""A NamedTuple or tuple of arrays, `None` where an option is off."""
+Carry = Any
+"""What goes from one step to the next; its structure, shapes and dtypes never change."""
+Residuals = Any
+"""What a forward step keeps for its reverse step."""
+Shape = tuple[int, ...]
+Array = jax.Array
+Mask = jax.Array | None
+"""`[T, ...]` bool: False where a step is padding."""
+Resets = jax.Array | None
+"""`[T, ...]` bool: True where a new sequence begins."""
+Key = jax.Array | None
+"""A PRNG key means training, `None` means evaluation. There is no other flag."""
+
+
+def code(value: Any) -> str:
+    """The code that makes a frozen dataclass: fields at their default are left out.
+
+    >>> import seqjax
+    >>> print(seqjax.RNN(seqjax.GRU(20, normalize="layer")))
+    RNN(GRU(20, normalize='layer'))
+    """
+    arguments, positional = [], True
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        if field.default is dataclasses.MISSING and positional:
+            arguments.append(repr(given))
+        elif field.default is dataclasses.MISSING or given != field.default:
+            arguments.append(f"{field.name}={given!r}")
+            positional = False
+        else:
+            positional = False
+    return f"{type(value).__name__}({', '.join(arguments)})"
+
+
+class Described(abc.ABC):
+    """What cells, engines, layers and initializers share: they print as their code."""
+
+    def __repr__(self) -> str:
+        return code(self)
+
+
+class Cell(Described):
+    """One recurrence: `carry_t, y_t = step(params, carry_{t-1}, project(params, x_t))`.
+
+    Beyond the four methods, a cell offers an engine more by naming a capability
+    in `capabilities` and implementing its methods:
+
+    - `"adjoint"`: `step_residuals`, `step_transpose`, `accumulate`, a hand-written
+      reverse pass that the scan engines use in place of autodiff;
+    - `"affine"`: `coefficients`, `readout`, for `carry_t = decay_t * carry_{t-1} + drive_t`.
+
+    Every method takes arrays with any leading batch axes.
+    """
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The optional method groups that this cell, with these options, offers."""
+        return frozenset()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `step` must be given a key in training; engines then split one per step."""
+        return False
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether a training step mixes the sequences of a batch (batch normalization)."""
+        return False
+
+    @abc.abstractmethod
+    def init(self, key: Array, in_dim: int) -> Params:
+        """Draws the params for inputs of `in_dim` features."""
+
+    @abc.abstractmethod
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        """The carry before the first step; leaves are `[*batch_shape, ...]`."""
+
+    def project(self, params: Params, x: Array) -> Any:
+        """What of a step does not depend on the carry; an engine may take it out of the loop."""
+        return x
+
+    @abc.abstractmethod
+    def step(self, params: Params, carry: Carry, z: Any, key: Key = None) -> tuple[Carry, Array]:
+        """One step from `z = project(params, x)`: the new carry and the output `[..., H]`."""
+
+    # -- adjoint ---------------------------------------------------------------------------
+
+    def step_residuals(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array, Residuals]:
+        """`step` that also returns what its transpose needs."""
+        raise self._not_offered("adjoint")
+
+    def step_transpose(
+        self, params: Params, residuals: Residuals, d_carry: Carry, d_y: Array
+    ) -> tuple[Carry, Any, Any]:
+        """Cotangents of one step's inputs: `(d_carry, d_z, extra)`.
+
+        No weight gradient is computed here; `extra` is whatever `accumulate` needs
+        beside `d_z` (a pytree, `()` if nothing).
+        """
+        raise self._not_offered("adjoint")
+
+    def accumulate(self, params: Params, residuals: Residuals, d_zs: Any, extras: Any) -> Params:
+        """The params' cotangent from all steps at once: residuals, `d_zs` and `extras` are
+        stacked on axis 0. What enters through `project` is the engine's business and left zero."""
+        raise self._not_offered("adjoint")
+
+    # -- affine ----------------------------------------------------------------------------
+
+    def coefficients(self, params: Params, z: Any) -> tuple[Carry, Carry]:
+        """`(decay, drive)` of `carry_t = decay_t * carry_{t-1} + drive_t`, leaf by leaf."""
+        raise self._not_offered("affine")
+
+    def readout(self, params: Params, carry: Carry, z: Any) -> Array:
+        """The output of the step that ended in `carry`."""
+        raise self._not_offered("affine")
+
+    # -- recurrent dropout, batch normalization -----------------------------------------------
+
+    def step_seen(self, params: Params, carry: Carry, h: Array, z: Any) -> tuple[Carry, Array]:
+        """`step` whose recurrent products see `h` in place of `carry.h` (recurrent dropout)."""
+        raise self._not_offered("step_seen")
+
+    def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:
+        """Params with the population statistics of `xs [T, ..., D]`; as given where there are none."""
+        return params
+
+    def _not_offered(self, capability: str) -> ValueError:
+        return ValueError(f"{self!r} does not offer {capability!r}; it offers {sorted(self.capabilities)}.")
+
+
+class Engine(Described):
+    """How a cell is run over time. Every engine gives the numbers of `testing.reference_loop`."""
+
+    @abc.abstractmethod
+    def run(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        """Runs `cell` over `xs [T, ..., D]`: the carry after the last step and `ys [T, ..., H]`.
+
+        Where `mask` is False the step is skipped: the carry is kept, the output is
+        zeros. Where `resets` is True the carry goes back to the initial carry before
+        x_t is consumed, also where x_t is masked.
+        """
+
+
+class Layer(Described):
+    """A map from sequence to sequence with a carry."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether running `[0:k]`, then `[k:T]` from the carry, equals running `[0:T]`."""
+        return True
+
+    @property
+    def stride(self) -> int:
+        """Steps of input for a step of output; pieces of a stream are multiples of it."""
+        return 1
+
+    @abc.abstractmethod
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
+        """Draws the params for inputs like `xs [T, ..., D]`."""
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        """The carry before the first step: `()` for a layer that keeps nothing."""
+        return ()
+
+    @abc.abstractmethod
+    def apply(
+        self,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        """Maps `xs [T, ..., D]` to `(carry, ys [T', ..., F])`."""
+
+    def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
+        """The mask and resets of the outputs: as given, but for layers that change the time axis.
+
+        `carry` is the one `apply` starts from; a strided layer keeps in it a reset
+        that fell after the last output of the piece before.
+        """
+        return mask, resets
+
+    def calibrate(
+        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
+    ) -> Params:
+        """Params with the population statistics of `xs`; as given where there are none."""
+        return params
+
+
+def mask_from_lengths(lengths: Array, T: int) -> Array:
+    """The mask of sequences that are padded at their end.
+
+    Args:
+      lengths: `[...]` int, valid steps of each sequence; 0 is a sequence of padding alone.
+      T: steps of the padded batch.
+
+    Returns:
+      `[T, ...]` bool, True where `t < lengths`.
+
+    Raises:
+      ValueError: `lengths` are not integers.
+
+    >>> import jax.numpy as jnp
+    >>> mask_from_lengths(jnp.array([0, 2]), 3).astype(int).tolist()
+    [[0, 1], [0, 1], [0, 0]]
+    """
+    lengths = jax.numpy.asarray(lengths)
+    if not jax.numpy.issubdtype(lengths.dtype, jax.numpy.integer):
+        raise ValueError(f"lengths must be integers, got {lengths.dtype}.")
+    steps = jax.numpy.arange(T).reshape((T,) + (1,) * lengths.ndim)
+    return steps < lengths
+
+
+def check_sequence(xs: Array, mask: Mask = None, resets: Resets = None) -> None:
+    """Refuses what is not a sequence `[T, ..., D]` with `mask` and `resets` `[T, ...]`.
+
+    Raises:
+      ValueError: what was given, what was expected, what to do.
+    """
+    if xs.ndim < 2:
+        raise ValueError(
+            f"xs must be [T, ..., D] with at least a time and a feature axis, got shape {xs.shape}; "
+            "for scalar series use xs[..., None]."
+        )
+    if xs.shape[0] == 0:
+        raise ValueError(f"xs has no steps (shape {xs.shape}); axis 0 is time and needs T >= 1.")
+    for name, flags in (("mask", mask), ("resets", resets)):
+        if flags is None:
+            continue
+        if flags.shape != xs.shape[:-1]:
+            raise ValueError(
+                f"{name} must have the shape [T, ...] of xs without features, {xs.shape[:-1]}, got {flags.shape}."
+            )
+        if flags.dtype != bool:
+            raise ValueError(f"{name} must be bool, got {flags.dtype}; write {name}.astype(bool) if 1 means True.")

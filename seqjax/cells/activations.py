@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activations by name, and the slopes that a hand-written reverse pass can read off their outputs."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array
+
+Activation = str | Callable[[Array], Array]
+
+_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "identity": lambda x: x,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "relu": jax.nn.relu,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "hard_tanh": jax.nn.hard_tanh,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+}
+
+_SLOPES: dict[str, Callable[[Array], Array]] = {
+    "identity": jnp.ones_like,
+    "tanh": lambda y: 1 - y * y,
+    "sigmoid": lambda y: y * (1 - y),
+    "relu": lambda y: (y > 0).astype(y.dtype),
+    "softplus": lambda y: -jnp.expm1(-y),
+}
+
+
+def activation_function(activation: Activation) -> Callable[[Array], Array]:
+    """The function behind an activation field: a name, or any elementwise function.
+
+    Names make a model printable, comparable and storable; a function is compared by identity.
+    `hard_sigmoid` is that of JAX and PyTorch, relu6(x + 3) / 6.
+
+    Raises:
+      ValueError: an unknown name.
+
+    >>> float(activation_function("relu")(-1.0))
+    0.0
+    """
+    if callable(activation):
+        return activation
+    if activation not in _FUNCTIONS:
+        raise ValueError(f"unknown activation {activation!r}; give a function or one of {sorted(_FUNCTIONS)}.")
+    return _FUNCTIONS[activation]
+
+
+def slope_from_output(activation: Activation) -> Callable[[Array], Array] | None:
+    """φ'(x) as a function of y = φ(x); `None` where the output alone does not tell.
+
+    >>> slope_from_output("tanh")(0.5)
+    0.75
+    """
+    return _SLOPES.get(activation) if isinstance(activation, str) else None

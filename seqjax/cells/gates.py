@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cells' linear combinations share: weights gate by gate, projection, normalization.
+
+A cell of G gates has `w_in [D, G*H]`, `w_rec [H, G*H]`, `bias [G*H]`, gates side by side.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array
+from seqjax.cells.activations import Activation, slope_from_output
+from seqjax.dtypes import DTypes, at_least_float32
+from seqjax.initializers import Initializer, resolve
+
+EPSILON = 1e-5
+"""Added to the variance by every normalization inside a cell."""
+
+
+def positive(owner: str, **sizes: int | None) -> None:
+    """Refuses sizes that are not positive integers.
+
+    Raises:
+      ValueError: naming the field and what was given.
+    """
+    for name, size in sizes.items():
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ValueError(f"{owner}: {name} must be a positive integer, got {size!r}.")
+
+
+def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
+    """Refuses an option that is not among the known ones.
+
+    Raises:
+      ValueError: naming the field, what was given and the choices.
+    """
+    for name, (given, known) in choices.items():
+        if given not in known:
+            raise ValueError(f"{owner}: {name} must be one of {list(known)}, got {given!r}.")
+
+
+def init_gates(
+    key: Array, initializer: Initializer, rows: int, hidden_dim: int, gates: int, dtypes: DTypes
+) -> Array:
+    """Weights `[rows, gates * hidden_dim]`, each gate drawn by itself."""
+    draw = resolve(initializer)
+    blocks = [draw(k, (rows, hidden_dim), dtypes.params) for k in jax.random.split(key, gates)]
+    return jnp.concatenate(blocks, axis=1)
+
+
+def init_bias(key: Array, initializer: Initializer, hidden_dim: int, gates: int, dtypes: DTypes) -> Array:
+    """A bias `[gates * hidden_dim]`, drawn as `[gates, hidden_dim]`."""
+    return resolve(initializer)(key, (gates, hidden_dim), dtypes.params).reshape(gates * hidden_dim)
+
+
+def project_input(cell: Any, params: Any, x: Array) -> Array:
+    """`W_x x + b` in the compute dtype of `cell`, `[..., D] -> [..., G*H]`."""
+    x = cell.dtypes.cast(cell, x, params.w_in)
+    z = x @ params.w_in.astype(x.dtype)
+    return z if params.bias is None else z + params.bias.astype(z.dtype)
+
+
+def recur(h: Array, w_rec: Array, like: Array) -> Array:
+    """`W_h h` in the dtype of the projected input `like`."""
+    return h.astype(like.dtype) @ w_rec.astype(like.dtype)
+
+
+def split_gates(a: Array, gates: int) -> list[Array]:
+    """The gates of `[..., G*H]`."""
+    return jnp.split(a, gates, axis=-1)
+
+
+class Normalized(NamedTuple):
+    """What the transpose of a layer normalization needs."""
+
+    unit: Array  # [..., H], zero mean and unit variance
+    inverse: Array  # [..., 1], 1 / standard deviation
+
+
+def normalize(x: Array, scale: Array, offset: Array) -> tuple[Array, Normalized]:
+    """Layer normalization over features; statistics in at least float32.
+
+    y = scale ⊗ (x - mean(x)) / sqrt(var(x) + ε) + offset. Source: Ba, Kiros and Hinton 2016.
+    """
+    wide = x.astype(at_least_float32(x.dtype))
+    centred = wide - wide.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + EPSILON)
+    unit = (centred * inverse).astype(x.dtype)
+    return scale.astype(x.dtype) * unit + offset.astype(x.dtype), Normalized(unit, inverse.astype(x.dtype))
+
+
+def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
+    """The cotangent of `normalize`'s input."""
+    d_unit = scale.astype(d_y.dtype) * d_y
+    wide = d_unit.astype(at_least_float32(d_y.dtype))
+    unit = kept.unit.astype(wide.dtype)
+    centred = wide - wide.mean(-1, keepdims=True) - unit * (wide * unit).mean(-1, keepdims=True)
+    return (centred * kept.inverse.astype(wide.dtype)).astype(d_y.dtype)
+
+
+def outer_sum(left: Array, right: Array, dtype: Any) -> Array:
+    """Σ over all leading axes of left ⊗ right: `[..., A], [..., B] -> [A, B]`, one matmul."""
+    return (left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])).astype(dtype)
+
+
+def leading_sum(x: Array, dtype: Any) -> Array:
+    """Σ over all axes but the last."""
+    return x.sum(tuple(range(x.ndim - 1))).astype(dtype)
+
+
+def has_slopes(*activations: Activation) -> bool:
+    """Whether the hand-written reverse pass can read every slope off the stored outputs."""
+    return all(slope_from_output(activation) is not None for activation in activations)

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gated recurrent unit, reset before or after the recurrent product."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Cell, Key, Shape
+from seqjax.cells import gates
+from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.dtypes import DTypes
+from seqjax.initializers import Initializer, resolve
+
+
+class GRUParams(NamedTuple):
+    """H units, D inputs; gates in the order z, r, g. `bias_rec` exists where reset is after."""
+
+    w_in: Array  # [D, 3*H]
+    w_rec: Array  # [H, 3*H]
+    bias: Array | None  # [3*H]
+    bias_rec: Array | None = None  # [3*H]
+    scale: Array | None = None  # [3*H]
+    offset: Array | None = None  # [3*H]
+
+
+class GRUCarry(NamedTuple):
+    h: Array  # [..., H]
+
+
+class GRUResiduals(NamedTuple):
+    z: Array
+    r: Array
+    g: Array
+    h_before: Array
+    recurrent: Array | None  # W_hg h + b_rec, where reset is after
+    normalized: tuple[gates.Normalized, ...] | None  # z, r, g, with layer normalization
+
+
+def gru_residuals(
+    params: GRUParams,
+    carry: GRUCarry,
+    z: Array,
+    h: Array | None = None,
+    *,
+    reset: str = "before",
+    activation: Callable[[Array], Array] = jnp.tanh,
+    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+) -> tuple[GRUCarry, Array, GRUResiduals]:
+    """One step and all that its transpose needs; the recurrent products see `h`, by default the carry's."""
+    hidden = params.w_rec.shape[0]
+    h_before = carry.h.astype(z.dtype)
+    seen = h_before if h is None else h.astype(z.dtype)
+    z_x, r_x, g_x = gates.split_gates(z, 3)
+
+    def squash(k: int, function: Callable[[Array], Array], x: Array) -> tuple[Array, gates.Normalized | None]:
+        if params.scale is None:
+            return function(x), None
+        scale, offset = (gates.split_gates(p, 3)[k] for p in (params.scale, params.offset))
+        y, kept = gates.normalize(x, scale, offset)
+        return function(y), kept
+
+    if reset == "after":
+        product = gates.recur(seen, params.w_rec, z)
+        if params.bias_rec is not None:
+            product = product + params.bias_rec.astype(z.dtype)
+        z_h, r_h, recurrent = gates.split_gates(product, 3)
+    else:
+        z_h, r_h = gates.split_gates(gates.recur(seen, params.w_rec[:, : 2 * hidden], z), 2)
+        recurrent = None
+    keep, kept_z = squash(0, gate, z_x + z_h)
+    r, kept_r = squash(1, gate, r_x + r_h)
+    if recurrent is None:
+        g_h = gates.recur(r * seen, params.w_rec[:, 2 * hidden :], z)
+    else:
+        g_h = r * recurrent
+    g, kept_g = squash(2, activation, g_x + g_h)
+    y = keep * h_before + (1 - keep) * g
+    normalized = None if params.scale is None else (kept_z, kept_r, kept_g)
+    return GRUCarry(y.astype(carry.h.dtype)), y, GRUResiduals(keep, r, g, h_before, recurrent, normalized)
+
+
+def gru_step(
+    params: GRUParams,
+    carry: GRUCarry,
+    z: Array,
+    h: Array | None = None,
+    *,
+    reset: str = "before",
+    activation: Callable[[Array], Array] = jnp.tanh,
+    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+) -> tuple[GRUCarry, Array]:
+    """One step from `z = W_x x + b`; see `GRU` for the recurrence."""
+    carry, y, _ = gru_residuals(params, carry, z, h, reset=reset, activation=activation, gate=gate)
+    return carry, y
+
+
+def gru_transpose(
+    params: GRUParams,
+    kept: GRUResiduals,
+    d_carry: GRUCarry,
+    d_y: Array,
+    *,
+    slope: Callable[[Array], Array],
+    gate_slope: Callable[[Array], Array],
+) -> tuple[GRUCarry, Array, tuple | None]:
+    """The transpose of one step: `(d_carry, d_z, d_activated)`."""
+    hidden = params.w_rec.shape[0]
+    w_gates, w_g = params.w_rec[:, : 2 * hidden].astype(d_y.dtype), params.w_rec[:, 2 * hidden :].astype(d_y.dtype)
+    d_h = d_carry.h.astype(d_y.dtype) + d_y
+
+    def through(k: int, slope_of: Array, d: Array) -> tuple[Array, Array]:
+        d_activated = d * slope_of
+        if kept.normalized is None:
+            return d_activated, d_activated
+        scale = gates.split_gates(params.scale, 3)[k]
+        return gates.normalize_transpose(scale, kept.normalized[k], d_activated), d_activated
+
+    d_zgate, d_az = through(0, gate_slope(kept.z), d_h * (kept.h_before - kept.g))
+    d_g, d_ag = through(2, slope(kept.g), d_h * (1 - kept.z))
+    if kept.recurrent is None:
+        d_gated = d_g @ w_g.T
+        d_r, d_ar = through(1, gate_slope(kept.r), d_gated * kept.h_before)
+        d_before = d_h * kept.z + d_gated * kept.r + jnp.concatenate([d_zgate, d_r], -1) @ w_gates.T
+    else:
+        d_r, d_ar = through(1, gate_slope(kept.r), d_g * kept.recurrent)
+        d_product = jnp.concatenate([d_zgate, d_r, d_g * kept.r], -1)
+        d_before = d_h * kept.z + d_product @ params.w_rec.astype(d_y.dtype).T
+    d_z = jnp.concatenate([d_zgate, d_r, d_g], -1)
+    d_activated = None if kept.normalized is None else (d_az, d_ar, d_ag)
+    return GRUCarry(d_before.astype(d_carry.h.dtype)), d_z, d_activated
+
+
+def gru_accumulate(params: GRUParams, kept: GRUResiduals, d_zs: Array, d_activated: tuple | None) -> GRUParams:
+    """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
+    dtype = params.w_rec.dtype
+    hidden = params.w_rec.shape[0]
+    d_bias_rec = d_scale = d_offset = None
+    if kept.recurrent is None:
+        d_gates = gates.outer_sum(kept.h_before, d_zs[..., : 2 * hidden], dtype)
+        d_g = gates.outer_sum(kept.r * kept.h_before, d_zs[..., 2 * hidden :], dtype)
+        d_rec = jnp.concatenate([d_gates, d_g], axis=1)
+    else:
+        d_product = jnp.concatenate([d_zs[..., : 2 * hidden], d_zs[..., 2 * hidden :] * kept.r], -1)
+        d_rec = gates.outer_sum(kept.h_before, d_product, dtype)
+        d_bias_rec = None if params.bias_rec is None else gates.leading_sum(d_product, dtype)
+    if d_activated is not None:
+        units = [n.unit for n in kept.normalized]
+        d_scale = jnp.concatenate([gates.leading_sum(d * u, dtype) for d, u in zip(d_activated, units, strict=True)])
+        d_offset = jnp.concatenate([gates.leading_sum(d, dtype) for d in d_activated])
+    return GRUParams(
+        w_in=jnp.zeros_like(params.w_in),
+        w_rec=d_rec,
+        bias=None if params.bias is None else jnp.zeros_like(params.bias),
+        bias_rec=d_bias_rec,
+        scale=d_scale,
+        offset=d_offset,
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GRU(Cell):
+    """Gated recurrent unit.
+
+    z, r = σ(W_x· x_t + W_h· h_{t-1} + b·),  y_t = h_t = z ⊗ h_{t-1} + (1 - z) ⊗ g, with
+    `reset="before"`: g = φ(W_xg x_t + W_hg (r ⊗ h_{t-1}) + b_g), or
+    `reset="after"`: g = φ(W_xg x_t + b_g + r ⊗ (W_hg h_{t-1} + b_rec,g)), where z and r too have
+    a second bias b_rec; this is the form of cuDNN, PyTorch and Keras' default.
+
+    With `normalize="layer"` each gate's linear combination is normalized over its H features
+    before its activation.
+
+    Args:
+      hidden_dim: H.
+      reset: `"before"` or `"after"` the recurrent product.
+      activation: φ.
+      recurrent_activation: σ.
+      use_bias: whether the biases exist.
+      normalize: `None` or `"layer"`.
+      w_in_init, w_rec_init, bias_init: initializers.
+      dtypes: params, compute and carry.
+
+    Raises:
+      ValueError: an unknown option, or a size that is not a positive integer.
+
+    >>> import jax
+    >>> params = GRU(4, reset="after").init(jax.random.key(0), 3)
+    >>> params.w_in.shape, params.bias_rec.shape
+    ((3, 12), (12,))
+
+    Source: Cho et al. 2014, equations 5 to 8 (their z is our z). cuDNN for `reset="after"`.
+    """
+
+    hidden_dim: int
+    reset: str = "before"
+    activation: Activation = "tanh"
+    recurrent_activation: Activation = "sigmoid"
+    use_bias: bool = True
+    normalize: str | None = None
+    w_in_init: Initializer = "glorot_uniform"
+    w_rec_init: Initializer = "orthogonal"
+    bias_init: Initializer = "zeros"
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        gates.positive("GRU", hidden_dim=self.hidden_dim)
+        gates.one_of("GRU", reset=(self.reset, ("before", "after")), normalize=(self.normalize, (None, "layer")))
+        self._options()
+        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
+            resolve(initializer)
+
+    def _options(self) -> dict:
+        return {
+            "reset": self.reset,
+            "activation": activation_function(self.activation),
+            "gate": activation_function(self.recurrent_activation),
+        }
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        known = gates.has_slopes(self.activation, self.recurrent_activation)
+        return frozenset({"adjoint"} if known else ())
+
+    def init(self, key: Array, in_dim: int) -> GRUParams:
+        gates.positive("GRU", in_dim=in_dim)
+        in_key, rec_key, bias_key = jax.random.split(key, 3)
+        hidden, dtype = self.hidden_dim, self.dtypes.params
+        normalized = self.normalize is not None
+        return GRUParams(
+            w_in=gates.init_gates(in_key, self.w_in_init, in_dim, hidden, 3, self.dtypes),
+            w_rec=gates.init_gates(rec_key, self.w_rec_init, hidden, hidden, 3, self.dtypes),
+            bias=gates.init_bias(bias_key, self.bias_init, hidden, 3, self.dtypes) if self.use_bias else None,
+            bias_rec=jnp.zeros(3 * hidden, dtype) if self.use_bias and self.reset == "after" else None,
+            scale=jnp.ones(3 * hidden, dtype) if normalized else None,
+            offset=jnp.zeros(3 * hidden, dtype) if normalized else None,
+        )
+
+    def initial_carry(self, params: GRUParams, batch_shape: Shape) -> GRUCarry:
+        return GRUCarry(jnp.zeros((*batch_shape, params.w_rec.shape[0]), self.dtypes.of_carry(params.w_in)))
+
+    def project(self, params: GRUParams, x: Array) -> Array:
+        return gates.project_input(self, params, x)
+
+    def step(self, params: GRUParams, carry: GRUCarry, z: Array, key: Key = None) -> tuple[GRUCarry, Array]:
+        return gru_step(params, carry, z, **self._options())
+
+    def step_seen(self, params: GRUParams, carry: GRUCarry, h: Array, z: Array) -> tuple[GRUCarry, Array]:
+        return gru_step(params, carry, z, h, **self._options())
+
+    def step_residuals(self, params: GRUParams, carry: GRUCarry, z: Array) -> tuple[GRUCarry, Array, GRUResiduals]:
+        return gru_residuals(params, carry, z, **self._options())
+
+    def step_transpose(
+        self, params: GRUParams, residuals: GRUResiduals, d_carry: GRUCarry, d_y: Array
+    ) -> tuple[GRUCarry, Array, tuple | None]:
+        slope, gate_slope = slope_from_output(self.activation), slope_from_output(self.recurrent_activation)
+        if slope is None or gate_slope is None:
+            raise self._not_offered("adjoint")
+        return gru_transpose(params, residuals, d_carry, d_y, slope=slope, gate_slope=gate_slope)
+
+    def accumulate(
+        self, params: GRUParams, residuals: GRUResiduals, d_zs: Array, extras: tuple | None
+    ) -> GRUParams:
+        return gru_accumulate(params, residuals, d_zs, extras)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise inside a recurrence, as wrappers of a cell: zoneout and recurrent dropout."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Key, Params, Shape
+
+
+def check_rate(owner: str, **rates: float | None) -> None:
+    """Refuses what is not a probability below 1.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    for name, rate in rates.items():
+        if rate is not None and not 0 <= rate < 1:
+            raise ValueError(f"{owner}: {name} is the probability of dropping, 0 <= {name} < 1, got {rate!r}.")
+
+
+def check_wraps(owner: str, cell: Cell) -> None:
+    """Refuses what is not a cell.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if not isinstance(cell, Cell):
+        raise ValueError(f"{owner} wraps a Cell, got {cell!r}.")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Zoneout(Cell):
+    """Keeps each unit of the carry, with probability `rate`, as it was the step before.
+
+    carry_t = m ⊗ carry_{t-1} + (1 - m) ⊗ step(carry_{t-1}, x_t), m ~ Bernoulli(rate); in
+    evaluation m is its mean. The output is the new `h`.
+
+    Args:
+      cell: a cell whose output is its carry's `h`.
+      rate: the probability of keeping a unit of `h` (and of every other leaf but `c`).
+      c_rate: the same for the memory cell `c` of an LSTM; `None`: as `rate`.
+
+    Raises:
+      ValueError: a rate outside [0, 1).
+
+    >>> import seqjax
+    >>> Zoneout(seqjax.LSTM(20), 0.05, c_rate=0.5)
+    Zoneout(LSTM(20), 0.05, c_rate=0.5)
+
+    Source: Krueger et al. 2017, equations 5 and 6.
+    """
+
+    cell: Cell
+    rate: float
+    c_rate: float | None = None
+
+    def __post_init__(self):
+        check_wraps("Zoneout", self.cell)
+        check_rate("Zoneout", rate=self.rate, c_rate=self.c_rate)
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    @property
+    def couples_batch(self) -> bool:
+        return self.cell.couples_batch
+
+    def init(self, key: Array, in_dim: int) -> Params:
+        return self.cell.init(key, in_dim)
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return self.cell.initial_carry(params, batch_shape)
+
+    def project(self, params: Params, x: Array) -> Array:
+        return self.cell.project(params, x)
+
+    def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:
+        return self.cell.calibrate(params, carry, xs)
+
+    def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
+        inner, *keys = [None] * (1 + len(carry)) if key is None else jax.random.split(key, 1 + len(carry))
+        after, y = self.cell.step(params, carry, z, inner)
+        if not hasattr(after, "h"):
+            raise ValueError(f"Zoneout needs a cell whose carry has the output as `h`; that of {self.cell!r} has not.")
+
+        def zone(name: str, before: Array, after: Array, key: Key) -> Array:
+            rate = self.c_rate if name == "c" and self.c_rate is not None else self.rate
+            if key is None:
+                return rate * before + (1 - rate) * after
+            return jnp.where(jax.random.bernoulli(key, rate, after.shape), before, after)
+
+        leaves = {
+            name: zone(name, getattr(carry, name), getattr(after, name), k)
+            for name, k in zip(after._fields, keys, strict=True)
+        }
+        after = type(after)(**leaves)
+        return after, after.h.astype(y.dtype)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RecurrentDropout(Cell):
+    """Drops, at each step, units of h_{t-1} where the recurrent products see it.
+
+    h̃ = m ⊗ h_{t-1} / (1 - rate), m ~ Bernoulli(1 - rate), in W_h h̃ alone: what the cell
+    remembers (`c` of an LSTM, z ⊗ h of a GRU) is not touched.
+
+    Args:
+      cell: a cell with recurrent products: `Simple`, `LSTM`, `PeepholeLSTM`, `GRU`.
+      rate: the probability of dropping.
+
+    Raises:
+      ValueError: a rate outside [0, 1), or a cell without recurrent products.
+
+    >>> import seqjax
+    >>> RecurrentDropout(seqjax.GRU(20), 0.25)
+    RecurrentDropout(GRU(20), 0.25)
+
+    Source: Moon et al. 2015; Semeniuta, Severyn and Barth 2016, section 4.
+    """
+
+    cell: Cell
+    rate: float
+
+    def __post_init__(self):
+        check_wraps("RecurrentDropout", self.cell)
+        check_rate("RecurrentDropout", rate=self.rate)
+        if type(self.cell).step_seen is Cell.step_seen or self.cell.couples_batch:
+            raise ValueError(f"RecurrentDropout needs a cell with recurrent products (step_seen); {self.cell!r} has none.")
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def init(self, key: Array, in_dim: int) -> Params:
+        return self.cell.init(key, in_dim)
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return self.cell.initial_carry(params, batch_shape)
+
+    def project(self, params: Params, x: Array) -> Array:
+        return self.cell.project(params, x)
+
+    def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
+        if key is None:
+            return self.cell.step(params, carry, z)
+        keep = jax.random.bernoulli(key, 1 - self.rate, carry.h.shape)
+        seen = jnp.where(keep, carry.h / (1 - self.rate), jnp.zeros_like(carry.h))
+        return self.cell.step_seen(params, carry, seen, z)

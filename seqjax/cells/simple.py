@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simple recurrent network (Elman), plain or normalized."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Cell, Key, Shape
+from seqjax.cells import gates
+from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.dtypes import DTypes
+from seqjax.initializers import Initializer, resolve
+
+
+class SimpleParams(NamedTuple):
+    """H units, D inputs; `mean` and `var` are population statistics, set by `calibrate`."""
+
+    w_in: Array  # [D, H]
+    w_rec: Array  # [H, H]
+    bias: Array | None  # [H]
+    scale: Array | None = None  # [H], with normalization
+    offset: Array | None = None  # [H]
+    mean: Array | None = None  # [H], with batch normalization
+    var: Array | None = None  # [H]
+
+
+class SimpleCarry(NamedTuple):
+    h: Array  # [..., H]
+
+
+class SimpleResiduals(NamedTuple):
+    h_before: Array
+    h: Array
+    normalized: gates.Normalized | None
+
+
+def simple_residuals(
+    params: SimpleParams,
+    carry: SimpleCarry,
+    z: Array,
+    h: Array | None = None,
+    *,
+    activation: Callable[[Array], Array] = jnp.tanh,
+) -> tuple[SimpleCarry, Array, SimpleResiduals]:
+    """One step, plain or layer-normalized, and all that its transpose needs."""
+    a = z + gates.recur(carry.h if h is None else h, params.w_rec, z)
+    kept = None
+    if params.scale is not None:
+        a, kept = gates.normalize(a, params.scale, params.offset)
+    y = activation(a)
+    return SimpleCarry(y.astype(carry.h.dtype)), y, SimpleResiduals(carry.h.astype(z.dtype), y, kept)
+
+
+def simple_step(
+    params: SimpleParams,
+    carry: SimpleCarry,
+    z: Array,
+    h: Array | None = None,
+    *,
+    activation: Callable[[Array], Array] = jnp.tanh,
+) -> tuple[SimpleCarry, Array]:
+    """One step from `z = W_x x + b`, plain or layer-normalized; see `Simple` for the recurrence."""
+    carry, y, _ = simple_residuals(params, carry, z, h, activation=activation)
+    return carry, y
+
+
+def batch_moments(a: Array) -> tuple[Array, Array]:
+    """Mean and variance of `a [..., H]` over its batch axes.
+
+    Raises:
+      ValueError: fewer than two sequences.
+    """
+    axes = tuple(range(a.ndim - 1))
+    if a.size // a.shape[-1] < 2:
+        raise ValueError(f"batch normalization in training needs at least two sequences, got a batch of {a.shape[:-1]}.")
+    return a.mean(axes), a.var(axes)
+
+
+def batch_normalized_step(
+    params: SimpleParams,
+    carry: SimpleCarry,
+    z: Array,
+    h: Array | None = None,
+    *,
+    training: bool,
+    activation: Callable[[Array], Array] = jnp.tanh,
+) -> tuple[SimpleCarry, Array]:
+    """One step normalized over the batch (`training`) or by the population statistics."""
+    a = z + gates.recur(carry.h if h is None else h, params.w_rec, z)
+    moments = batch_moments(a) if training else jax.lax.stop_gradient((params.mean, params.var))
+    mean, var = (m.astype(a.dtype) for m in moments)
+    unit = (a - mean) * jax.lax.rsqrt(var + gates.EPSILON)
+    y = activation(params.scale.astype(a.dtype) * unit + params.offset.astype(a.dtype))
+    return SimpleCarry(y.astype(carry.h.dtype)), y
+
+
+def simple_transpose(
+    params: SimpleParams,
+    kept: SimpleResiduals,
+    d_carry: SimpleCarry,
+    d_y: Array,
+    *,
+    slope: Callable[[Array], Array],
+) -> tuple[SimpleCarry, Array, Array | None]:
+    """The transpose of one step: `(d_carry, d_z, d_activated)`."""
+    d_activated = (d_carry.h.astype(d_y.dtype) + d_y) * slope(kept.h)
+    d_z = d_activated
+    if kept.normalized is not None:
+        d_z = gates.normalize_transpose(params.scale, kept.normalized, d_activated)
+    d_h = d_z @ params.w_rec.astype(d_z.dtype).T
+    return SimpleCarry(d_h.astype(d_carry.h.dtype)), d_z, None if kept.normalized is None else d_activated
+
+
+def simple_accumulate(params: SimpleParams, kept: SimpleResiduals, d_zs: Array, d_activated: Array | None):
+    """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
+    dtype = params.w_rec.dtype
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = zeros._replace(w_rec=gates.outer_sum(kept.h_before, d_zs, dtype))
+    if d_activated is None:
+        return zeros
+    d_scale = gates.leading_sum(d_activated * kept.normalized.unit, dtype)
+    return zeros._replace(scale=d_scale, offset=gates.leading_sum(d_activated, dtype))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Simple(Cell):
+    """Simple recurrent network.
+
+    y_t = h_t = φ(N(W_x x_t + W_h h_{t-1} + b)), N the identity, layer or batch normalization.
+
+    Batch normalization takes its statistics at each step over the batch in training (there is a
+    key) and from the params in evaluation; `seqjax.layers.calibrate` sets those after training.
+    It is here to be compared with layer normalization.
+
+    Args:
+      hidden_dim: H.
+      activation: φ.
+      use_bias: whether b exists.
+      normalize: `None`, `"layer"` or `"batch"`.
+      w_in_init, w_rec_init, bias_init: initializers.
+      dtypes: params, compute and carry.
+
+    Raises:
+      ValueError: an unknown option, or a size that is not a positive integer.
+
+    >>> import jax
+    >>> Simple(4, normalize="layer").init(jax.random.key(0), 3).scale.tolist()
+    [1.0, 1.0, 1.0, 1.0]
+
+    Source: Elman 1990; Ba, Kiros and Hinton 2016, equation 4; Laurent et al. 2016 for batch
+    statistics at each step (here over the whole linear combination).
+    """
+
+    hidden_dim: int
+    activation: Activation = "tanh"
+    use_bias: bool = True
+    normalize: str | None = None
+    w_in_init: Initializer = "glorot_uniform"
+    w_rec_init: Initializer = "orthogonal"
+    bias_init: Initializer = "zeros"
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        gates.positive("Simple", hidden_dim=self.hidden_dim)
+        gates.one_of("Simple", normalize=(self.normalize, (None, "layer", "batch")))
+        activation_function(self.activation)
+        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
+            resolve(initializer)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"adjoint"} if self.normalize != "batch" and gates.has_slopes(self.activation) else ())
+
+    @property
+    def stochastic(self) -> bool:
+        return self.couples_batch  # a key tells its step that this is training
+
+    @property
+    def couples_batch(self) -> bool:
+        return self.normalize == "batch"
+
+    def init(self, key: Array, in_dim: int) -> SimpleParams:
+        gates.positive("Simple", in_dim=in_dim)
+        in_key, rec_key, bias_key = jax.random.split(key, 3)
+        hidden, dtype = self.hidden_dim, self.dtypes.params
+        normalized, batch = self.normalize is not None, self.normalize == "batch"
+        return SimpleParams(
+            w_in=gates.init_gates(in_key, self.w_in_init, in_dim, hidden, 1, self.dtypes),
+            w_rec=gates.init_gates(rec_key, self.w_rec_init, hidden, hidden, 1, self.dtypes),
+            bias=gates.init_bias(bias_key, self.bias_init, hidden, 1, self.dtypes) if self.use_bias else None,
+            scale=jnp.ones(hidden, dtype) if normalized else None,
+            offset=jnp.zeros(hidden, dtype) if normalized else None,
+            mean=jnp.zeros(hidden, dtype) if batch else None,
+            var=jnp.ones(hidden, dtype) if batch else None,
+        )
+
+    def initial_carry(self, params: SimpleParams, batch_shape: Shape) -> SimpleCarry:
+        return SimpleCarry(jnp.zeros((*batch_shape, params.w_rec.shape[0]), self.dtypes.of_carry(params.w_in)))
+
+    def project(self, params: SimpleParams, x: Array) -> Array:
+        return gates.project_input(self, params, x)
+
+    def step(self, params: SimpleParams, carry: SimpleCarry, z: Array, key: Key = None) -> tuple[SimpleCarry, Array]:
+        activation = activation_function(self.activation)
+        if self.normalize == "batch":
+            return batch_normalized_step(params, carry, z, training=key is not None, activation=activation)
+        return simple_step(params, carry, z, activation=activation)
+
+    def step_seen(self, params: SimpleParams, carry: SimpleCarry, h: Array, z: Array) -> tuple[SimpleCarry, Array]:
+        if self.normalize == "batch":
+            raise self._not_offered("step_seen")
+        return simple_step(params, carry, z, h, activation=activation_function(self.activation))
+
+    def step_residuals(
+        self, params: SimpleParams, carry: SimpleCarry, z: Array
+    ) -> tuple[SimpleCarry, Array, SimpleResiduals]:
+        return simple_residuals(params, carry, z, activation=activation_function(self.activation))
+
+    def step_transpose(
+        self, params: SimpleParams, residuals: SimpleResiduals, d_carry: SimpleCarry, d_y: Array
+    ) -> tuple[SimpleCarry, Array, Array | None]:
+        slope = slope_from_output(self.activation)
+        if slope is None:
+            raise self._not_offered("adjoint")
+        return simple_transpose(params, residuals, d_carry, d_y, slope=slope)
+
+    def accumulate(
+        self, params: SimpleParams, residuals: SimpleResiduals, d_zs: Array, extras: Array | None
+    ) -> SimpleParams:
+        return simple_accumulate(params, residuals, d_zs, extras)
+
+    def calibrate(self, params: SimpleParams, carry: SimpleCarry, xs: Array) -> SimpleParams:
+        if self.normalize != "batch":
+            return params
+        activation = activation_function(self.activation)
+
+        def step(carry: SimpleCarry, x: Array) -> tuple[SimpleCarry, tuple[Array, Array]]:
+            z = self.project(params, x)
+            mean, var = batch_moments(z + gates.recur(carry.h, params.w_rec, z))
+            carry, _ = batch_normalized_step(params, carry, z, training=True, activation=activation)
+            return carry, (mean, var)
+
+        _, (means, variances) = jax.lax.scan(step, carry, xs)
+        mean = means.mean(0)
+        var = (variances + (means - mean) ** 2).mean(0)  # over steps and sequences together
+        return params._replace(mean=mean.astype(params.mean.dtype), var=var.astype(params.var.dtype))

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dtypes of a model: of its params, of its computation, of what it carries."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from seqjax.base import Array, Described
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class DTypes(Described):
+    """Three explicit dtypes; nothing is ever promoted or cast beyond what is asked for here.
+
+    Args:
+      params: what `init` draws.
+      compute: what inputs and weights are cast to. `None`: the params' own dtype, and
+        inputs of any other dtype are refused rather than cast.
+      carry: what goes from step to step. `None`: the compute dtype.
+
+    Raises:
+      ValueError: a dtype that is not floating point.
+
+    >>> DTypes(compute=jnp.bfloat16, carry=jnp.float32)
+    DTypes(compute='bfloat16', carry='float32')
+    """
+
+    params: DTypeLike = "float32"
+    compute: DTypeLike | None = None
+    carry: DTypeLike | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if given is None and field.default is None:
+                continue
+            if given is None or not jnp.issubdtype(given, jnp.floating):
+                raise ValueError(f"DTypes.{field.name} must be a floating dtype such as 'float32', got {given!r}.")
+            object.__setattr__(self, field.name, jnp.dtype(given).name)
+
+    def of_compute(self, weight: Array) -> jnp.dtype:
+        """The compute dtype of a layer that has `weight` among its params."""
+        return jnp.dtype(self.compute or weight.dtype)
+
+    def of_carry(self, weight: Array) -> jnp.dtype:
+        """The carry dtype of a layer that has `weight` among its params."""
+        return jnp.dtype(self.carry or self.of_compute(weight))
+
+    def cast(self, owner: object, x: Array, weight: Array) -> Array:
+        """`x` in the compute dtype.
+
+        Raises:
+          ValueError: `x` has another dtype and no compute dtype was asked for, or its last
+            axis is not the `weight [D, ...]`'s first.
+        """
+        compute = self.of_compute(weight)
+        if x.shape[-1] != weight.shape[-2]:
+            raise ValueError(
+                f"{owner!r} was initialized for {weight.shape[-2]} features, got an input of shape {x.shape} "
+                f"with {x.shape[-1]}; axis -1 is features."
+            )
+        if self.compute is None and x.dtype != compute:
+            raise ValueError(
+                f"{owner!r} computes in {compute.name}, got {x.dtype.name}; cast the input, or ask for the cast "
+                f"with DTypes(compute={compute.name!r})."
+            )
+        return x.astype(compute)
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype that statistics of `dtype` are taken in."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks, resets and keys around a cell's step: the engines' business, done once for all cells."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets, Shape, check_sequence
+
+
+class Steps(NamedTuple):
+    """What varies over time: one step of it inside a loop, all steps `[T, ...]` outside."""
+
+    x: Array
+    mask: Mask
+    reset: Resets
+    key: Key
+
+
+def prepare(
+    cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, resets: Resets, key: Key
+) -> tuple[Steps, Carry | None]:
+    """The checked steps of a run, and the initial carry if there are resets to it.
+
+    Raises:
+      ValueError: a wrong rank, mask or resets; a carry of another batch; a training mask for a
+        cell that mixes the sequences of a batch.
+    """
+    check_sequence(xs, mask, resets)
+    batch_shape = xs.shape[1:-1]
+    initial = cell.initial_carry(params, batch_shape)
+    check_carry(carry, initial, batch_shape)
+    if cell.couples_batch and mask is not None and key is not None:
+        raise ValueError(
+            f"{cell!r} cannot be trained with a mask: the batch statistics of a step would mix in its padding; "
+            "use normalize='layer', or batches of sequences of one length."
+        )
+    keys = jax.random.split(key, xs.shape[0]) if key is not None and cell.stochastic else None
+    return Steps(xs, mask, resets, keys), None if resets is None else initial
+
+
+def check_carry(carry: Carry, expected: Carry, batch_shape: Shape) -> None:
+    """Refuses a carry of another structure, shape or dtype than a run starts from.
+
+    Raises:
+      ValueError: naming both.
+    """
+    given, wanted = (jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), c) for c in (carry, expected))
+    if jax.tree.structure(carry) != jax.tree.structure(expected) or given != wanted:
+        raise ValueError(
+            f"the carry does not fit xs with batch shape {batch_shape}: expected {wanted}, got {given}; "
+            "start from initial_carry(params, batch_shape)."
+        )
+
+
+def expand(flag: Array, like: Array) -> Array:
+    """`flag [...]` with trailing axes, to select between arrays `[..., ...]` like `like`."""
+    return flag.reshape(flag.shape + (1,) * (like.ndim - flag.ndim))
+
+
+def select(flag: Array | None, on_true: Any, on_false: Any) -> Any:
+    """`where` over pytrees, by a flag of batch shape; `on_true` if there is no flag."""
+    if flag is None:
+        return on_true
+    return jax.tree.map(lambda a, b: jnp.where(expand(flag, a), a, b), on_true, on_false)
+
+
+def zeros_like(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def enter(initial: Carry | None, carry: Carry, step: Steps) -> tuple[Carry, Array]:
+    """The carry after a reset, and the input with padding replaced by zeros, so that it poisons nothing."""
+    carry = carry if step.reset is None else select(step.reset, initial, carry)
+    return carry, select(step.mask, step.x, zeros_like(step.x))
+
+
+def leave(before: Carry, after: Carry, y: Array, step: Steps) -> tuple[Carry, Array]:
+    """The carry kept and the output zero where the step is masked."""
+    return select(step.mask, after, before), select(step.mask, y, zeros_like(y))
+
+
+def masked_step(
+    cell: Cell, params: Params, initial: Carry | None, carry: Carry, step: Steps
+) -> tuple[Carry, Array]:
+    """`cell.step` on one step of input, with its mask, reset and key."""
+    before, x = enter(initial, carry, step)
+    after, y = cell.step(params, before, cell.project(params, x), step.key)
+    return leave(before, after, y, step)

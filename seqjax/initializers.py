@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initializers: those of `jax.nn.initializers` by name, and what a recurrence needs beside them.
+
+An initializer is `initializer(key, shape, dtype) -> array`. Fields of cells and layers take the
+name of one in `jax.nn.initializers` ("glorot_uniform", "orthogonal", "zeros", ...), a frozen
+dataclass from this module, or any such function. Cells draw each gate by itself: weights as
+`[D, H]`, the bias of all gates at once as `[gates, H]`, so that an initializer sees which is which.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Described, Shape
+
+Initializer = str | Callable[..., Array]
+
+_BARE = ("zeros", "ones")
+
+
+def resolve(initializer: Initializer) -> Callable[..., Array]:
+    """The function that an initializer field stands for.
+
+    Raises:
+      ValueError: a name that `jax.nn.initializers` does not have.
+    """
+    if callable(initializer):
+        return initializer
+    factory = getattr(jax.nn.initializers, initializer, None) if isinstance(initializer, str) else None
+    if factory is None:
+        known = sorted(name for name in vars(jax.nn.initializers) if not name.startswith("_"))
+        raise ValueError(f"unknown initializer {initializer!r}; give a function or one of {known}.")
+    return factory if initializer in _BARE else factory()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ForgetGate(Described):
+    """An LSTM bias of zeros with the forget gate at `value`.
+
+    `[4, H]`, gates in the order i, f, g, o. Source: Gers, Schmidhuber and Cummins 2000;
+    Jozefowicz, Zaremba and Sutskever 2015 for the value 1.
+
+    >>> ForgetGate(1.0)(jax.random.key(0), (4, 1)).ravel().tolist()
+    [0.0, 1.0, 0.0, 0.0]
+    """
+
+    value: float = 1.0
+
+    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        if len(shape) != 2 or shape[0] != 4:
+            raise ValueError(f"ForgetGate fills an LSTM's bias [4, H], got shape {shape}; a GRU has no forget gate.")
+        return jnp.zeros(shape, dtype).at[1].set(self.value)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Chrono(Described):
+    """A gate bias for memories of 1 to `max_steps` steps.
+
+    LSTM `[4, H]`: b_f = log u, b_i = -b_f, u ~ U(1, max_steps - 1). GRU `[3, H]`: b_z = log u
+    (z keeps the state). Source: Tallec and Ollivier 2018, equation 16.
+
+    >>> bias = Chrono(1000)(jax.random.key(0), (4, 8))
+    >>> bool((bias[0] == -bias[1]).all() & (bias[1] >= 0).all() & (bias[2:] == 0).all())
+    True
+    """
+
+    max_steps: int
+
+    def __post_init__(self):
+        if self.max_steps < 3:
+            raise ValueError(f"Chrono needs max_steps >= 3, got {self.max_steps}.")
+
+    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        if len(shape) != 2 or shape[0] not in (3, 4):
+            raise ValueError(f"Chrono fills the bias of an LSTM [4, H] or a GRU [3, H], got shape {shape}.")
+        memory = jnp.log(jax.random.uniform(key, shape[1:], dtype, 1.0, self.max_steps - 1.0))
+        zeros = jnp.zeros(shape, dtype)
+        if shape[0] == 3:
+            return zeros.at[0].set(memory)
+        return zeros.at[0].set(-memory).at[1].set(memory)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers: maps from sequence to sequence that compose."""
+
+from seqjax.layers.bidirectional import Bidirectional
+from seqjax.layers.compose import BatchMajor, Residual, Serial
+from seqjax.layers.conv import Conv1D
+from seqjax.layers.fold import fold
+from seqjax.layers.pointwise import Activation, Dense, Embed, LayerNorm
+from seqjax.layers.regularize import BatchNorm, Dropout, calibrate
+from seqjax.layers.rnn import RNN
+
+__all__ = [
+    "RNN",
+    "Activation",
+    "BatchMajor",
+    "BatchNorm",
+    "Bidirectional",
+    "Conv1D",
+    "Dense",
+    "Dropout",
+    "Embed",
+    "LayerNorm",
+    "Residual",
+    "Serial",
+    "calibrate",
+    "fold",
+]

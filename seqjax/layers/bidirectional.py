@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both directions of time."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape, check_sequence
+from seqjax.layers.compose import check_layers, fold_key, outputs_like
+
+_MERGES: dict[str, Callable[[Array, Array], Array]] = {
+    "concat": lambda f, b: jnp.concatenate([f, b], axis=-1),
+    "sum": lambda f, b: f + b,
+    "mean": lambda f, b: (f + b) / 2,
+    "mul": lambda f, b: f * b,
+}
+
+
+def reversed_in_time(mask: Mask, resets: Resets) -> tuple[Mask, Resets]:
+    """Mask and resets for the backward direction: a reset before t is one before t - 1 from behind."""
+    if resets is not None:
+        resets = jnp.flip(jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])]), 0)
+    return None if mask is None else jnp.flip(mask, 0), resets
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Bidirectional(Layer):
+    """One layer forward in time and one backward, their outputs merged.
+
+    The backward direction reverses within each sequence: padding stays where it is. Params and
+    carry are pairs (forward, backward). It does not stream, as its outputs need the future.
+
+    Args:
+      forward: a layer that keeps the time axis.
+      backward: the layer for the other direction; `None`: one like `forward`, with its own params.
+      merge: `"concat"`, `"sum"`, `"mean"` or `"mul"`.
+
+    Raises:
+      ValueError: an unknown merge, or a layer that changes the time axis.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = Bidirectional(seqjax.RNN(seqjax.GRU(4)))
+    >>> params = model.init(jax.random.key(0), jnp.ones((5, 2)))
+    >>> model.apply(params, model.initial_carry(params, ()), jnp.ones((5, 2)))[1].shape
+    (5, 8)
+
+    Source: Schuster and Paliwal 1997.
+    """
+
+    forward: Layer
+    backward: Layer | None = None
+    merge: str = "concat"
+
+    def __post_init__(self):
+        check_layers("Bidirectional", *self._layers)
+        if self.merge not in _MERGES:
+            raise ValueError(f"Bidirectional: merge must be one of {sorted(_MERGES)}, got {self.merge!r}.")
+
+    @property
+    def _layers(self) -> tuple[Layer, Layer]:
+        return self.forward, self.forward if self.backward is None else self.backward
+
+    @property
+    def streams(self) -> bool:
+        return False
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
+        params = tuple(layer.init(k, xs) for layer, k in zip(self._layers, jax.random.split(key), strict=True))
+        for layer, p in zip(self._layers, params, strict=True):
+            steps = outputs_like(layer, p, xs).shape[0]
+            if steps != xs.shape[0]:
+                raise ValueError(
+                    f"Bidirectional needs layers that keep the time axis; {layer!r} maps {xs.shape[0]} steps to {steps}."
+                )
+        return params
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return tuple(layer.initial_carry(p, batch_shape) for layer, p in zip(self._layers, params, strict=True))
+
+    def apply(
+        self,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        check_sequence(xs, mask, resets)
+        forward, backward = self._layers
+        ahead, ys = forward.apply(params[0], carry[0], xs, mask=mask, resets=resets, key=fold_key(key, 0))
+        back_mask, back_resets = reversed_in_time(mask, resets)
+        behind, back_ys = backward.apply(
+            params[1], carry[1], jnp.flip(xs, 0), mask=back_mask, resets=back_resets, key=fold_key(key, 1)
+        )
+        return (ahead, behind), _MERGES[self.merge](ys, jnp.flip(back_ys, 0))
+
+    def calibrate(
+        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
+    ) -> Params:
+        forward, backward = self._layers
+        back_mask, back_resets = reversed_in_time(mask, resets)
+        return (
+            forward.calibrate(params[0], carry[0], xs, mask=mask, resets=resets),
+            backward.calibrate(params[1], carry[1], jnp.flip(xs, 0), mask=back_mask, resets=back_resets),
+        )

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers made of layers: one carry, one key, mask and resets thread through all."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
+
+
+def check_layers(owner: str, *layers: Layer) -> None:
+    """Refuses what is not a layer.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ValueError(f"{owner} composes seqjax Layers, got {layer!r}; a Cell becomes one as RNN(cell).")
+
+
+def outputs_like(layer: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a layer's outputs, without computing them."""
+
+    def outputs(params: Params, xs: Array) -> Array:
+        return layer.apply(params, layer.initial_carry(params, xs.shape[1:-1]), xs)[1]
+
+    return jax.eval_shape(outputs, params, xs)
+
+
+def fold_key(key: Key, index: int) -> Key:
+    """The key of one of several layers."""
+    return None if key is None else jax.random.fold_in(key, index)
+
+
+@dataclasses.dataclass(frozen=True, repr=False, init=False)
+class Serial(Layer):
+    """Layers one after the other. Its params and carries are tuples, one entry a layer.
+
+    Mask and resets are mapped by each layer's `time_map` for the next.
+
+    Raises:
+      ValueError: no layers, or an argument that is not a layer.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = Serial(seqjax.RNN(seqjax.GRU(20)), seqjax.Dense(10))
+    >>> model
+    Serial(RNN(GRU(20)), Dense(10))
+    >>> params = model.init(jax.random.key(0), jax.ShapeDtypeStruct((50, 32, 1), jnp.float32))
+    >>> carry, ys = model.apply(params, model.initial_carry(params, (32,)), jnp.ones((50, 32, 1)))
+    >>> ys.shape
+    (50, 32, 10)
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __init__(self, *args: Layer, layers: tuple[Layer, ...] = ()):
+        layers = (*args, *layers)
+        if not layers:
+            raise ValueError("Serial needs at least one layer.")
+        check_layers("Serial", *layers)
+        object.__setattr__(self, "layers", layers)
+
+    def __repr__(self) -> str:
+        return f"Serial({', '.join(map(repr, self.layers))})"
+
+    @property
+    def streams(self) -> bool:
+        return all(layer.streams for layer in self.layers)
+
+    @property
+    def stride(self) -> int:
+        return math.prod(layer.stride for layer in self.layers)
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
+        params = []
+        for i, layer in enumerate(self.layers):
+            params.append(layer.init(jax.random.fold_in(key, i), xs))
+            if i + 1 < len(self.layers):
+                xs = outputs_like(layer, params[-1], xs)
+        return tuple(params)
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return tuple(layer.initial_carry(p, batch_shape) for layer, p in zip(self.layers, params, strict=True))
+
+    def apply(
+        self,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        carries = []
+        for i, (layer, p, c) in enumerate(zip(self.layers, params, carry, strict=True)):
+            after, xs = layer.apply(p, c, xs, mask=mask, resets=resets, key=fold_key(key, i))
+            mask, resets = layer.time_map(mask, resets, c)
+            carries.append(after)
+        return tuple(carries), xs
+
+    def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
+        for layer, c in zip(self.layers, carry or (None,) * len(self.layers), strict=True):
+            mask, resets = layer.time_map(mask, resets, c)
+        return mask, resets
+
+    def calibrate(
+        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
+    ) -> Params:
+        calibrated = []
+        for layer, p, c in zip(self.layers, params, carry, strict=True):
+            calibrated.append(layer.calibrate(p, c, xs, mask=mask, resets=resets))
+            _, xs = layer.apply(calibrated[-1], c, xs, mask=mask, resets=resets)
+            mask, resets = layer.time_map(mask, resets, c)
+        return tuple(calibrated)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Residual(Layer):
+    """y = x + layer(x). The layer keeps the shape and the time axis.
+
+    Raises:
+      ValueError: at `init`, a layer that changes the shape or the dtype.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = Residual(seqjax.RNN(seqjax.GRU(3)))
+    >>> params = model.init(jax.random.key(0), jnp.ones((5, 3)))
+    >>> model.apply(params, model.initial_carry(params, ()), jnp.ones((5, 3)))[1].shape
+    (5, 3)
+    """
+
+    layer: Layer
+
+    def __post_init__(self):
+        check_layers("Residual", self.layer)
+
+    @property
+    def streams(self) -> bool:
+        return self.layer.streams
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
+        params = self.layer.init(key, xs)
+        ys = outputs_like(self.layer, params, xs)
+        if ys.shape != xs.shape or ys.dtype != xs.dtype:
+            raise ValueError(
+                f"Residual needs a layer that keeps shape and dtype; {self.layer!r} maps "
+                f"{xs.dtype}{list(xs.shape)} to {ys.dtype}{list(ys.shape)}."
+            )
+        return params
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return self.layer.initial_carry(params, batch_shape)
+
+    def apply(
+        self,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        carry, ys = self.layer.apply(params, carry, xs, mask=mask, resets=resets, key=key)
+        if mask is not None:
+            xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))
+        return carry, xs + ys
+
+    def calibrate(
+        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
+    ) -> Params:
+        return self.layer.calibrate(params, carry, xs, mask=mask, resets=resets)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BatchMajor(Layer):
+    """Runs a time-major model on batches `[B, T, ..., D]`: the one place where they enter.
+
+    Inputs, mask, resets and outputs have the batch axis first; the carry is the model's.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = BatchMajor(seqjax.RNN(seqjax.GRU(4)))
+    >>> params = model.init(jax.random.key(0), jnp.ones((32, 50, 1)))
+    >>> model.apply(params, model.initial_carry(params, (32,)), jnp.ones((32, 50, 1)))[1].shape
+    (32, 50, 4)
+    """
+
+    layer: Layer
+
+    def __post_init__(self):
+        check_layers("BatchMajor", self.layer)
+
+    @property
+    def streams(self) -> bool:
+        return False  # its axis 0 is not time
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
+        if xs.ndim < 3:
+            raise ValueError(f"BatchMajor needs xs [B, T, ..., D], got shape {xs.shape}.")
+        return self.layer.init(key, jax.eval_shape(_swap, xs))
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return self.layer.initial_carry(params, batch_shape)
+
+    def apply(
+        self,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        if xs.ndim < 3:
+            raise ValueError(f"BatchMajor needs xs [B, T, ..., D], got shape {xs.shape}.")
+        carry, ys = self.layer.apply(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets), key=key)
+        return carry, _swap(ys)
+
+    def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
+        mask, resets = self.layer.time_map(_swap(mask), _swap(resets), carry)
+        return _swap(mask), _swap(resets)
+
+    def calibrate(
+        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
+    ) -> Params:
+        return self.layer.calibrate(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets))
+
+
+def _swap(xs: Array | None) -> Array | None:
+    return None if xs is None else jnp.swapaxes(xs, 0, 1)

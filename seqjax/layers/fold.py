@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequences of any length: a streaming model run segment by segment, its outputs reduced on the way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, check_sequence
+
+
+def fold(
+    model: Layer,
+    params: Params,
+    carry: Carry,
+    xs: Array,
+    fn: Callable[..., Any],
+    init: Any,
+    *,
+    segment: int,
+    extras: Any = None,
+    mask: Mask = None,
+    resets: Resets = None,
+    key: Key = None,
+) -> tuple[Carry, Any]:
+    """Reduces a model's outputs over time without ever holding all of them.
+
+    total_{s+1} = fn(total_s, ys of segment s), from total_0 = `init`. Each segment is recomputed in
+    the reverse pass, so a gradient holds the carries between segments and the activations of one.
+    Memory beyond the inputs is about (T / segment) carries + one segment's activations, least for
+    segments of about √T steps; the price is one more forward pass.
+
+    Args:
+      model: any layer that streams.
+      params, carry: its params and the carry to start from.
+      xs: `[T, ..., D]`.
+      fn: `fn(total, ys)`, or `fn(total, ys, extras)` where `extras` are given; it must keep the
+        structure, shapes and dtypes of `total`.
+      init: the total before the first segment.
+      segment: steps in a segment, a multiple of the model's stride; the last one may be shorter.
+      extras: a pytree of arrays that are sliced along with the outputs (targets, weights, the
+        outputs' mask): axis 0 is as long as all outputs, or as `xs`.
+      mask, resets: `[T, ...]`, as for `Layer.apply`.
+      key: for training; each segment gets its own, so a variational dropout mask holds for a segment.
+
+    Returns:
+      The carry after the last step, and the total.
+
+    Raises:
+      ValueError: a model that does not stream, a segment that does not divide into strides, extras
+        of another length.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
+    >>> xs, targets = jnp.ones((1000, 2, 3)), jnp.zeros((1000, 2, 1))
+    >>> params = model.init(jax.random.key(0), xs)
+    >>> def add_error(total, ys, targets):
+    ...     return total + jnp.sum((ys - targets) ** 2)
+    >>> def loss(params):
+    ...     carry = model.initial_carry(params, (2,))
+    ...     return fold(model, params, carry, xs, add_error, jnp.zeros(()), segment=32, extras=targets)[1]
+    >>> bool(jnp.isfinite(jax.grad(loss)(params)[1].bias).all())
+    True
+
+    Source: Chen et al. 2016, section 4 (segments); Gruslys et al. 2016.
+    """
+    check_sequence(xs, mask, resets)
+    T = xs.shape[0]
+    if not model.streams:
+        raise ValueError(f"fold needs a model that streams; {model!r} does not: run it whole with apply.")
+    if not isinstance(segment, int) or segment < 1 or segment % model.stride:
+        raise ValueError(
+            f"segment must be a positive multiple of the model's stride {model.stride}, got {segment!r}."
+        )
+    segment = min(segment, -(-T // model.stride) * model.stride)
+    count, rest = divmod(T, segment)
+    out_steps = [_output_steps(model, params, carry, xs, steps) for steps in (segment, rest)]
+    _check_extras(extras, T, count * out_steps[0] + out_steps[1])
+
+    def piece(state: tuple[Carry, Any], inputs: tuple) -> tuple[tuple[Carry, Any], None]:
+        (carry, total), (index, xs, mask, resets, extras) = state, inputs
+        piece_key = None if key is None else jax.random.fold_in(key, index)
+        carry, ys = model.apply(params, carry, xs, mask=mask, resets=resets, key=piece_key)
+        return (carry, fn(total, ys) if extras is None else fn(total, ys, extras)), None
+
+    def whole(array: Array) -> Array:
+        steps = _steps_of(array, T, segment, out_steps[0])
+        return array[: count * steps].reshape(count, steps, *array.shape[1:])
+
+    def remainder(array: Array) -> Array:
+        return array[count * _steps_of(array, T, segment, out_steps[0]) :]
+
+    state = carry, init
+    sliced = xs, mask, resets, extras
+    if count:
+        # inside a scan the loop itself keeps XLA from merging the two forward passes
+        body = jax.checkpoint(piece, prevent_cse=False)
+        state, _ = jax.lax.scan(body, state, (jnp.arange(count), *jax.tree.map(whole, sliced)))
+    if rest:
+        state, _ = jax.checkpoint(piece)(state, (jnp.asarray(count), *jax.tree.map(remainder, sliced)))
+    return state
+
+
+def _steps_of(array: Array, T: int, segment: int, output_segment: int) -> int:
+    """Entries of `array` in a segment: as `xs`, or as the outputs."""
+    return segment if array.shape[0] == T else output_segment
+
+
+def _output_steps(model: Layer, params: Params, carry: Carry, xs: Array, steps: int) -> int:
+    """Outputs for `steps` inputs, without computing them."""
+    if steps == 0:
+        return 0
+    like = jax.ShapeDtypeStruct((steps, *xs.shape[1:]), xs.dtype)
+    return jax.eval_shape(model.apply, params, carry, like)[1].shape[0]
+
+
+def _check_extras(extras: Any, T: int, outputs: int) -> None:
+    for leaf in jax.tree.leaves(extras):
+        if leaf.ndim < 1 or leaf.shape[0] not in (T, outputs):
+            raise ValueError(
+                f"extras are sliced along axis 0 with the outputs: expected {outputs} steps"
+                f"{'' if outputs == T else f' (or {T}, as xs)'}, got shape {leaf.shape}."
+            )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cell run over time by an engine, as a layer."""
+
+import dataclasses
+
+import jax
+
+from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape, check_sequence
+from seqjax.engines.scan import Scan
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RNN(Layer):
+    """A recurrent layer: `carry_t, y_t = cell.step(params, carry_{t-1}, x_t)` for every t.
+
+    Its params and carry are its cell's.
+
+    Args:
+      cell: the recurrence.
+      engine: how it is run; every engine gives the same numbers.
+
+    Raises:
+      ValueError: a cell or an engine that is none.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = RNN(seqjax.LSTM(4))
+    >>> xs = jnp.ones((50, 32, 1))
+    >>> params = model.init(jax.random.key(0), xs)
+    >>> carry, ys = jax.jit(model.apply)(params, model.initial_carry(params, (32,)), xs)
+    >>> ys.shape
+    (50, 32, 4)
+    """
+
+    cell: Cell
+    engine: Engine = Scan()
+
+    def __post_init__(self):
+        for name, kind in (("cell", Cell), ("engine", Engine)):
+            given = getattr(self, name)
+            if not isinstance(given, kind):
+                raise ValueError(f"RNN: {name} must be a seqjax {kind.__name__}, got {given!r}.")
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
+        check_sequence(xs)
+        return self.cell.init(key, xs.shape[-1])
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return self.cell.initial_carry(params, batch_shape)
+
+    def apply(
+        self,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        return self.engine.run(self.cell, params, carry, xs, mask=mask, resets=resets, key=key)
+
+    def calibrate(
+        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
+    ) -> Params:
+        check_sequence(xs, mask, resets)
+        if self.cell.couples_batch and (mask is not None or resets is not None):
+            raise ValueError(f"{self!r} takes its statistics from whole sequences: calibrate without mask and resets.")
+        return self.cell.calibrate(params, carry, xs)

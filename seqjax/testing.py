@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference that every engine is held to, and the laws as checks for a user's own cell."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.engines.scan import Scan
+
+
+def reference_loop(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    xs: Array,
+    *,
+    mask: Mask = None,
+    resets: Resets = None,
+    key: Key = None,
+) -> tuple[Carry, Array]:
+    """Runs a cell over time by a Python `for`: what every engine must compute.
+
+    Args:
+      cell, params, carry, xs, mask, resets, key: as for `Engine.run`.
+
+    Returns:
+      The carry after the last step and `ys [T, ..., H]`.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> cell = seqjax.Simple(4)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> carry, ys = reference_loop(cell, params, cell.initial_carry(params, ()), jnp.ones((5, 3)))
+    >>> ys.shape
+    (5, 4)
+    """
+
+    T = xs.shape[0]
+    keys = jax.random.split(key, T) if key is not None and cell.stochastic else [None] * T
+    initial = None if resets is None else cell.initial_carry(params, xs.shape[1:-1])
+    ys = []
+    for t in range(T):
+        m, r = (None if flag is None else flag[t] for flag in (mask, resets))
+        carry, y = reference_step(cell, params, initial, carry, xs[t], m, r, keys[t])
+        ys.append(y)
+    return carry, jnp.stack(ys)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reference_step(
+    cell: Cell, params: Params, initial: Carry, carry: Carry, x: Array, mask: Mask, reset: Resets, key: Key
+) -> tuple[Carry, Array]:
+    """One step of the loop, with the mask and reset of that step; compiled once a cell, for speed."""
+
+    def pick(flag, on_true, on_false):
+        def where(a, b):
+            return jnp.where(flag.reshape(flag.shape + (1,) * (a.ndim - flag.ndim)), a, b)
+
+        return jax.tree.map(where, on_true, on_false)
+
+    if reset is not None:
+        carry = pick(reset, initial, carry)
+    if mask is not None:
+        x = pick(mask, x, jnp.zeros_like(x))
+    after, y = cell.step(params, carry, cell.project(params, x), key)
+    if mask is None:
+        return after, y
+    return pick(mask, after, carry), pick(mask, y, jnp.zeros_like(y))
+
+
+def example(
+    cell: Cell,
+    *,
+    T: int = 7,
+    batch_shape: Sequence[int] = (3,),
+    in_dim: int = 2,
+    masked: bool = False,
+    with_resets: bool = False,
+    seed: int = 0,
+) -> tuple[Params, Carry, Array, Mask, Resets]:
+    """Random params, carry, xs, mask and resets for a check, in the params' dtype.
+
+    Masked steps hold NaN, which no engine may let through.
+
+    >>> import seqjax
+    >>> params, carry, xs, mask, resets = example(seqjax.GRU(4), masked=True)
+    >>> xs.shape, mask.shape, resets
+    ((7, 3, 2), (7, 3), None)
+    """
+    random = np.random.default_rng(seed)
+    batch_shape = tuple(batch_shape)
+    params = jitter(cell.init(jax.random.key(seed), in_dim), random)
+    dtype = next(leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    carry = jitter(cell.initial_carry(params, batch_shape), random)
+    xs = random.normal(size=(T, *batch_shape, in_dim))
+    mask = random.random((T, *batch_shape)) < 0.7 if masked else None
+    resets = random.random((T, *batch_shape)) < 0.3 if with_resets else None
+    if mask is not None:
+        xs[~mask] = np.nan
+    return params, carry, *(None if a is None else jnp.asarray(a) for a in (xs.astype(dtype), mask, resets))
+
+
+def jitter(tree: Params, random: np.random.Generator, scale: float = 0.3) -> Params:
+    """`tree` with noise on every floating leaf, so that zeros and ones hide no error.
+
+    >>> float(jitter(jnp.zeros(()), np.random.default_rng(0))) != 0
+    True
+    """
+
+    def add_noise(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        noise = random.uniform(0, scale, leaf.shape)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            noise = noise + 1j * random.uniform(0, scale, leaf.shape)
+        return leaf + jnp.asarray(noise.astype(leaf.dtype))
+
+    return jax.tree.map(add_noise, tree)
+
+
+def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array, **flags):
+    """Outputs of a run, and the gradients of a random-weighted sum of them in params, carry and xs."""
+
+    def loss(params, carry, xs, flags):
+        out = run(cell, params, carry, xs, **flags)
+        random = np.random.default_rng(0)
+        terms = []
+        for leaf in jax.tree.leaves(out):
+            for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
+                terms.append(jnp.sum(part * random.normal(size=part.shape).astype(part.dtype)))
+        return sum(terms[1:], terms[0]), out
+
+    (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, carry, xs, flags)
+    return out, gradients
+
+
+def assert_close(actual, expected, tolerance: float) -> None:
+    """Raises `AssertionError` unless two pytrees agree, absolutely and relative to each leaf's size."""
+    if jax.tree.structure(actual) != jax.tree.structure(expected):
+        raise AssertionError(f"structures differ: {jax.tree.structure(actual)} and {jax.tree.structure(expected)}")
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        if a.dtype != b.dtype:
+            raise AssertionError(f"dtypes differ: {a.dtype} and {b.dtype}")
+        wide = np.complex128 if jnp.iscomplexobj(b) else np.float64
+        a, b = np.asarray(a, wide), np.asarray(b, wide)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(b).max(initial=0.0))))
+
+
+def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), tolerance: float | None = None) -> None:
+    """Holds a cell of your own, under an engine, to seqjax's laws.
+
+    Checked: `init` works under `eval_shape`; a step keeps the carry's structure, shapes and
+    dtypes; the engine equals `reference_loop` in values and gradients, with and without mask,
+    resets and batch axes, with NaN in masked steps; two pieces equal the whole; `vmap` equals batched.
+
+    Args:
+      cell: the cell, with params in float32 or float64.
+      in_dim: features to try it with.
+      engine: the engine to run it under.
+      tolerance: absolute and relative; by default 1e-5, or 1e-10 for float64 params.
+
+    Raises:
+      AssertionError: the law that fails.
+
+    >>> import seqjax
+    >>> check_cell(seqjax.Simple(3))
+    """
+    shapes = jax.eval_shape(lambda key: cell.init(key, in_dim), jax.random.key(0))
+    widths = [leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)]
+    tolerance = tolerance or (1e-10 if min(widths, default=4) == 8 else 1e-5)
+    for batch_shape, masked, with_resets in (((), False, False), ((3,), True, False), ((2, 3), True, True)):
+        params, carry, xs, mask, resets = example(
+            cell, batch_shape=batch_shape, in_dim=in_dim, masked=masked, with_resets=with_resets
+        )
+        flags = {"mask": mask, "resets": resets}
+        expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
+        actual = jax.jit(functools.partial(value_and_gradients, engine.run, cell))(params, carry, xs, **flags)
+        assert_close(actual, expected, tolerance)
+        check_step(cell, params, carry, jnp.nan_to_num(xs[0]))
+        check_pieces(cell, params, carry, xs, engine=engine, tolerance=tolerance, **flags)
+    params, carry, xs, *_ = example(cell, in_dim=in_dim)
+    run = functools.partial(engine.run, cell, params)
+    whole = jax.jit(run)(carry, xs)
+    mapped = jax.jit(jax.vmap(run, (0, 1), (0, 1)))(carry, xs)
+    assert_close(mapped, whole, tolerance)
+
+
+def check_step(cell: Cell, params: Params, carry: Carry, x: Array) -> None:
+    """Raises `AssertionError` unless a step keeps the carry's structure, shapes and dtypes."""
+    after, _ = cell.step(params, carry, cell.project(params, x))
+    before_type, after_type = (jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (carry, after))
+    if jax.tree.structure(carry) != jax.tree.structure(after) or before_type != after_type:
+        raise AssertionError(f"step of {cell!r} changes the carry from {before_type} to {after_type}")
+
+
+def check_pieces(
+    cell: Cell, params: Params, carry: Carry, xs: Array, *, engine: Engine, tolerance: float, mask: Mask, resets: Resets
+) -> None:
+    """Raises `AssertionError` unless running `[0:k]`, then `[k:T]` from its carry, equals the whole."""
+    run = jax.jit(functools.partial(engine.run, cell))
+    whole = run(params, carry, xs, mask=mask, resets=resets)
+    outputs, cuts = [], (0, xs.shape[0] // 2, xs.shape[0])
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        flags = {
+            name: None if flag is None else flag[start:stop] for name, flag in (("mask", mask), ("resets", resets))
+        }
+        carry, ys = run(params, carry, xs[start:stop], **flags)
+        outputs.append(ys)
+    assert_close((carry, jnp.concatenate(outputs)), whole, tolerance)
