@@ -141,6 +141,8 @@ def learning(path: pathlib.Path, task: Task, histories: Mapping[str, History], b
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(_half_decades))
             axis.set(xlabel="training step", ylabel="validation MSE", title=title)
+            axis.set_xlim(left=0)
+            axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         figure.suptitle(f"{task.name}: learning curves", x=0.01, ha="left")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
         figure.savefig(path)
@@ -219,5 +221,6 @@ def future(path: pathlib.Path, label: str, values: np.ndarray, made: Mapping[int
                 label="forecast beyond the end" if beyond else "forecast" if i == 0 else None,
             )
         axis.set(xlabel="row", ylabel=label)
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axis.legend(loc="upper left", ncols=3)
         figure.savefig(path)
