@@ -68,7 +68,8 @@ class Cell(Described):
 
     - `"adjoint"`: `step_residuals`, `step_transpose`, `accumulate`, a hand-written
       reverse pass that the scan engines use in place of autodiff;
-    - `"affine"`: `coefficients`, `readout`, for `carry_t = decay_t * carry_{t-1} + drive_t`.
+    - `"affine"`: `coefficients`, `readout`, for `carry_t = decay_t * carry_{t-1} + drive_t`;
+    - `"jacobian"`: `step_jacobian`, ∂carry_t/∂carry_{t-1} in closed form, beside its `jacobian_structure`.
 
     Every method takes arrays with any leading batch axes.
     """
@@ -134,6 +135,22 @@ class Cell(Described):
     def readout(self, params: Params, carry: Carry, z: Any) -> Array:
         """The output of the step that ended in `carry`."""
         raise self._not_offered("affine")
+
+    # -- jacobian --------------------------------------------------------------------------
+
+    @property
+    def jacobian_structure(self) -> str:
+        """What of ∂carry_t/∂carry_{t-1} is not zero, for the Newton engine.
+
+        `"dense"`: anything; `"diagonal"`: each entry of the carry depends on its own past alone;
+        `"block"`: unit j of every leaf `[..., H]` depends on unit j of all leaves.
+        """
+        return "dense"
+
+    def step_jacobian(self, params: Params, carry: Carry, z: Any) -> Any:
+        """∂carry_t/∂carry_{t-1} by structure: diagonal, a pytree like the carry; block, `[..., H, k, k]`
+        for k leaves; dense, `[..., N, N]` over the leaves' features one after the other."""
+        raise self._not_offered("jacobian")
 
     # -- recurrent dropout, batch normalization -----------------------------------------------
 
