@@ -79,7 +79,7 @@ def save(
         path = storage.write(directory, str(step), {n: _data(a) for n, a in arrays.items() if a.size}, manifest)
     except OSError as error:
         earlier = steps(run_dir)
-        kept = f"the last good checkpoint, step {earlier[-1]}, is untouched" if earlier else "none was saved before it"
+        kept = f"the last good checkpoint, step {earlier[-1]}, is untouched" if earlier else "nothing was saved before it"
         raise OSError(
             error.errno,
             f"could not save step {step}: {error.strerror or error}; {kept}. Make room or give another run_dir",

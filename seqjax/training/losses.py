@@ -131,6 +131,13 @@ def weight(loss: Loss, predictions: Array, mask: Mask) -> Array:
     return jnp.sum(last_valid(mask) if isinstance(loss, AtLastStep) else mask, dtype=jnp.int32)
 
 
+def widen(x: Array) -> Array:
+    """`x` in float32 if it is in half precision, as it is otherwise."""
+    x = jnp.asarray(x)
+    half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+    return x.astype(jnp.float32) if half else x
+
+
 def _mean(elementwise: Callable, predictions: Array, targets: Array, mask: Mask) -> Array:
     if mask is None:
         return jnp.mean(elementwise(predictions, targets))
@@ -146,7 +153,7 @@ def _where(mask: Array, x: Array) -> Array:
 
 
 def _same(predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]:
-    predictions, targets = _wide(predictions), _wide(targets)
+    predictions, targets = widen(predictions), widen(targets)
     if predictions.shape != targets.shape:
         raise ValueError(
             f"predictions {predictions.shape} and targets {targets.shape} must have the same shape [T, ..., F]; "
@@ -159,7 +166,7 @@ def _same(predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]
 
 
 def _labelled(name: str, predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]:
-    predictions, targets = _wide(predictions), jnp.asarray(targets)
+    predictions, targets = widen(predictions), jnp.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != predictions.shape[:-1]:
         raise ValueError(
             f"{name} takes integer labels of shape {predictions.shape[:-1]} for predictions {predictions.shape}, "
@@ -167,12 +174,6 @@ def _labelled(name: str, predictions: Array, targets: Array, mask: Mask) -> tupl
         )
     _check_mask(predictions, mask)
     return predictions, targets
-
-
-def _wide(x: Array) -> Array:
-    x = jnp.asarray(x)
-    half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
-    return x.astype(jnp.float32) if half else x
 
 
 def _check_mask(predictions: Array, mask: Mask) -> None:

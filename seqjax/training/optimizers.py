@@ -48,7 +48,7 @@ def clip(
         ways.append(optax.clip(_positive("value", value)))
     if adaptive is not None:
         ways.append(_by_unit(_positive("adaptive", adaptive)))
-    inner = optax.chain(*ways)
+    inner = optax.chain(*ways) if ways else optax.identity()
 
     def init(params: Params) -> ClipState:
         return ClipState(jnp.zeros((), bool))

@@ -9,6 +9,7 @@ All that a loop of one's own needs:
         state, metrics = step(state, batch, key)
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import optax
 
 from seqjax.base import Array, Key, Layer, Mask, Params, Resets
 from seqjax.layers.compose import BatchMajor
-from seqjax.training.losses import Loss, weight
+from seqjax.training.losses import Loss, weight, widen
 from seqjax.training.optimizers import was_clipped
 
 Metrics = dict[str, Array]
@@ -87,36 +88,8 @@ def make_train_step(
       (bool: a `clip` in the optimizer changed the gradient) and `skipped` (bool).
     """
 
-    def objective(params: Params, batch: Batch, key: Key) -> Array:
-        return loss(*_predict(model, params, batch, key))
-
-    def step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
-        if key is not None:
-            key = jax.random.fold_in(key, state.step)
-        value, grads = jax.value_and_grad(objective)(state.params, batch, key)
-        grad_norm = _norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(_norm(updates))
-        params, kept_opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-        )
-        bad = (~finite).astype(jnp.int32)
-        metrics = {
-            "loss": value,
-            "grad_norm": grad_norm,
-            "clipped": was_clipped(opt_state) & finite,
-            "skipped": ~finite,
-        }
-        return TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=kept_opt_state,
-            skipped=state.skipped + bad,
-            skipped_in_row=(state.skipped_in_row + 1) * bad,
-        ), metrics
-
-    return jax.jit(step, donate_argnums=(0,) if donate else ())
+    step = _donating_step if donate else _step
+    return functools.partial(step, model, loss, optimizer)
 
 
 def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
@@ -129,15 +102,7 @@ def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
     Returns:
       The step; `weight` is the number of steps the mean is over.
     """
-    metrics = dict(metrics)
-
-    def step(params: Params, batch: Batch) -> dict[str, tuple[Array, Array]]:
-        predictions, targets, mask = _predict(model, params, batch, None)
-        return {
-            name: (loss(predictions, targets, mask), weight(loss, predictions, mask)) for name, loss in metrics.items()
-        }
-
-    return jax.jit(step)
+    return functools.partial(_evaluate, model, tuple(metrics.items()))
 
 
 def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
@@ -157,6 +122,56 @@ def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[s
     return means
 
 
+# Model, loss and optimizer are static and compare by value: equal ones share one compilation.
+
+
+def _train(
+    model: Layer, loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Batch, key: Key
+) -> tuple[TrainState, Metrics]:
+    if key is not None:
+        key = jax.random.fold_in(key, state.step)
+
+    def objective(params: Params) -> Array:
+        return loss(*_predict(model, params, batch, key))
+
+    value, grads = jax.value_and_grad(objective)(state.params)
+    grad_norm = _norm(grads)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes its int32 count with floats
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(_norm(updates))
+    params, kept_opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    bad = (~finite).astype(jnp.int32)
+    metrics = {
+        "loss": value,
+        "grad_norm": grad_norm,
+        "clipped": was_clipped(opt_state) & finite,
+        "skipped": ~finite,
+    }
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=kept_opt_state,
+        skipped=state.skipped + bad,
+        skipped_in_row=(state.skipped_in_row + 1) * bad,
+    ), metrics
+
+
+_step = jax.jit(_train, static_argnums=(0, 1, 2))
+_donating_step = jax.jit(_train, static_argnums=(0, 1, 2), donate_argnums=(3,))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(
+    model: Layer, metrics: tuple[tuple[str, Loss], ...], params: Params, batch: Batch
+) -> dict[str, tuple[Array, Array]]:
+    predictions, targets, mask = _predict(model, params, batch, None)
+    return {name: (loss(predictions, targets, mask), weight(loss, predictions, mask)) for name, loss in metrics}
+
+
 def _predict(model: Layer, params: Params, batch: Batch, key: Key) -> tuple[Array, Array, Mask]:
     """The outputs from the initial carry, the targets, and the outputs' mask: time is axis 0 in all."""
     if isinstance(model, BatchMajor):
@@ -169,6 +184,6 @@ def _predict(model: Layer, params: Params, batch: Batch, key: Key) -> tuple[Arra
 
 
 def _norm(tree: Params) -> Array:
-    """The global L2 norm, in float32 at least: squares overflow in half precision."""
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
-    return optax.tree.norm(wide)
+    """The global L2 norm; squares would overflow in half precision."""
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        return optax.tree.norm(jax.tree.map(widen, tree))

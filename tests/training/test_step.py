@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step: what it changes, what it reports, what it leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import seqjax
+from seqjax.training import (
+    AtLastStep,
+    Batch,
+    accuracy,
+    clipped,
+    cross_entropy,
+    evaluate,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    mean_squared_error,
+)
+
+LINEAR = seqjax.Dense(1, use_bias=False, dtypes=seqjax.DTypes(params="float64"))
+RECURRENT = seqjax.Serial(
+    seqjax.RNN(seqjax.Simple(3, dtypes=seqjax.DTypes(params="float64"))),
+    seqjax.Dense(1, dtypes=seqjax.DTypes(params="float64")),
+)
+
+
+def draw(T=4, B=2, D=3, F=1, seed=0):
+    rng = np.random.default_rng(seed)
+    return Batch(rng.normal(size=(T, B, D)), rng.normal(size=(T, B, F)))
+
+
+def start(model, optimizer, batch, seed=0):
+    return init_state(model.init(jax.random.key(seed), batch.xs), optimizer)
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def linear_gradient(kernel, batch):
+    """d/dw mean (x w - y)^2, by hand."""
+    error = batch.xs @ kernel - batch.ys
+    return 2 * np.einsum("tbd,tbf->df", batch.xs, error) / error.size
+
+
+def test_step_follows_the_hand_computed_gradient():
+    batch = draw()
+    state = start(LINEAR, optax.sgd(0.1), batch)
+    kernel = np.asarray(state.params.kernel)
+    after, metrics = make_train_step(LINEAR, mean_squared_error, optax.sgd(0.1))(state, batch, None)
+    gradient = linear_gradient(kernel, batch)
+    np.testing.assert_allclose(after.params.kernel, kernel - 0.1 * gradient, rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], np.mean((batch.xs @ kernel - batch.ys) ** 2), rtol=1e-12)
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(np.sum(gradient**2)), rtol=1e-12)
+    assert (int(after.step), int(after.skipped), bool(metrics["clipped"]), bool(metrics["skipped"])) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, True), (2.0, False)])
+def test_grad_norm_is_the_one_before_clipping_and_clipping_is_reported(share, expected):
+    batch = draw()
+    state = start(LINEAR, optax.sgd(0.1), batch)
+    kernel = np.asarray(state.params.kernel)
+    gradient = linear_gradient(kernel, batch)
+    norm = np.sqrt(np.sum(gradient**2))
+    optimizer = clipped(optax.sgd(0.1), norm=share * norm)
+    step = make_train_step(LINEAR, mean_squared_error, optimizer)
+    after, metrics = step(init_state(state.params, optimizer), batch, None)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-12)
+    np.testing.assert_allclose(after.params.kernel, kernel - 0.1 * min(share, 1) * gradient, rtol=1e-12)
+    assert bool(metrics["clipped"]) is expected
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_no_bit_and_is_counted(poison):
+    good = draw()
+    bad = good._replace(xs=np.where(np.arange(4)[:, None, None] == 2, poison, good.xs))
+    optimizer = clipped(optax.adam(0.1), norm=1e-3)
+    step = make_train_step(RECURRENT, mean_squared_error, optimizer)
+    state, _ = step(start(RECURRENT, optimizer, good), good, None)
+    counts = []
+    before = state
+    for batch in (bad, bad, good):
+        state, metrics = step(state, batch, None)
+        counts.append((int(state.step), int(state.skipped), int(state.skipped_in_row), bool(metrics["skipped"])))
+        if batch is bad:
+            assert_same_bits((state.params, state.opt_state), (before.params, before.opt_state))
+            assert not metrics["clipped"]
+    assert counts == [(2, 1, 1, True), (3, 2, 2, True), (4, 2, 0, False)]
+    assert not np.array_equal(state.params[0].w_in, before.params[0].w_in)
+
+
+def test_a_finite_loss_with_an_infinite_gradient_is_skipped():
+    batch = draw()
+    state = init_state(LINEAR.init(jax.random.key(0), batch.xs)._replace(kernel=jnp.zeros((3, 1))), optax.sgd(0.1))
+    step = make_train_step(LINEAR, lambda p, y, mask: jnp.sqrt(jnp.sum(p**2)), optax.sgd(0.1))
+    after, metrics = step(state, batch, None)
+    assert metrics["loss"] == 0
+    assert metrics["skipped"]
+    np.testing.assert_array_equal(after.params.kernel, 0)
+
+
+def test_an_update_that_is_not_finite_is_skipped():
+    batch = draw()
+    optimizer = optax.scale(np.inf)
+    state = start(LINEAR, optimizer, batch)
+    after, metrics = make_train_step(LINEAR, mean_squared_error, optimizer)(state, batch, None)
+    assert np.isfinite(metrics["grad_norm"])
+    assert metrics["skipped"]
+    assert_same_bits(after.params, state.params)
+
+
+def test_training_on_padding_equals_training_on_the_trimmed_sequence():
+    batch = draw(T=6, B=1)
+    padded = Batch(
+        np.concatenate([batch.xs, np.full((3, 1, 3), np.nan)]),
+        np.concatenate([batch.ys, np.full((3, 1, 1), np.nan)]),
+        mask=np.arange(9)[:, None] < 6,
+    )
+    step = make_train_step(RECURRENT, mean_squared_error, optax.sgd(0.1))
+    state = start(RECURRENT, optax.sgd(0.1), batch)
+    trimmed, _ = step(state, batch, None)
+    masked, metrics = step(state, padded, None)
+    assert not metrics["skipped"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), trimmed.params, masked.params)
+
+
+def test_the_loss_sees_the_mask_of_the_outputs():
+    model = seqjax.Conv1D(1, width=2, stride=2, padding="valid", dtypes=seqjax.DTypes(params="float64"))
+    seen = []
+
+    def loss(predictions, targets, mask):
+        jax.debug.callback(lambda m: seen.append(m.tolist()), mask)
+        return mean_squared_error(predictions, targets, mask)
+
+    mask = np.array([1, 1, 1, 0, 1, 1], bool)[:, None]  # windows (0, 1), (2, 3), (4, 5)
+    batch = Batch(draw(T=6, B=1).xs, np.zeros((3, 1, 1)), mask=mask)
+    state = start(model, optax.sgd(0.1), batch)
+    jax.block_until_ready(make_train_step(model, loss, optax.sgd(0.1))(state, batch, None))
+    jax.effects_barrier()
+    assert seen == [[[True], [False], [True]]]
+
+
+def test_step_t_uses_the_runs_key_folded_with_t():
+    model = seqjax.Serial(seqjax.Dropout(0.5), LINEAR)
+    batch, key = draw(T=20), jax.random.key(7)
+    step = make_train_step(model, mean_squared_error, optax.sgd(0.0))
+    state = start(model, optax.sgd(0.0), batch)
+    for t in range(2):
+        state, metrics = step(state, batch, key)
+        _, ys = model.apply(
+            state.params, model.initial_carry(state.params, (2,)), batch.xs, key=jax.random.fold_in(key, t)
+        )
+        np.testing.assert_allclose(metrics["loss"], np.mean((ys - batch.ys) ** 2), rtol=1e-12)
+
+
+def test_without_a_key_nothing_is_dropped():
+    model = seqjax.Serial(seqjax.Dropout(0.5), LINEAR)
+    batch = draw()
+    state = start(model, optax.sgd(0.1), batch)
+    _, metrics = make_train_step(model, mean_squared_error, optax.sgd(0.1))(state, batch, None)
+    kernel = np.asarray(state.params[1].kernel)
+    np.testing.assert_allclose(metrics["loss"], np.mean((batch.xs @ kernel - batch.ys) ** 2), rtol=1e-12)
+
+
+def test_steps_of_one_shape_are_traced_once():
+    traces = []
+
+    def loss(predictions, targets, mask):
+        traces.append(predictions.shape)
+        return mean_squared_error(predictions, targets, mask)
+
+    # A python float among the params is weakly typed and must not cause a second trace.
+    model = seqjax.Dense(1, bias_init=lambda key, shape, dtype: jnp.broadcast_to(0.0, shape))
+    batch = jax.tree.map(lambda leaf: leaf.astype(np.float32), draw())
+    params = model.init(jax.random.key(0), batch.xs)
+    params = params._replace(bias=jnp.full((1,), 0.0))
+    step = make_train_step(model, loss, optax.sgd(0.1))
+    state = init_state(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), optax.sgd(0.1))
+    for _ in range(3):
+        state, _ = step(state, batch, None)
+    assert len(traces) == 1
+
+
+def test_init_state_has_strong_types_and_buffers_of_its_own():
+    params = (jnp.asarray(1.0), jnp.ones(3))
+    optimizer = optax.chain(optax.trace(0.9), optax.contrib.schedule_free_sgd(0.1))
+    state = init_state(params, optimizer)
+    leaves = jax.tree.leaves(state)
+    assert not any(leaf.weak_type for leaf in leaves)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in [*leaves, *params]]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_a_donated_state_trains_to_the_same_bits():
+    batch = draw()
+    optimizer = clipped(optax.adam(0.1), norm=1.0)
+    ends = []
+    for donate in (False, True):
+        step = make_train_step(RECURRENT, mean_squared_error, optimizer, donate=donate)
+        state = start(RECURRENT, optimizer, batch)
+        for _ in range(3):
+            state, _ = step(state, batch, None)
+        ends.append(state)
+    assert_same_bits(*ends)
+
+
+def test_batch_major_trains_as_time_major_does():
+    batch = draw(T=5, B=2)._replace(mask=np.arange(5)[:, None] < np.array([5, 3]))
+    swapped = jax.tree.map(lambda leaf: np.swapaxes(leaf, 0, 1), batch)
+    loss = AtLastStep(mean_squared_error)
+    state = start(RECURRENT, optax.sgd(0.1), batch)
+    expected, _ = make_train_step(RECURRENT, loss, optax.sgd(0.1))(state, batch, None)
+    got, _ = make_train_step(seqjax.BatchMajor(RECURRENT), loss, optax.sgd(0.1))(state, swapped, None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), expected.params, got.params)
+
+
+def test_ids_without_a_feature_axis_are_trained_on():
+    model = seqjax.Serial(seqjax.Embed(5, 3), seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(5))
+    ids = np.random.default_rng(0).integers(0, 5, (7, 2)).astype(np.int32)
+    batch = Batch(ids, np.roll(ids, -1, axis=0))
+    state = start(model, optax.adam(0.1), batch)
+    step = make_train_step(model, cross_entropy, optax.adam(0.1))
+    state, first = step(state, batch, None)
+    for _ in range(20):
+        state, last = step(state, batch, None)
+    assert last["loss"] < first["loss"] / 2
+
+
+def test_evaluation_weighs_batches_by_the_steps_each_mean_is_over():
+    model = seqjax.Dense(3, dtypes=seqjax.DTypes(params="float64"))
+    rng = np.random.default_rng(0)
+    batches = [
+        Batch(rng.normal(size=(4, B, 2)), rng.integers(0, 3, (4, B)), mask=rng.uniform(size=(4, B)) < share)
+        for B, share in ((5, 0.2), (2, 0.9))
+    ]
+    params = model.init(jax.random.key(0), batches[0].xs)
+    hits, last_hits = [], []
+    for xs, ys, mask, _ in batches:
+        right = (xs @ np.asarray(params.kernel)).argmax(-1) == ys
+        hits += right[mask].tolist()
+        last_hits += [right[np.flatnonzero(m)[-1], b] for b, m in enumerate(mask.T) if m.any()]
+    step = make_eval_step(model, {"accuracy": accuracy, "last": AtLastStep(accuracy)})
+    got = evaluate(step, params, batches)
+    assert got == pytest.approx({"accuracy": np.mean(hits), "last": np.mean(last_hits)}, rel=1e-12)
+
+
+def test_evaluation_draws_nothing_at_random():
+    model = seqjax.Serial(seqjax.Dropout(0.9), LINEAR)
+    batch = draw()
+    params = model.init(jax.random.key(0), batch.xs)
+    kernel = np.asarray(params[1].kernel)
+    got = evaluate(make_eval_step(model, {"mse": mean_squared_error}), params, [batch])
+    assert got == pytest.approx({"mse": np.mean((batch.xs @ kernel - batch.ys) ** 2)}, rel=1e-12)
+
+
+def test_evaluation_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no batches"):
+        evaluate(make_eval_step(LINEAR, {}), (), iter(()))
