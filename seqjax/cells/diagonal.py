@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A GRU and an LSTM whose recurrent weights are diagonal, so that Newton's method is cheap on them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Cell, Key, Shape
+from seqjax.cells import gates
+from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.cells.gru import GRUCarry
+from seqjax.cells.indrnn import Uniform
+from seqjax.dtypes import DTypes
+from seqjax.initializers import ForgetGate, Initializer, resolve
+
+
+class DiagonalParams(NamedTuple):
+    """H units, D inputs, G gates: z, r, g of the GRU, i, f, g, o of the LSTM."""
+
+    w_in: Array  # [D, G*H]
+    w_rec: Array  # [G, H]
+    bias: Array | None  # [G*H]
+
+
+class DiagonalLSTMCarry(NamedTuple):
+    c: Array  # [..., H]
+
+
+class DiagonalGRUResiduals(NamedTuple):
+    z: Array
+    r: Array
+    g: Array
+    before: Array  # h_{t-1}
+
+
+class DiagonalLSTMResiduals(NamedTuple):
+    i: Array
+    f: Array
+    g: Array
+    o: Array
+    before: Array  # c_{t-1}
+    after: Array  # c_t
+    squashed: Array  # φ(c_t)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class DiagonalFamily(Cell):
+    """What the two cells share: options, params, and slopes read off the stored activations."""
+
+    gate_count: ClassVar[int]
+
+    hidden_dim: int
+    activation: Activation = "tanh"
+    recurrent_activation: Activation = "sigmoid"
+    use_bias: bool = True
+    w_in_init: Initializer = "glorot_uniform"
+    w_rec_init: Initializer = Uniform(-1.0, 1.0)
+    bias_init: Initializer = "zeros"
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        gates.positive(type(self).__name__, hidden_dim=self.hidden_dim)
+        self._functions()
+        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
+            resolve(initializer)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        known = gates.has_slopes(self.activation, self.recurrent_activation)
+        return frozenset({"adjoint", "jacobian"} if known else ())
+
+    @property
+    def jacobian_structure(self) -> str:
+        return "diagonal"
+
+    def init(self, key: Array, in_dim: int) -> DiagonalParams:
+        gates.positive(type(self).__name__, in_dim=in_dim)
+        in_key, rec_key, bias_key = jax.random.split(key, 3)
+        hidden, count = self.hidden_dim, self.gate_count
+        return DiagonalParams(
+            w_in=gates.init_gates(in_key, self.w_in_init, in_dim, hidden, count, self.dtypes),
+            w_rec=resolve(self.w_rec_init)(rec_key, (count, hidden), self.dtypes.params),
+            bias=gates.init_bias(bias_key, self.bias_init, hidden, count, self.dtypes) if self.use_bias else None,
+        )
+
+    def project(self, params: DiagonalParams, x: Array) -> Array:
+        return gates.project_input(self, params, x)
+
+    def _zeros(self, params: DiagonalParams, batch_shape: Shape) -> Array:
+        return jnp.zeros((*batch_shape, params.w_rec.shape[1]), self.dtypes.of_carry(params.w_in))
+
+    def _functions(self) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        return activation_function(self.activation), activation_function(self.recurrent_activation)
+
+    def _slopes(self, capability: str) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        slope, gate_slope = slope_from_output(self.activation), slope_from_output(self.recurrent_activation)
+        if slope is None or gate_slope is None:
+            raise self._not_offered(capability)
+        return slope, gate_slope
+
+
+def accumulate_diagonal(params: DiagonalParams, d_zs: Array, seen: list[Array]) -> DiagonalParams:
+    """The params' cotangent; `seen` is what each gate's recurrent weight multiplied, at every step."""
+    d_gates = gates.split_gates(d_zs, len(seen))
+    d_rec = [gates.leading_sum(d * s, params.w_rec.dtype) for d, s in zip(d_gates, seen, strict=True)]
+    return jax.tree.map(jnp.zeros_like, params)._replace(w_rec=jnp.stack(d_rec))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class DiagonalGRU(DiagonalFamily):
+    """Gated recurrent unit with diagonal recurrent weights.
+
+    z, r = σ(W_x· x_t + w· ⊗ h_{t-1} + b·),  g = φ(W_xg x_t + w_g ⊗ (r ⊗ h_{t-1}) + b_g),
+    y_t = h_t = z ⊗ h_{t-1} + (1 - z) ⊗ g
+
+    Units mix through W_x of the next layer, not from step to step: the step's Jacobian is exactly
+    diagonal, and `Newton` solves it elementwise.
+
+    Args:
+      hidden_dim: H.
+      activation: φ.
+      recurrent_activation: σ.
+      use_bias: whether b exists.
+      w_in_init, w_rec_init, bias_init: initializers; recurrent weights start within [-1, 1].
+      dtypes: params, compute and carry.
+
+    Raises:
+      ValueError: an unknown option, or a size that is not a positive integer.
+
+    >>> import jax
+    >>> DiagonalGRU(4).init(jax.random.key(0), 3).w_rec.shape
+    (3, 4)
+
+    Source: Danieli et al. 2025 (ParaRNN), ParaGRU; their z is our 1 - z, and W_x is not split into heads.
+    """
+
+    gate_count: ClassVar[int] = 3
+
+    def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> GRUCarry:
+        return GRUCarry(self._zeros(params, batch_shape))
+
+    def step(self, params: DiagonalParams, carry: GRUCarry, z: Array, key: Key = None) -> tuple[GRUCarry, Array]:
+        after, y, _ = self.step_residuals(params, carry, z)
+        return after, y
+
+    def step_residuals(
+        self, params: DiagonalParams, carry: GRUCarry, z: Array
+    ) -> tuple[GRUCarry, Array, DiagonalGRUResiduals]:
+        activation, gate = self._functions()
+        w_z, w_r, w_g = params.w_rec.astype(z.dtype)
+        h = carry.h.astype(z.dtype)
+        z_x, r_x, g_x = gates.split_gates(z, 3)
+        keep = gate(z_x + w_z * h)
+        r = gate(r_x + w_r * h)
+        g = activation(g_x + w_g * (r * h))
+        y = keep * h + (1 - keep) * g
+        return GRUCarry(y.astype(carry.h.dtype)), y, DiagonalGRUResiduals(keep, r, g, h)
+
+    def step_jacobian(self, params: DiagonalParams, carry: GRUCarry, z: Array) -> GRUCarry:
+        slope, gate_slope = self._slopes("jacobian")
+        w_z, w_r, w_g = params.w_rec.astype(z.dtype)
+        _, _, kept = self.step_residuals(params, carry, z)
+        through_z = (kept.before - kept.g) * gate_slope(kept.z) * w_z
+        through_g = (1 - kept.z) * slope(kept.g) * w_g * (kept.r + kept.before * gate_slope(kept.r) * w_r)
+        return GRUCarry((kept.z + through_z + through_g).astype(carry.h.dtype))
+
+    def step_transpose(
+        self, params: DiagonalParams, residuals: DiagonalGRUResiduals, d_carry: GRUCarry, d_y: Array
+    ) -> tuple[GRUCarry, Array, tuple]:
+        slope, gate_slope = self._slopes("adjoint")
+        kept, (w_z, w_r, w_g) = residuals, params.w_rec.astype(d_y.dtype)
+        d_h = d_carry.h.astype(d_y.dtype) + d_y
+        d_zgate = d_h * (kept.before - kept.g) * gate_slope(kept.z)
+        d_g = d_h * (1 - kept.z) * slope(kept.g)
+        d_gated = d_g * w_g
+        d_r = d_gated * kept.before * gate_slope(kept.r)
+        d_before = d_h * kept.z + d_zgate * w_z + d_gated * kept.r + d_r * w_r
+        return GRUCarry(d_before.astype(d_carry.h.dtype)), jnp.concatenate([d_zgate, d_r, d_g], -1), ()
+
+    def accumulate(
+        self, params: DiagonalParams, residuals: DiagonalGRUResiduals, d_zs: Array, extras: tuple
+    ) -> DiagonalParams:
+        h = residuals.before
+        return accumulate_diagonal(params, d_zs, [h, h, residuals.r * h])
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class DiagonalLSTM(DiagonalFamily):
+    """LSTM whose gates see the memory cell, through diagonal weights, and nothing else of the past.
+
+    i, f = σ(W_x· x_t + w· ⊗ c_{t-1} + b·),  g = φ(W_xg x_t + w_g ⊗ c_{t-1} + b_g),
+    c_t = f ⊗ c_{t-1} + i ⊗ g,  o = σ(W_xo x_t + w_o ⊗ c_t + b_o),  y_t = o ⊗ φ(c_t)
+
+    The carry is c alone, so the step's Jacobian is exactly diagonal and `Newton` solves it elementwise.
+
+    Args:
+      hidden_dim: H.
+      activation: φ.
+      recurrent_activation: σ.
+      use_bias: whether b exists.
+      w_in_init, w_rec_init, bias_init: initializers; recurrent weights start within [-1, 1], the
+        forget gate's bias at 1.
+      dtypes: params, compute and carry.
+
+    Raises:
+      ValueError: an unknown option, or a size that is not a positive integer.
+
+    >>> import jax
+    >>> cell = DiagonalLSTM(4)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> cell.initial_carry(params, (2,)).c.shape, params.w_rec.shape
+    ((2, 4), (4, 4))
+
+    Source: Danieli et al. 2025 (ParaRNN), ParaLSTM, with h eliminated: theirs has peepholes and, beside
+    them, diagonal weights on h_{t-1}, which make the Jacobian a 2 x 2 block for each unit; here the
+    peepholes alone remain (and g has one). Theirs couples i = 1 - f; here i is a gate of its own.
+    """
+
+    gate_count: ClassVar[int] = 4
+
+    bias_init: Initializer = ForgetGate()
+
+    def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> DiagonalLSTMCarry:
+        return DiagonalLSTMCarry(self._zeros(params, batch_shape))
+
+    def step(
+        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: Array, key: Key = None
+    ) -> tuple[DiagonalLSTMCarry, Array]:
+        after, y, _ = self.step_residuals(params, carry, z)
+        return after, y
+
+    def step_residuals(
+        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: Array
+    ) -> tuple[DiagonalLSTMCarry, Array, DiagonalLSTMResiduals]:
+        activation, gate = self._functions()
+        w_i, w_f, w_g, w_o = params.w_rec.astype(z.dtype)
+        before = carry.c.astype(z.dtype)
+        i_x, f_x, g_x, o_x = gates.split_gates(z, 4)
+        i = gate(i_x + w_i * before)
+        f = gate(f_x + w_f * before)
+        g = activation(g_x + w_g * before)
+        c = f.astype(carry.c.dtype) * carry.c + (i * g).astype(carry.c.dtype)
+        after = c.astype(z.dtype)
+        o = gate(o_x + w_o * after)
+        squashed = activation(after)
+        return DiagonalLSTMCarry(c), o * squashed, DiagonalLSTMResiduals(i, f, g, o, before, after, squashed)
+
+    def step_jacobian(self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: Array) -> DiagonalLSTMCarry:
+        slope, gate_slope = self._slopes("jacobian")
+        _, _, kept = self.step_residuals(params, carry, z)
+        w_i, w_f, w_g, _ = params.w_rec.astype(z.dtype)
+        through_gates = kept.before * gate_slope(kept.f) * w_f + kept.g * gate_slope(kept.i) * w_i
+        return DiagonalLSTMCarry((kept.f + through_gates + kept.i * slope(kept.g) * w_g).astype(carry.c.dtype))
+
+    def step_transpose(
+        self, params: DiagonalParams, residuals: DiagonalLSTMResiduals, d_carry: DiagonalLSTMCarry, d_y: Array
+    ) -> tuple[DiagonalLSTMCarry, Array, tuple]:
+        slope, gate_slope = self._slopes("adjoint")
+        kept, (w_i, w_f, w_g, w_o) = residuals, params.w_rec.astype(d_y.dtype)
+        d_o = d_y * kept.squashed * gate_slope(kept.o)
+        d_c = d_carry.c + (d_y * kept.o * slope(kept.squashed) + d_o * w_o).astype(d_carry.c.dtype)
+        d = d_c.astype(d_y.dtype)
+        d_i = d * kept.g * gate_slope(kept.i)
+        d_f = d * kept.before * gate_slope(kept.f)
+        d_g = d * kept.i * slope(kept.g)
+        d_before = d_c * kept.f.astype(d_c.dtype) + (d_i * w_i + d_f * w_f + d_g * w_g).astype(d_c.dtype)
+        return DiagonalLSTMCarry(d_before), jnp.concatenate([d_i, d_f, d_g, d_o], -1), ()
+
+    def accumulate(
+        self, params: DiagonalParams, residuals: DiagonalLSTMResiduals, d_zs: Array, extras: tuple
+    ) -> DiagonalParams:
+        before = residuals.before
+        return accumulate_diagonal(params, d_zs, [before, before, before, residuals.after])

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The independently recurrent network: every unit sees its own past alone."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Cell, Described, Key, Shape
+from seqjax.cells import gates
+from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.dtypes import DTypes
+from seqjax.initializers import Initializer, resolve
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Uniform(Described):
+    """Recurrent weights drawn from U(low, high).
+
+    Raises:
+      ValueError: `low` is not below `high`.
+
+    >>> weights = Uniform(-1.0, 1.0)(jax.random.key(0), (100,))
+    >>> bool((jnp.abs(weights) <= 1).all()), bool((weights < 0).any())
+    (True, True)
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self):
+        if not self.low < self.high:
+            raise ValueError(f"Uniform needs low < high, got {self.low!r} and {self.high!r}.")
+
+    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, self.low, self.high)
+
+
+class IndRNNParams(NamedTuple):
+    """H units, D inputs."""
+
+    w_in: Array  # [D, H]
+    w_rec: Array  # [H]
+    bias: Array | None  # [H]
+
+
+class IndRNNCarry(NamedTuple):
+    h: Array  # [..., H]
+
+
+class IndRNNResiduals(NamedTuple):
+    h_before: Array
+    h: Array
+
+
+def indrnn_step(
+    params: IndRNNParams, carry: IndRNNCarry, z: Array, *, activation: Callable[[Array], Array] = jax.nn.relu
+) -> tuple[IndRNNCarry, Array]:
+    """One step from `z = W_x x + b`; see `IndRNN` for the recurrence."""
+    y = activation(z + params.w_rec.astype(z.dtype) * carry.h.astype(z.dtype))
+    return IndRNNCarry(y.astype(carry.h.dtype)), y
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class IndRNN(Cell):
+    """Independently recurrent network.
+
+    y_t = h_t = φ(W_x x_t + u ⊗ h_{t-1} + b): units mix from layer to layer, not from step to step,
+    so how long a unit remembers is read off its u, and the step's Jacobian is diagonal.
+
+    Args:
+      hidden_dim: H.
+      activation: φ.
+      use_bias: whether b exists.
+      w_in_init, w_rec_init, bias_init: initializers; u starts within [0, 1]. Beyond a magnitude of 1
+        a relu unit may grow without bound: `Uniform(0.0, 2 ** (1 / T))` is the source's choice.
+      dtypes: params, compute and carry.
+
+    Raises:
+      ValueError: an unknown option, or a size that is not a positive integer.
+
+    >>> import jax
+    >>> params = IndRNN(4).init(jax.random.key(0), 3)
+    >>> params.w_in.shape, params.w_rec.shape
+    ((3, 4), (4,))
+
+    Source: Li et al. 2018, equation 4.
+    """
+
+    hidden_dim: int
+    activation: Activation = "relu"
+    use_bias: bool = True
+    w_in_init: Initializer = "glorot_uniform"
+    w_rec_init: Initializer = Uniform(0.0, 1.0)
+    bias_init: Initializer = "zeros"
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        gates.positive("IndRNN", hidden_dim=self.hidden_dim)
+        activation_function(self.activation)
+        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
+            resolve(initializer)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"adjoint", "jacobian"} if gates.has_slopes(self.activation) else ())
+
+    @property
+    def jacobian_structure(self) -> str:
+        return "diagonal"
+
+    def init(self, key: Array, in_dim: int) -> IndRNNParams:
+        gates.positive("IndRNN", in_dim=in_dim)
+        in_key, rec_key, bias_key = jax.random.split(key, 3)
+        hidden = self.hidden_dim
+        return IndRNNParams(
+            w_in=gates.init_gates(in_key, self.w_in_init, in_dim, hidden, 1, self.dtypes),
+            w_rec=resolve(self.w_rec_init)(rec_key, (hidden,), self.dtypes.params),
+            bias=gates.init_bias(bias_key, self.bias_init, hidden, 1, self.dtypes) if self.use_bias else None,
+        )
+
+    def initial_carry(self, params: IndRNNParams, batch_shape: Shape) -> IndRNNCarry:
+        return IndRNNCarry(jnp.zeros((*batch_shape, params.w_rec.shape[0]), self.dtypes.of_carry(params.w_in)))
+
+    def project(self, params: IndRNNParams, x: Array) -> Array:
+        return gates.project_input(self, params, x)
+
+    def step(self, params: IndRNNParams, carry: IndRNNCarry, z: Array, key: Key = None) -> tuple[IndRNNCarry, Array]:
+        return indrnn_step(params, carry, z, activation=activation_function(self.activation))
+
+    def step_jacobian(self, params: IndRNNParams, carry: IndRNNCarry, z: Array) -> IndRNNCarry:
+        _, y = self.step(params, carry, z)
+        return IndRNNCarry((self._slope("jacobian")(y) * params.w_rec.astype(z.dtype)).astype(carry.h.dtype))
+
+    def step_residuals(
+        self, params: IndRNNParams, carry: IndRNNCarry, z: Array
+    ) -> tuple[IndRNNCarry, Array, IndRNNResiduals]:
+        after, y = self.step(params, carry, z)
+        return after, y, IndRNNResiduals(carry.h.astype(z.dtype), y)
+
+    def step_transpose(
+        self, params: IndRNNParams, residuals: IndRNNResiduals, d_carry: IndRNNCarry, d_y: Array
+    ) -> tuple[IndRNNCarry, Array, tuple]:
+        d_z = (d_carry.h.astype(d_y.dtype) + d_y) * self._slope("adjoint")(residuals.h)
+        d_h = d_z * params.w_rec.astype(d_z.dtype)
+        return IndRNNCarry(d_h.astype(d_carry.h.dtype)), d_z, ()
+
+    def accumulate(self, params: IndRNNParams, residuals: IndRNNResiduals, d_zs: Array, extras: tuple) -> IndRNNParams:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return zeros._replace(w_rec=gates.leading_sum(d_zs * residuals.h_before, params.w_rec.dtype))
+
+    def _slope(self, capability: str) -> Callable[[Array], Array]:
+        slope = slope_from_output(self.activation)
+        if slope is None:
+            raise self._not_offered(capability)
+        return slope
