@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initialization, dtypes, printing, equality and refusals of the cells."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqjax
+
+CELLS = [seqjax.Simple(8), seqjax.LSTM(8), seqjax.PeepholeLSTM(8), seqjax.GRU(8), seqjax.GRU(8, reset="after")]
+
+
+def init(cell, in_dim=5):
+    return cell.init(jax.random.key(0), in_dim)
+
+
+def test_each_recurrent_matrix_is_orthogonal_and_each_input_matrix_glorot():
+    params = init(seqjax.LSTM(8))
+    for block in np.split(np.asarray(params.w_rec), 4, axis=1):
+        np.testing.assert_allclose(block @ block.T, np.eye(8), atol=1e-5)
+    limit = np.sqrt(6 / (5 + 8))
+    assert 0.8 * limit < np.abs(params.w_in).max() <= limit
+
+
+def test_the_forget_gate_starts_open_and_all_other_biases_at_zero():
+    for cell in (seqjax.LSTM(8), seqjax.PeepholeLSTM(8)):
+        np.testing.assert_array_equal(init(cell).bias, np.repeat([0.0, 1.0, 0.0, 0.0], 8))
+    assert not init(seqjax.GRU(8)).bias.any()
+
+
+def test_chrono_spreads_memories_over_its_range():
+    bias = np.split(np.asarray(init(seqjax.LSTM(500, bias_init=seqjax.initializers.Chrono(100))).bias), 4)
+    np.testing.assert_array_equal(bias[0], -bias[1])
+    memory = np.exp(bias[1])
+    assert memory.min() >= 1
+    assert memory.max() <= 99
+    assert abs(memory.mean() - 50) < 5
+    gru = np.split(np.asarray(init(seqjax.GRU(500, bias_init=seqjax.initializers.Chrono(100))).bias), 3)
+    assert abs(np.exp(gru[0]).mean() - 50) < 5
+    assert not gru[1].any()
+
+
+def test_initializers_by_name_and_by_function():
+    params = init(seqjax.GRU(8, w_in_init=jax.nn.initializers.ones, w_rec_init="zeros", bias_init="ones"))
+    assert (params.w_in == 1).all()
+    assert not params.w_rec.any()
+    assert (params.bias == 1).all()
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=repr)
+def test_bfloat16_compute_stays_bfloat16_and_the_carry_is_what_was_asked(cell):
+    cell = dataclasses.replace(cell, dtypes=seqjax.DTypes(compute="bfloat16", carry="float32"))
+    params = init(cell)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    carry = cell.initial_carry(params, (3,))
+    after, y = cell.step(params, carry, cell.project(params, jnp.ones((3, 5), jnp.float32)))
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((carry, after))} == {jnp.dtype("float32")}
+    model = seqjax.RNN(cell)
+    gradients = jax.grad(lambda p: model.apply(p, carry, jnp.ones((4, 3, 5), jnp.float32))[1].astype("float32").sum())(
+        params
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+
+
+def test_an_input_of_another_dtype_is_refused_not_cast():
+    cell = seqjax.GRU(8)
+    with pytest.raises(ValueError, match=r"computes in float32, got float64.*cast"):
+        cell.project(init(cell), jnp.ones((3, 5), "float64"))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=repr)
+def test_a_wrong_number_of_features_is_named(cell):
+    with pytest.raises(ValueError, match="initialized for 5 features, got an input of shape .* with 6"):
+        cell.project(init(cell), jnp.ones((3, 6), jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: seqjax.LSTM(0), "hidden_dim must be a positive integer, got 0"),
+        (lambda: seqjax.LSTM(8, proj_dim=-1), "proj_dim must be a positive integer, got -1"),
+        (lambda: seqjax.GRU(8, reset="later"), "reset must be one of .*'before', 'after'.*, got 'later'"),
+        (lambda: seqjax.GRU(8, normalize="batch"), "normalize must be one of"),
+        (lambda: seqjax.Simple(8, activation="tahn"), "unknown activation 'tahn'"),
+        (lambda: seqjax.Simple(8, w_in_init="glorot"), "unknown initializer 'glorot'"),
+        (lambda: seqjax.DTypes("int32"), "must be a floating dtype"),
+        (lambda: seqjax.cells.Zoneout(seqjax.GRU(8), 1.0), "probability of dropping"),
+        (lambda: seqjax.cells.RecurrentDropout(seqjax.Simple(8, normalize="batch"), 0.1), "recurrent products"),
+        (lambda: init(seqjax.GRU(8, bias_init=seqjax.initializers.ForgetGate())), "GRU has no forget gate"),
+        (lambda: seqjax.engines.Scan(unroll=0), "unroll must be a positive integer"),
+    ],
+)
+def test_unknown_options_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *CELLS,
+        seqjax.LSTM(8, normalize="layer", bias_init=seqjax.initializers.Chrono(100)),
+        seqjax.GRU(8, dtypes=seqjax.DTypes(compute=jnp.bfloat16)),
+        seqjax.Serial(
+            seqjax.Conv1D(20, width=4, stride=2, padding="valid"),
+            seqjax.RNN(seqjax.GRU(20), seqjax.engines.Scan(unroll=2)),
+            seqjax.Residual(seqjax.Bidirectional(seqjax.RNN(seqjax.LSTM(10)))),
+            seqjax.Dense(10),
+        ),
+    ],
+    ids=repr,
+)
+def test_a_model_prints_as_the_code_that_makes_it(model):
+    names = vars(seqjax) | vars(seqjax.initializers) | vars(seqjax.engines)
+    again = eval(repr(model), dict(names))
+    assert again == model
+    assert hash(again) == hash(model)
+
+
+def test_replace_changes_one_option():
+    cell = dataclasses.replace(seqjax.LSTM(8), normalize="layer")
+    assert cell == seqjax.LSTM(8, normalize="layer")
+    assert cell != seqjax.LSTM(8)
+    model = seqjax.Serial(seqjax.RNN(cell), seqjax.Dense(1))
+    assert dataclasses.replace(model, layers=model.layers[:1]) == seqjax.Serial(seqjax.RNN(cell))
+
+
+def test_the_core_imports_neither_optional_nor_heavy_packages():
+    import subprocess
+    import sys
+
+    code = "import seqjax, sys; print(*sorted({n.split('.')[0] for n in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"orbax", "rich", "matplotlib", "tyro", "chex", "pandas", "pvlib", "keras", "torch"} & set(loaded)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fold` reduces a stream's outputs as if all of them had been there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqjax
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from seqjax.testing import assert_close, jitter
+
+F64 = seqjax.DTypes("float64")
+MODEL = seqjax.Serial(seqjax.RNN(seqjax.LSTM(4, dtypes=F64)), seqjax.RNN(seqjax.GRU(3, dtypes=F64)))
+STRIDED = seqjax.Serial(
+    seqjax.Conv1D(3, width=4, stride=2, padding="causal", dtypes=F64), seqjax.RNN(seqjax.GRU(3, dtypes=F64))
+)
+
+
+def setup(model, T, seed=0):
+    random = np.random.default_rng(seed)
+    xs = jnp.asarray(random.normal(size=(T, 2, 2)))
+    params = jitter(model.init(jax.random.key(0), xs), random)
+    carry = jitter(model.initial_carry(params, (2,)), random) if model is MODEL else model.initial_carry(params, (2,))
+    mask, resets = (jnp.asarray(random.random((T, 2)) < rate) for rate in (0.8, 0.2))
+    steps = -(-T // model.stride)
+    return params, carry, xs, mask, resets, jnp.asarray(random.normal(size=(steps, 2, 3)))
+
+
+def error(total, ys, targets):
+    return total + jnp.sum(jnp.sin(ys) * targets)
+
+
+@pytest.mark.parametrize("model", [MODEL, STRIDED], ids=["stack", "strided"])
+@settings(max_examples=6, deadline=None)
+@given(T=st.integers(1, 23), segment=st.integers(1, 8))
+def test_fold_equals_the_whole_in_value_and_gradients(model, T, segment):
+    params, carry, xs, mask, resets, targets = setup(model, T)
+
+    def whole(params, carry, xs):
+        after, ys = model.apply(params, carry, xs, mask=mask, resets=resets)
+        return error(0.0, ys, targets), after
+
+    def folded(params, carry, xs):
+        after, total = seqjax.fold(
+            model, params, carry, xs, error, jnp.zeros(()),
+            segment=segment * model.stride, extras=targets, mask=mask, resets=resets,
+        )  # fmt: skip
+        return total, after
+
+    diff = (0, 1, 2) if model is MODEL else (0, 2)
+    expected, actual = (
+        jax.jit(jax.value_and_grad(f, diff, has_aux=True))(params, carry, xs) for f in (whole, folded)
+    )
+    assert_close(actual, expected, 1e-10)
+
+
+def test_extras_may_be_as_long_as_the_inputs():
+    params, carry, xs, *_ = setup(STRIDED, 12)
+
+    def add(total, ys, pair):
+        return total + pair.sum()
+
+    _, total = seqjax.fold(STRIDED, params, carry, xs, add, jnp.zeros(()), segment=4, extras=xs)
+    np.testing.assert_allclose(total, xs.sum(), atol=1e-12)
+
+
+def test_a_gradient_needs_memory_for_a_segment_not_for_the_sequence():
+    model = seqjax.RNN(seqjax.GRU(32, dtypes=F64))
+
+    def temporaries(T):
+        xs = jax.ShapeDtypeStruct((T, 1, 1), jnp.float64)
+        params = jax.eval_shape(lambda key: model.init(key, xs), jax.random.key(0))
+        carry = jax.eval_shape(lambda p: model.initial_carry(p, (1,)), params)
+
+        def loss(params, carry, xs):
+            fn = lambda total, ys: total + jnp.sum(ys**2)  # noqa: E731
+            return seqjax.fold(model, params, carry, xs, fn, jnp.zeros(()), segment=100)[1]
+
+        return jax.jit(jax.grad(loss)).lower(params, carry, xs).compile().memory_analysis().temp_size_in_bytes
+
+    outputs = 100_000 * 32 * 8
+    assert temporaries(100_000) < outputs / 10
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (seqjax.Bidirectional(MODEL), {"segment": 4}, "does not"),
+        (STRIDED, {"segment": 3}, "multiple of the model's stride 2"),
+        (MODEL, {"segment": 0}, "positive multiple"),
+        (MODEL, {"segment": 4, "extras": jnp.ones((5, 2))}, "expected 12 steps"),
+    ],
+)
+def test_what_cannot_be_folded_is_refused(model, options, message):
+    xs = jnp.ones((12, 2, 2))
+    params = model.init(jax.random.key(0), xs)
+    with pytest.raises(ValueError, match=message):
+        seqjax.fold(
+            model, params, model.initial_carry(params, (2,)), xs, lambda t, y, *e: t, jnp.zeros(()), **options
+        )
