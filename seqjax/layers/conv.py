@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One-dimensional convolution over time, which respects masks and resets and, if causal, streams."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Key, Layer, Mask, Resets, Shape, check_sequence
+from seqjax.cells import activations
+from seqjax.cells.gates import one_of, positive
+from seqjax.dtypes import DTypes
+from seqjax.initializers import Initializer, resolve
+from seqjax.layers.pointwise import activate, hide, wide_dtype
+
+
+class ConvParams(NamedTuple):
+    """Weights of `Conv1D`."""
+
+    kernel: Array  # [width, D, F]
+    bias: Array | None  # [F]
+
+
+class ConvCarry(NamedTuple):
+    """What a causal `Conv1D` remembers of the pieces before."""
+
+    window: Array | None
+    """`[..., (width - 1) * dilation, D]`, the newest inputs, oldest first. Zeros where they are masked
+    or belong to an earlier sequence: there they count as padding. `None` for a width of 1."""
+    pending: Array | None
+    """`[...]` bool, whether a reset fell after the last output. `None` for a stride of 1."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Conv1D(Layer):
+    """Convolution over time: y_o = φ(b + Σ_k W_k x[o * stride + k * dilation - left]).
+
+    As in Keras and PyTorch the kernel is not flipped. With reach = (width - 1) * dilation, `padding`
+    decides how many zeros stand before (`left`) and after `xs`, and so how many outputs there are
+    and which input is an output's own, its *anchor*:
+
+    | padding    | left       | outputs                             | anchor of output o |
+    |------------|------------|-------------------------------------|--------------------|
+    | `"causal"` | reach      | ceil(T / stride)                    | o * stride         |
+    | `"same"`   | total // 2 | ceil(T / stride)                    | o * stride         |
+    | `"valid"`  | 0          | floor((T - reach - 1) / stride) + 1 | o * stride + reach |
+
+    where total = max((ceil(T / stride) - 1) * stride + reach + 1 - T, 0), as in TensorFlow: with a stride the
+    alignment of `"same"` depends on T. Keras' default is `"valid"`.
+
+    Masked inputs count as zeros, and so do inputs that a reset separates from the anchor. An output is
+    valid where its anchor is; with `"valid"` padding where all of its inputs are, with no reset among
+    them. `time_map` gives the mask of the outputs, and their resets: a reset belongs to the first
+    output whose anchor it reaches.
+
+    A causal convolution streams, in pieces that are multiples of the stride (the last may have any
+    length, also shorter than the window). A piece that comes without mask and resets has no shape from
+    which `time_map` could tell the next layer of a reset left over from the piece before: in a strided
+    stream with resets, give them with every piece.
+
+    Args:
+      features: F, the size of the output.
+      width: how many inputs an output sees.
+      stride: steps from one output to the next.
+      padding: `"causal"`, `"same"` or `"valid"`.
+      dilation: steps from one input of an output to the next.
+      activation: φ, a name or an elementwise function; `None` for none.
+      use_bias: whether there is a b.
+      kernel_init: draws the kernel `[width, D, F]`.
+      bias_init: draws b `[F]`.
+      dtypes: of params, computation and the carried window; outputs have the compute dtype. Products
+        are summed in at least float32.
+
+    Raises:
+      ValueError: a size that is not a positive integer, an unknown padding or activation.
+
+    >>> import jax, jax.numpy as jnp
+    >>> layer, xs = Conv1D(20, 4, stride=2, padding="valid"), jnp.ones((50, 32, 1))
+    >>> params = layer.init(jax.random.key(0), xs)
+    >>> layer.apply(params, layer.initial_carry(params, (32,)), xs)[1].shape
+    (24, 32, 20)
+    """
+
+    features: int
+    width: int
+    stride: int = 1
+    padding: Literal["causal", "same", "valid"] = "causal"
+    dilation: int = 1
+    activation: activations.Activation | None = None
+    use_bias: bool = True
+    kernel_init: Initializer = "glorot_uniform"
+    bias_init: Initializer = "zeros"
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        positive("Conv1D", features=self.features, width=self.width, stride=self.stride, dilation=self.dilation)
+        one_of("Conv1D", padding=(self.padding, ("causal", "same", "valid")))
+        if self.activation is not None:
+            activations.activation_function(self.activation)
+
+    @property
+    def streams(self) -> bool:
+        return self.padding == "causal"
+
+    @property
+    def reach(self) -> int:
+        """Steps from an output's oldest input to its newest."""
+        return (self.width - 1) * self.dilation
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> ConvParams:
+        check_sequence(xs)
+        kernel_key, bias_key = jax.random.split(key)
+        shape = (self.width, xs.shape[-1], self.features)
+        kernel = resolve(self.kernel_init)(kernel_key, shape, self.dtypes.params)
+        if not self.use_bias:
+            return ConvParams(kernel, None)
+        return ConvParams(kernel, resolve(self.bias_init)(bias_key, (self.features,), self.dtypes.params))
+
+    def initial_carry(self, params: ConvParams, batch_shape: Shape) -> ConvCarry | tuple[()]:
+        """A window of zeros, which is what causal padding is; `()` if the layer does not stream."""
+        if not self.streams:
+            return ()
+        window = (*batch_shape, self.reach, params.kernel.shape[1])
+        return ConvCarry(
+            jnp.zeros(window, self.dtypes.of_carry(params.kernel)) if self.reach else None,
+            jnp.zeros(batch_shape, bool) if self.stride > 1 else None,
+        )
+
+    def apply(
+        self,
+        params: ConvParams,
+        carry: ConvCarry | tuple[()],
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[ConvCarry | tuple[()], Array]:
+        check_sequence(xs, mask, resets)
+        xs = hide(self.dtypes.cast(self, xs, params.kernel), mask)
+        left, right = self._padding(len(xs))
+        padded = jnp.concatenate([self._before(carry, xs, left), xs, jnp.zeros_like(xs, shape=(right, *xs.shape[1:]))])
+        sequence = None if resets is None else _pad(_sequence_number(resets), left, right)
+        ys = self._convolve(params, padded, sequence, len(xs))
+        ys = activate(self.activation, ys, self.time_map(mask, resets)[0])
+        return self._after(carry, padded, sequence, len(xs)), ys
+
+    def time_map(self, mask: Mask, resets: Resets, carry: ConvCarry | tuple[()] | None = None) -> tuple[Mask, Resets]:
+        given = resets if mask is None else mask
+        if given is None or (self.stride == 1 and self.padding != "valid"):
+            return mask, resets
+        anchors = self._every(self._first_anchor, len(given))
+        out_mask = mask if mask is None else mask[anchors]
+        out_resets = resets
+        if resets is not None:
+            out_resets = jnp.diff(_sequence_number(resets)[anchors], axis=0, prepend=0) > 0
+        if self.padding == "valid":
+            out_mask = self._whole_windows(mask, resets)
+        if isinstance(carry, ConvCarry) and carry.pending is not None:
+            out_resets = jnp.zeros_like(given[anchors]) if out_resets is None else out_resets
+            out_resets = out_resets.at[0].set(out_resets[0] | carry.pending)
+        return out_mask, out_resets
+
+    # -- where things are on the time axis ---------------------------------------------------
+
+    @property
+    def _first_anchor(self) -> int:
+        return self.reach if self.padding == "valid" else 0
+
+    def _outputs(self, steps: int) -> int:
+        if self.padding != "valid":
+            return -(-steps // self.stride)
+        if steps <= self.reach:
+            raise ValueError(
+                f"{self!r} needs at least {self.reach + 1} steps for one output, got {steps}; "
+                "pad the input, or use padding='causal'."
+            )
+        return (steps - self.reach - 1) // self.stride + 1
+
+    def _padding(self, steps: int) -> tuple[int, int]:
+        if self.padding == "valid":
+            return 0, 0
+        if self.padding == "causal":
+            return self.reach, 0
+        total = max((self._outputs(steps) - 1) * self.stride + self.reach + 1 - steps, 0)
+        return total // 2, total - total // 2
+
+    def _every(self, first: int, steps: int) -> slice:
+        """One position for each output, from `first` on, for an input of `steps` steps."""
+        return slice(first, first + (self._outputs(steps) - 1) * self.stride + 1, self.stride)
+
+    def _whole_windows(self, mask: Mask, resets: Resets) -> Mask:
+        """Which windows are unmasked throughout and in one sequence."""
+        whole = None
+        if resets is not None:
+            sequence = _sequence_number(resets)
+            whole = sequence[self._every(0, len(resets))] == sequence[self._every(self.reach, len(resets))]
+        if mask is not None:
+            for k in range(self.width):
+                tap = mask[self._every(k * self.dilation, len(mask))]
+                whole = tap if whole is None else whole & tap
+        return whole
+
+    # -- the convolution ---------------------------------------------------------------------
+
+    def _convolve(self, params: ConvParams, padded: Array, sequence: Array | None, steps: int) -> Array:
+        """The affine part: one product for each of the kernel's taps."""
+        wide = wide_dtype(padded)
+        anchors = self._every(self._padding(steps)[0] + self._first_anchor, steps)
+        ys = jnp.zeros((), wide) if params.bias is None else params.bias.astype(wide)
+        for k in range(self.width):
+            inputs = self._every(k * self.dilation, steps)
+            tap = padded[inputs]
+            if sequence is not None:
+                tap = hide(tap, sequence[inputs] == sequence[anchors])
+            ys = ys + jnp.matmul(tap, params.kernel[k].astype(tap.dtype), preferred_element_type=wide)
+        return ys.astype(padded.dtype)
+
+    def _before(self, carry: ConvCarry | tuple[()], xs: Array, left: int) -> Array:
+        """The `left` steps before `xs`: the carried window, or zeros."""
+        if not self.streams:
+            return jnp.zeros_like(xs, shape=(left, *xs.shape[1:]))
+        window = carry.window if isinstance(carry, ConvCarry) else None
+        expected = (*xs.shape[1:-1], self.reach, xs.shape[-1]) if self.reach else None
+        if not isinstance(carry, ConvCarry) or (None if window is None else window.shape) != expected:
+            raise ValueError(
+                f"{self!r} needs a ConvCarry whose window is {expected}, got {jax.tree.map(jnp.shape, carry)}; "
+                f"begin with initial_carry(params, {xs.shape[1:-1]})."
+            )
+        return xs[:0] if window is None else jnp.moveaxis(window, -2, 0).astype(xs.dtype)
+
+    def _after(
+        self, carry: ConvCarry | tuple[()], padded: Array, sequence: Array | None, steps: int
+    ) -> ConvCarry | tuple[()]:
+        """The carry of a causal convolution after `padded`, whose last `steps` steps are new."""
+        if not isinstance(carry, ConvCarry):
+            return carry
+        window, pending = carry
+        last = self._every(self.reach, steps).stop - 1
+        if window is not None:
+            newest = padded[-self.reach :]
+            if sequence is not None:
+                newest = hide(newest, sequence[-self.reach :] == sequence[-1])
+            window = jnp.moveaxis(newest, 0, -2).astype(window.dtype)
+        if pending is not None:  # a reset left over from before went to the first output
+            pending = jnp.zeros_like(pending) if sequence is None else sequence[-1] != sequence[last]
+        return ConvCarry(window, pending)
+
+
+def _sequence_number(resets: Array) -> Array:
+    """How many sequences have begun: two steps belong together where it is equal."""
+    return jnp.cumsum(resets, axis=0, dtype=jnp.int32)
+
+
+def _pad(sequence: Array, left: int, right: int) -> Array:
+    """Numbers for the padding too; those before go on from the carry, which is number 0."""
+    return jnp.pad(sequence, [(left, right)] + [(0, 0)] * (sequence.ndim - 1))

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that act differently in training: `Dropout`, `BatchNorm`, and `calibrate`, which ends a training.
+
+A key means training, `None` means evaluation. In evaluation both layers act on every step by
+itself, and stream. In training they do not see beyond the piece that they are given: ordinary
+dropout draws for each piece anew, batch normalization takes each piece's own statistics.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, check_sequence
+from seqjax.dtypes import DTypes
+from seqjax.layers.pointwise import check_floating, hide, wide_dtype
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Dropout(Layer):
+    """Zeros at random: y = x ⊗ m / (1 - rate), m ~ Bernoulli(1 - rate); y = x without a key.
+
+    Source: Srivastava et al. 2014; `variational` for inputs and outputs of a recurrent layer: Gal and
+    Ghahramani 2016 (its recurrent part is a wrapper of a cell).
+
+    Args:
+      rate: probability of dropping, 0 <= rate < 1.
+      variational: one m `[..., D]` for the whole of `xs`, held over time, in place of one for each step.
+        It is also held across resets, and drawn again for each piece of a stream unless the key is the same.
+
+    Raises:
+      ValueError: `rate` is outside of [0, 1).
+
+    >>> import jax, jax.numpy as jnp
+    >>> layer, xs = Dropout(0.5, variational=True), jnp.ones((3, 4))
+    >>> layer.apply((), (), xs)[1].tolist() == xs.tolist()
+    True
+    >>> ys = layer.apply((), (), xs, key=jax.random.key(0))[1]
+    >>> sorted(set(ys.ravel().tolist())), bool((ys == ys[0]).all())
+    ([0.0, 2.0], True)
+    """
+
+    rate: float
+    variational: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"Dropout: rate is the probability of dropping, 0 <= rate < 1, got {self.rate!r}.")
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> tuple[()]:
+        check_sequence(xs)
+        check_floating(self, xs)
+        return ()
+
+    def apply(
+        self,
+        params: tuple[()],
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        check_sequence(xs, mask, resets)
+        check_floating(self, xs)
+        ys = hide(xs, mask)
+        if key is None or self.rate == 0:
+            return carry, ys
+        keep = jax.random.bernoulli(key, 1 - self.rate, xs.shape[1:] if self.variational else xs.shape)
+        return carry, jnp.where(keep, ys / (1 - self.rate), 0)
+
+
+class BatchNormParams(NamedTuple):
+    """Gain, bias and population statistics of `BatchNorm`."""
+
+    scale: Array  # [D]
+    offset: Array  # [D]
+    mean: Array  # [D], of the population: no gradient
+    var: Array  # [D], of the population: no gradient
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BatchNorm(Layer):
+    """Normalization of each feature over steps and sequences.
+
+    y = scale ⊗ (x - mean) / sqrt(var + ε) + offset. With a key, mean and (biased) variance are those of
+    the unmasked steps of this batch, over time and batch axes; without one, those of the population in
+    `params`, which `calibrate` sets after training and which begin at 0 and 1. There is no running
+    average. Statistics are taken in at least float32. Source: Ioffe and Szegedy 2015, algorithms 1 and 2.
+
+    A mask that leaves fewer than two steps cannot be seen under `jit`: their variance is taken as zero.
+
+    Args:
+      epsilon: ε > 0. The default is that of PyTorch (Keras: 1e-3).
+      dtypes: of params and computation; outputs have the compute dtype.
+
+    Raises:
+      ValueError: `epsilon` is not positive; in training, a batch of a single step.
+
+    >>> import jax, jax.numpy as jnp
+    >>> layer, xs = BatchNorm(), jnp.array([[1.0], [3.0]])
+    >>> params = layer.init(jax.random.key(0), xs)
+    >>> layer.apply(params, (), xs, key=jax.random.key(1))[1].round(3).tolist()
+    [[-1.0], [1.0]]
+    >>> params = calibrate(layer, params, [xs])
+    >>> params.mean.tolist(), params.var.tolist()
+    ([2.0], [1.0])
+    """
+
+    epsilon: float = 1e-5
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        if not self.epsilon > 0:
+            raise ValueError(f"BatchNorm: epsilon must be positive, got {self.epsilon!r}.")
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> BatchNormParams:
+        check_sequence(xs)
+        ones, zeros = jnp.ones(xs.shape[-1], self.dtypes.params), jnp.zeros(xs.shape[-1], self.dtypes.params)
+        return BatchNormParams(scale=ones, offset=zeros, mean=zeros, var=ones)
+
+    def apply(
+        self,
+        params: BatchNormParams,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        xs, wide = self._operands(params, xs, mask, resets)
+        scale, offset, mean, var = (param.astype(wide.dtype) for param in params)
+        if key is None:
+            mean, var = jax.lax.stop_gradient((mean, var))
+        else:
+            mean, var = self._statistics(wide, mask)
+        ys = (wide - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + offset
+        return carry, hide(ys.astype(xs.dtype), mask)
+
+    def calibrate(
+        self, params: BatchNormParams, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
+    ) -> BatchNormParams:
+        """Params whose population statistics are those of the unmasked steps of `xs`.
+
+        Raises:
+          ValueError: fewer than two such steps (with a mask: if its values can be looked at).
+        """
+        _, wide = self._operands(params, xs, mask, resets)
+        if mask is not None and not isinstance(mask, jax.core.Tracer) and mask.sum() < 2:
+            raise ValueError(f"{self!r} needs at least 2 steps for a variance; the mask leaves {mask.sum()}.")
+        mean, var = self._statistics(wide, mask)
+        return params._replace(mean=mean.astype(params.mean.dtype), var=var.astype(params.var.dtype))
+
+    def _operands(self, params: BatchNormParams, xs: Array, mask: Mask, resets: Resets) -> tuple[Array, Array]:
+        """`xs` in the compute dtype, and with masked steps hidden in that of the statistics."""
+        check_sequence(xs, mask, resets)
+        xs = self.dtypes.cast(self, xs, params.scale[:, None])
+        return xs, hide(xs, mask).astype(wide_dtype(xs))
+
+    def _statistics(self, xs: Array, mask: Mask) -> tuple[Array, Array]:
+        """Mean and biased variance `[D]` of the unmasked steps of `xs`, which is zero elsewhere."""
+        samples = math.prod(xs.shape[:-1])
+        if samples < 2:
+            raise ValueError(
+                f"{self!r} needs at least 2 steps or sequences for a variance, got xs of shape {xs.shape}; "
+                "for single steps apply it without a key."
+            )
+        axes = tuple(range(xs.ndim - 1))
+        count = samples if mask is None else jnp.maximum(mask.sum(), 1).astype(xs.dtype)
+        mean = xs.sum(axes) / count
+        return mean, jnp.square(hide(xs - mean, mask)).sum(axes) / count
+
+
+def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Array, Mask]]) -> Params:
+    """Sets the population statistics of every batch normalization in `model`, after training.
+
+    The batches are put side by side, short ones padded, and go through the model once, in evaluation:
+    each layer's statistics are those of all batches together, given the calibrated layers before it.
+    Everything is in memory at once: a sample of the training data is enough.
+
+    Args:
+      model: a layer, `Serial` and the like included, with time on axis 0.
+      params: of `model`; they are not changed.
+      batches: arrays `[T, ..., D]` (integer ids `[T, ...]`), or pairs of such an array and its mask
+        `[T, ...]` or `None`. T and the batch axes may differ from one to the next.
+
+    Returns:
+      Params like `params`.
+
+    Raises:
+      ValueError: no batches, or batches that differ in features or dtype.
+
+    >>> import jax, jax.numpy as jnp
+    >>> layer, batches = BatchNorm(), [jnp.array([[0.0], [1.0]]), jnp.array([[5.0]])]
+    >>> params = layer.init(jax.random.key(0), batches[0])
+    >>> calibrate(layer, params, batches).mean.tolist()
+    [2.0]
+    """
+    pairs = [batch if isinstance(batch, tuple) else (batch, None) for batch in batches]
+    if not pairs:
+        raise ValueError("calibrate needs at least one batch, got none; a generator can be walked only once.")
+    flat = [_flat(*pair) for pair in pairs]
+    kinds = {(xs.shape[2:], xs.dtype.name) for xs, _ in flat}
+    if len(kinds) > 1:
+        raise ValueError(f"calibrate needs batches of one feature size and dtype, got {sorted(kinds)}.")
+    T = max(len(xs) for xs, _ in flat)
+    together, mask = (jnp.concatenate([_pad_end(x, T) for x in side], axis=1) for side in zip(*flat, strict=True))
+    masked = any(given is not None for _, given in pairs) or any(len(xs) < T for xs, _ in flat)
+    carry = model.initial_carry(params, together.shape[1:2])
+    return model.calibrate(params, carry, together, mask=mask if masked else None)
+
+
+def _flat(xs: Array, mask: Mask) -> tuple[Array, Array]:
+    """A batch with exactly one batch axis, `[T, B, ...]`, and its mask `[T, B]`."""
+    features = () if jnp.issubdtype(xs.dtype, jnp.integer) else xs.shape[-1:]
+    steps = xs.shape[: xs.ndim - len(features)]
+    mask = jnp.ones(steps, bool) if mask is None else mask
+    if not steps or mask.shape != steps:
+        raise ValueError(f"calibrate needs xs [T, ..., D] and mask [T, ...], got {xs.shape} and {mask.shape}.")
+    size = math.prod(steps[1:])
+    return xs.reshape(steps[0], size, *features), mask.reshape(steps[0], size)
+
+
+def _pad_end(x: Array, T: int) -> Array:
+    """`x` with zeros, or False, up to T steps."""
+    return jnp.pad(x, [(0, T - len(x))] + [(0, 0)] * (x.ndim - 1))
