@@ -84,7 +84,7 @@ def test_masked_and_reset_steps_by_hand():
         assert run(layer, params, xs, mask=mask, resets=resets).ravel().tolist() == ys
 
 
-SIZES = [(1, 1, 1), (1, 2, 1), (2, 1, 3), (3, 1, 1), (3, 2, 1), (3, 3, 2), (4, 1, 2), (4, 2, 1), (4, 2, 2), (4, 3, 1)]
+SIZES = [(1, 2, 1), (2, 1, 3), (3, 1, 1), (3, 2, 1), (4, 2, 2), (4, 3, 1)]
 GRID = [
     conv(2, width, stride, padding, dilation)
     for width, stride, dilation in SIZES
@@ -251,7 +251,7 @@ def streaming(layer):
 STREAMED = [conv(2, 3, dilation=2), conv(2, 1, stride=2), conv(2, 4, stride=2), conv(1, 2, stride=3, dilation=2)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(layer=st.sampled_from(STREAMED), seed=st.integers(0, 2**16), data=st.data())
 def test_chunks_equal_the_whole_under_mask_and_resets(layer, seed, data):
     T, batch = 8, 2
