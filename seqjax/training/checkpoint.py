@@ -60,6 +60,15 @@ def save(
     Raises:
       OSError: it could not be written; the checkpoints before it are untouched.
       ValueError: this step is saved already, or the model cannot be described.
+
+    >>> import optax, seqjax, tempfile
+    >>> from seqjax.training import init_state
+    >>> model, xs = seqjax.Dense(1), jax.ShapeDtypeStruct((5, 2, 3), jnp.float32)
+    >>> state = init_state(model.init(jax.random.key(0), xs), optax.sgd(0.1))
+    >>> with tempfile.TemporaryDirectory() as run_dir:
+    ...     path = save(run_dir, state, model=model, inputs=xs)
+    ...     load(run_dir).model
+    Dense(1)
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
@@ -79,7 +88,9 @@ def save(
         path = storage.write(directory, str(step), {n: _data(a) for n, a in arrays.items() if a.size}, manifest)
     except OSError as error:
         earlier = steps(run_dir)
-        kept = f"the last good checkpoint, step {earlier[-1]}, is untouched" if earlier else "nothing was saved before it"
+        kept = (
+            f"the last good checkpoint, step {earlier[-1]}, is untouched" if earlier else "nothing was saved before it"
+        )
         raise OSError(
             error.errno,
             f"could not save step {step}: {error.strerror or error}; {kept}. Make room or give another run_dir",
@@ -235,7 +246,10 @@ def _printed(description: Any, types: Types) -> str:
 def _named(tree: Any) -> dict[str, Any]:
     """The leaves by their path: `params.0.w_in`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        for path, leaf in leaves
+    }
     if len(named) != len(leaves):
         raise ValueError("two leaves of the state have the same path; dict keys in params must not contain dots.")
     return named

@@ -52,7 +52,7 @@ def fit(
     resume: bool | int = False,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
-    checkpoint_every: int | None = None,
+    checkpoint_every: int | None = 1000,
     keep: int = 3,
     log_every: int = 1,
     give_up_after: int = 20,
@@ -67,7 +67,7 @@ def fit(
 
     Args:
       model: any layer.
-      make_batch: `make_batch(seed, t)`, pure: the batch of step t = 0, 1, ....
+      make_batch: `make_batch(seed, t)`, pure: the `Batch` of step t = 0, 1, ..., or a tuple of its fields.
       steps: how many in all, those before a resume too.
       loss: `loss(predictions, targets, mask) -> scalar`.
       optimizer: any optax transformation; clip with `clipped`.
@@ -79,6 +79,7 @@ def fit(
       evaluate: `evaluate(params) -> {name: value}`; joins the line of its step.
       evaluate_every: in steps; it is also done after the last. None: only then.
       checkpoint_every: in steps; one is also written before the first and after the last. None: only these.
+        What is lost with a kill is at most so many steps.
       keep: how many checkpoints to keep.
       log_every: a line of metrics every so many steps and after the last. The host waits for the device
         only there.
@@ -97,12 +98,12 @@ def fit(
       FloatingPointError: `give_up_after` steps in a row were skipped; the params before them are saved.
 
     >>> import seqjax
+    >>> from seqjax.training import mean_squared_error
     >>> def make_batch(seed, t):
     ...     key = jax.random.fold_in(jax.random.key(seed), t)
     ...     xs = jax.random.normal(key, (10, 8, 1), jnp.float32)
     ...     return Batch(xs, jnp.roll(xs, 1, axis=0))
-    >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(8)), seqjax.Dense(1))
-    >>> from seqjax.training import mean_squared_error
+    >>> model = seqjax.Serial(seqjax.RNN(seqjax.Simple(8)), seqjax.Dense(1))
     >>> run = fit(model, make_batch, steps=3, loss=mean_squared_error, optimizer=optax.adam(1e-2))
     >>> [line["step"] for line in run.history]
     [1, 2, 3]
@@ -120,7 +121,7 @@ def fit(
             raise ValueError(f"{name} must be at least 1, got {count}.")
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
-    inputs = jax.eval_shape(jnp.asarray, make_batch(seed, 0).xs)
+    inputs = jax.eval_shape(jnp.asarray, Batch(*make_batch(seed, 0)).xs)
     state = init_state(model.init(init_key, inputs) if params is None else params, optimizer)
     train_step = make_train_step(model, loss, optimizer, donate=True)  # nobody else holds this state
 
@@ -133,6 +134,10 @@ def fit(
             state, metrics_file = run.begin(state, resume)
             stack.enter_context(metrics_file)
             history += metrics_file.kept
+            if int(state.step) > steps:
+                raise ValueError(
+                    f"the run in {run_dir} is at step {int(state.step)}, past steps={steps}; ask for more."
+                )
             received = stack.enter_context(_signals())
         show = stack.enter_context(_bar(steps, int(state.step), progress))
 
@@ -143,7 +148,7 @@ def fit(
             logging = evaluating or _due(done, log_every)
             gave_up = False
 
-            batch = make_batch(seed, t)
+            batch = Batch(*make_batch(seed, t))
             began = time.perf_counter()
             state, metrics = train_step(state, batch, step_key)
             if logging:

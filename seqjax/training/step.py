@@ -86,6 +86,15 @@ def make_train_step(
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
       (bool: a `clip` in the optimizer changed the gradient) and `skipped` (bool).
+
+    >>> import seqjax
+    >>> from seqjax.training import clipped, mean_squared_error
+    >>> model, optimizer = seqjax.Dense(1), clipped(optax.sgd(0.1), norm=1.0)
+    >>> batch = Batch(xs=jnp.ones((5, 2, 3), jnp.float32), ys=jnp.full((5, 2, 1), 9, jnp.float32))
+    >>> state = init_state(model.init(jax.random.key(0), batch.xs), optimizer)
+    >>> state, metrics = make_train_step(model, mean_squared_error, optimizer)(state, batch, None)
+    >>> int(state.step), bool(metrics["clipped"]), bool(metrics["skipped"])
+    (1, True, False)
     """
 
     step = _donating_step if donate else _step
@@ -101,6 +110,13 @@ def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
 
     Returns:
       The step; `weight` is the number of steps the mean is over.
+
+    >>> import seqjax
+    >>> from seqjax.training import mean_squared_error
+    >>> model, batch = seqjax.Activation("relu"), Batch(jnp.ones((5, 2, 3)), jnp.zeros((5, 2, 3)))
+    >>> mean, weight = make_eval_step(model, {"mse": mean_squared_error})((), batch)["mse"]
+    >>> float(mean), int(weight)
+    (1.0, 10)
     """
     return functools.partial(_evaluate, model, tuple(metrics.items()))
 
@@ -110,6 +126,13 @@ def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[s
 
     Raises:
       ValueError: no batches.
+
+    >>> import seqjax
+    >>> from seqjax.training import mean_squared_error
+    >>> step = make_eval_step(seqjax.Activation("relu"), {"mse": mean_squared_error})
+    >>> ones = jnp.ones((5, 2, 3))
+    >>> evaluate(step, (), [Batch(ones, 0 * ones), Batch(ones, ones)])
+    {'mse': 0.5}
     """
     results = [step(params, batch) for batch in batches]
     if not results:

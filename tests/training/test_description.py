@@ -68,7 +68,7 @@ def test_a_users_class_must_be_handed_in_to_save_it():
 
 
 def test_a_users_class_must_be_handed_in_to_build_it():
-    with pytest.raises(ValueError, match="unknown class 'Own'.*pass it in types="):
+    with pytest.raises(ValueError, match=r"unknown class 'Own'.*pass it in types="):
         build(describe(Own(3), types=(Own,)))
 
 
@@ -80,7 +80,7 @@ def test_a_function_says_where_it_is_and_to_use_its_name():
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}, jnp.ones(2), 1j], ids=["list", "dict", "array", "complex"])
 def test_what_is_no_hyperparameter_is_refused(value):
-    with pytest.raises(ValueError, match="Own.inner is a .*cannot be saved"):
+    with pytest.raises(ValueError, match=r"Own.inner is a .*cannot be saved"):
         describe(Own(3, inner=value), types=(Own,))
 
 
@@ -117,16 +117,16 @@ def test_a_field_of_another_version_is_refused_by_name():
 def test_a_hyperparameter_out_of_range_is_refused_by_the_class_itself():
     description = describe(seqjax.Dense(1))
     description["fields"]["features"] = -1
-    with pytest.raises(ValueError, match="features"):
+    with pytest.raises(ValueError, match=r"features"):
         build(description)
 
 
 def test_a_users_class_may_not_take_a_name_of_seqjax():
     impostor = dataclasses.make_dataclass("GRU", ["hidden_dim"], frozen=True)
-    with pytest.raises(ValueError, match="holds a second 'GRU'"):
+    with pytest.raises(ValueError, match=r"holds a second 'GRU'"):
         describe(seqjax.Dense(1), types=(impostor,))
 
 
 def test_a_lambda_has_no_name_to_be_found_by():
-    with pytest.raises(ValueError, match="named functions"):
+    with pytest.raises(ValueError, match=r"named functions"):
         describe(seqjax.Dense(1), types=(lambda x: x,))

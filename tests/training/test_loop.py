@@ -130,8 +130,9 @@ def test_a_directory_with_a_run_is_not_overwritten(tmp_path):
         ({"seed": 1}, "begun with seed=0, not 1"),
         ({"optimizer": optax.sgd(0.1)}, "saved with another optimizer"),
         ({"resume": 3}, r"does not hold step 3; it holds \[0, 2\]"),
+        ({"steps": 1}, "is at step 2, past steps=1"),
     ],
-    ids=["seed", "optimizer", "step"],
+    ids=["seed", "optimizer", "step", "past"],
 )
 def test_a_run_that_would_not_be_the_same_is_not_resumed(tmp_path, change, message):
     train(tmp_path, steps=2)
@@ -143,7 +144,7 @@ def test_a_run_that_would_not_be_the_same_is_not_resumed(tmp_path, change, messa
 def test_a_damaged_newest_checkpoint_stops_a_resume_until_an_older_is_asked_for(tmp_path, whole):
     train(tmp_path, steps=8)
     (tmp_path / "checkpoints" / "8" / "state" / "_METADATA").unlink()
-    with pytest.raises(ValueError, match="newest whole checkpoint is step 4"):
+    with pytest.raises(ValueError, match=r"newest whole checkpoint is step 4"):
         train(tmp_path, resume=True)
     assert_same_bits(train(tmp_path, resume=4).state, whole.state)
 
@@ -151,7 +152,7 @@ def test_a_damaged_newest_checkpoint_stops_a_resume_until_an_older_is_asked_for(
 def test_metrics_without_checkpoints_are_not_overwritten(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     for resume in (False, True):
-        with pytest.raises(ValueError, match="already holds a run|no checkpoint is"):
+        with pytest.raises(ValueError, match=r"already holds a run|no checkpoint is"):
             train(tmp_path, resume=resume)
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
@@ -267,15 +268,15 @@ def never(seed, t):
 
 
 def test_a_full_disk_is_said_before_training(tmp_path, full_disk):
-    with full_disk(10), pytest.raises(OSError, match="cannot keep 4 checkpoints of .* MiB: .*nothing was trained"):
+    with full_disk(10), pytest.raises(OSError, match=r"cannot keep 4 checkpoints of .* MiB: .*nothing was trained"):
         train(tmp_path / "no_room", batches=never)
-    with full_disk(100), pytest.raises(OSError, match="could not save step 0: .*; nothing was saved before it"):
+    with full_disk(100), pytest.raises(OSError, match=r"could not save step 0: .*; nothing was saved before it"):
         train(tmp_path / "little_room", batches=never)
 
 
 def test_a_directory_that_cannot_be_written_is_said_before_training(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="nothing was trained.*file/run"):
+    with pytest.raises(OSError, match=r"nothing was trained.*file/run"):
         train(tmp_path / "file" / "run", batches=never)
 
 
@@ -295,7 +296,7 @@ def test_a_disk_that_fills_later_leaves_the_last_checkpoint_to_resume_from(tmp_p
                 disk.enter_context(full_disk(100))
             return make_batch(seed, t)
 
-        with contextlib.ExitStack() as disk, pytest.raises(OSError, match="No space|File too large"):
+        with contextlib.ExitStack() as disk, pytest.raises(OSError, match=r"No space|File too large"):
             train(tmp_path, batches=batches)
     assert latest(tmp_path) == 4
     run = train(tmp_path, resume=True)
@@ -316,18 +317,16 @@ def test_a_model_that_cannot_be_described_is_said_before_training(tmp_path):
 
 
 def test_a_config_that_json_cannot_hold_is_said_before_training(tmp_path):
-    with pytest.raises(ValueError, match="config must hold only what JSON can"):
+    with pytest.raises(ValueError, match=r"config must hold only what JSON can"):
         train(tmp_path, batches=never, config={"when": object()})
 
 
-@pytest.mark.parametrize(
-    "name", ["steps", "evaluate_every", "checkpoint_every", "keep", "log_every", "give_up_after"]
-)
+@pytest.mark.parametrize("name", ["steps", "evaluate_every", "checkpoint_every", "keep", "log_every", "give_up_after"])
 def test_a_count_below_one_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         train(**{name: 0})
 
 
 def test_an_unknown_option_is_refused_by_name():
-    with pytest.raises(TypeError, match="learning_rate"):
+    with pytest.raises(TypeError, match=r"learning_rate"):
         train(learning_rate=1.0)

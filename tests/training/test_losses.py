@@ -75,7 +75,9 @@ def test_nan_in_masked_steps_poisons_no_value_and_no_gradient(loss, elementwise,
     predictions, targets, mask = draw(labels)
     bad_predictions = np.where(mask[..., None], predictions, np.nan)
     bad_targets = np.where(mask, targets, -(10**6)) if labels else np.where(mask[..., None], targets, np.inf)
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(bad_predictions), jnp.asarray(bad_targets), jnp.asarray(mask))
+    value, gradient = jax.value_and_grad(loss)(
+        jnp.asarray(bad_predictions), jnp.asarray(bad_targets), jnp.asarray(mask)
+    )
     np.testing.assert_allclose(value, elementwise(predictions, targets)[mask].mean(), rtol=1e-12)
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(gradient[~mask], 0)

@@ -61,7 +61,7 @@ def test_adaptive_counts_zero_weights_as_a_thousandth():
 
 def test_adaptive_without_params_says_so():
     clipping = clip(adaptive=0.1)
-    with pytest.raises(ValueError, match="needs the params"):
+    with pytest.raises(ValueError, match=r"needs the params"):
         clipping.update(jnp.ones(2), clipping.init(jnp.ones(2)))
 
 
