@@ -21,6 +21,8 @@ Params = Any
 """A NamedTuple or tuple of arrays, `None` where an option is off."""
 Carry = Any
 """What goes from one step to the next; its structure, shapes and dtypes never change."""
+Option = Any
+"""An array, or `None` where the option it belongs to is off."""
 Residuals = Any
 """What a forward step keeps for its reverse step."""
 Shape = tuple[int, ...]
@@ -53,7 +55,7 @@ def code(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(arguments)})"
 
 
-class Described(abc.ABC):
+class Described(abc.ABC):  # noqa: B024
     """What cells, engines, layers and initializers share: they print as their code."""
 
     def __repr__(self) -> str:
@@ -231,9 +233,7 @@ class Layer(Described):
         """
         return mask, resets
 
-    def calibrate(
-        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
-    ) -> Params:
+    def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         """Params with the population statistics of `xs`; as given where there are none."""
         return params
 
@@ -262,13 +262,23 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
     return steps < lengths
 
 
-def check_sequence(xs: Array, mask: Mask = None, resets: Resets = None) -> None:
+def step_shape(xs: Array | jax.ShapeDtypeStruct) -> Shape:
+    """`(T, ...)`: time and batch axes of a sequence. Integer ids have no feature axis.
+
+    >>> import jax.numpy as jnp
+    >>> step_shape(jnp.ones((5, 2, 3))), step_shape(jnp.ones((5, 2), int))
+    ((5, 2), (5, 2))
+    """
+    return xs.shape if jax.numpy.issubdtype(xs.dtype, jax.numpy.integer) else xs.shape[:-1]
+
+
+def check_sequence(xs: Array | jax.ShapeDtypeStruct, mask: Mask = None, resets: Resets = None) -> None:
     """Refuses what is not a sequence `[T, ..., D]` with `mask` and `resets` `[T, ...]`.
 
     Raises:
       ValueError: what was given, what was expected, what to do.
     """
-    if xs.ndim < 2:
+    if not step_shape(xs):
         raise ValueError(
             f"xs must be [T, ..., D] with at least a time and a feature axis, got shape {xs.shape}; "
             "for scalar series use xs[..., None]."
@@ -278,9 +288,9 @@ def check_sequence(xs: Array, mask: Mask = None, resets: Resets = None) -> None:
     for name, flags in (("mask", mask), ("resets", resets)):
         if flags is None:
             continue
-        if flags.shape != xs.shape[:-1]:
+        if flags.shape != step_shape(xs):
             raise ValueError(
-                f"{name} must have the shape [T, ...] of xs without features, {xs.shape[:-1]}, got {flags.shape}."
+                f"{name} must have the shape [T, ...] of xs without features, {step_shape(xs)}, got {flags.shape}."
             )
         if flags.dtype != bool:
             raise ValueError(f"{name} must be bool, got {flags.dtype}; write {name}.astype(bool) if 1 means True.")

@@ -2,6 +2,7 @@
 """The reference that every engine is held to, and the laws as checks for a user's own cell."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -139,7 +140,7 @@ def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array
 
 def assert_close(actual, expected, tolerance: float) -> None:
     """Raises `AssertionError` unless two pytrees agree, absolutely and relative to each leaf's size."""
-    if jax.tree.structure(actual) != jax.tree.structure(expected):
+    if jax.tree.structure(actual) != jax.tree.structure(expected):  # type: ignore[operator]
         raise AssertionError(f"structures differ: {jax.tree.structure(actual)} and {jax.tree.structure(expected)}")
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         if a.dtype != b.dtype:
@@ -192,7 +193,7 @@ def check_step(cell: Cell, params: Params, carry: Carry, x: Array) -> None:
     """Raises `AssertionError` unless a step keeps the carry's structure, shapes and dtypes."""
     after, _ = cell.step(params, carry, cell.project(params, x))
     before_type, after_type = (jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (carry, after))
-    if jax.tree.structure(carry) != jax.tree.structure(after) or before_type != after_type:
+    if jax.tree.structure(carry) != jax.tree.structure(after) or before_type != after_type:  # type: ignore[operator]
         raise AssertionError(f"step of {cell!r} changes the carry from {before_type} to {after_type}")
 
 
@@ -203,7 +204,7 @@ def check_pieces(
     run = jax.jit(functools.partial(engine.run, cell))
     whole = run(params, carry, xs, mask=mask, resets=resets)
     outputs, cuts = [], (0, xs.shape[0] // 2, xs.shape[0])
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         flags = {
             name: None if flag is None else flag[start:stop] for name, flag in (("mask", mask), ("resets", resets))
         }

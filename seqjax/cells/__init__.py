@@ -10,9 +10,9 @@ from seqjax.cells.simple import Simple, SimpleCarry, SimpleParams, simple_step
 
 __all__ = [
     "GRU",
+    "LSTM",
     "GRUCarry",
     "GRUParams",
-    "LSTM",
     "LSTMCarry",
     "LSTMParams",
     "LambdaCell",

@@ -40,9 +40,7 @@ def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
             raise ValueError(f"{owner}: {name} must be one of {list(known)}, got {given!r}.")
 
 
-def init_gates(
-    key: Array, initializer: Initializer, rows: int, hidden_dim: int, gates: int, dtypes: DTypes
-) -> Array:
+def init_gates(key: Array, initializer: Initializer, rows: int, hidden_dim: int, gates: int, dtypes: DTypes) -> Array:
     """Weights `[rows, gates * hidden_dim]`, each gate drawn by itself."""
     draw = resolve(initializer)
     blocks = [draw(k, (rows, hidden_dim), dtypes.params) for k in jax.random.split(key, gates)]

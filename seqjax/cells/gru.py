@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.dtypes import DTypes
@@ -20,10 +20,10 @@ class GRUParams(NamedTuple):
 
     w_in: Array  # [D, 3*H]
     w_rec: Array  # [H, 3*H]
-    bias: Array | None  # [3*H]
-    bias_rec: Array | None = None  # [3*H]
-    scale: Array | None = None  # [3*H]
-    offset: Array | None = None  # [3*H]
+    bias: Option  # [3*H]
+    bias_rec: Option = None  # [3*H]
+    scale: Option = None  # [3*H]
+    offset: Option = None  # [3*H]
 
 
 class GRUCarry(NamedTuple):
@@ -35,8 +35,8 @@ class GRUResiduals(NamedTuple):
     r: Array
     g: Array
     h_before: Array
-    recurrent: Array | None  # W_hg h + b_rec, where reset is after
-    normalized: tuple[gates.Normalized, ...] | None  # z, r, g, with layer normalization
+    recurrent: Option  # W_hg h + b_rec, where reset is after
+    normalized: Option  # z, r, g, with layer normalization
 
 
 def gru_residuals(
@@ -72,10 +72,7 @@ def gru_residuals(
         recurrent = None
     keep, kept_z = squash(0, gate, z_x + z_h)
     r, kept_r = squash(1, gate, r_x + r_h)
-    if recurrent is None:
-        g_h = gates.recur(r * seen, params.w_rec[:, 2 * hidden :], z)
-    else:
-        g_h = r * recurrent
+    g_h = gates.recur(r * seen, params.w_rec[:, 2 * hidden :], z) if recurrent is None else r * recurrent
     g, kept_g = squash(2, activation, g_x + g_h)
     y = keep * h_before + (1 - keep) * g
     normalized = None if params.scale is None else (kept_z, kept_r, kept_g)
@@ -260,7 +257,5 @@ class GRU(Cell):
             raise self._not_offered("adjoint")
         return gru_transpose(params, residuals, d_carry, d_y, slope=slope, gate_slope=gate_slope)
 
-    def accumulate(
-        self, params: GRUParams, residuals: GRUResiduals, d_zs: Array, extras: tuple | None
-    ) -> GRUParams:
+    def accumulate(self, params: GRUParams, residuals: GRUResiduals, d_zs: Array, extras: tuple | None) -> GRUParams:
         return gru_accumulate(params, residuals, d_zs, extras)

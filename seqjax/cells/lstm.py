@@ -6,12 +6,12 @@ The functions read from the params which options are on, so that the peephole LS
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.dtypes import DTypes
@@ -23,11 +23,11 @@ class LSTMParams(NamedTuple):
 
     w_in: Array  # [D, 4*H]
     w_rec: Array  # [P, 4*H]
-    bias: Array | None  # [4*H]
-    peephole: Array | None = None  # [3, H], i, f, o
-    scale: Array | None = None  # [4*H]
-    offset: Array | None = None  # [4*H]
-    w_proj: Array | None = None  # [H, P]
+    bias: Option  # [4*H]
+    peephole: Option = None  # [3, H], i, f, o
+    scale: Option = None  # [4*H]
+    offset: Option = None  # [4*H]
+    w_proj: Option = None  # [H, P]
 
 
 class LSTMCarry(NamedTuple):
@@ -43,9 +43,9 @@ class LSTMResiduals(NamedTuple):
     squashed: Array  # φ(c_t)
     c_before: Array
     h_before: Array
-    c_after: Array | None  # with peephole
-    output: Array | None  # o ⊗ φ(c_t), with projection
-    normalized: tuple[gates.Normalized, ...] | None  # i, f, g, o, with layer normalization
+    c_after: Option  # with peephole
+    output: Option  # o ⊗ φ(c_t), with projection
+    normalized: Option  # i, f, g, o, with layer normalization
 
 
 def lstm_carry(params: LSTMParams, batch_shape: Shape, dtypes: DTypes) -> LSTMCarry:
@@ -198,7 +198,7 @@ class LSTMFamily(Cell):
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
 
-    def _functions(self) -> dict[str, Callable[[Array], Array]]:
+    def _functions(self) -> dict[str, Any]:
         return {
             "activation": activation_function(self.activation),
             "gate": activation_function(self.recurrent_activation),
@@ -236,9 +236,7 @@ class LSTMFamily(Cell):
     def step_seen(self, params: LSTMParams, carry: LSTMCarry, h: Array, z: Array) -> tuple[LSTMCarry, Array]:
         return lstm_step(params, carry, z, h, **self._functions())
 
-    def step_residuals(
-        self, params: LSTMParams, carry: LSTMCarry, z: Array
-    ) -> tuple[LSTMCarry, Array, LSTMResiduals]:
+    def step_residuals(self, params: LSTMParams, carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array, LSTMResiduals]:
         return lstm_residuals(params, carry, z, **self._functions())
 
     def step_transpose(

@@ -128,7 +128,9 @@ class RecurrentDropout(Cell):
         check_wraps("RecurrentDropout", self.cell)
         check_rate("RecurrentDropout", rate=self.rate)
         if type(self.cell).step_seen is Cell.step_seen or self.cell.couples_batch:
-            raise ValueError(f"RecurrentDropout needs a cell with recurrent products (step_seen); {self.cell!r} has none.")
+            raise ValueError(
+                f"RecurrentDropout needs a cell with recurrent products (step_seen); {self.cell!r} has none."
+            )
 
     @property
     def stochastic(self) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.dtypes import DTypes
@@ -20,11 +20,11 @@ class SimpleParams(NamedTuple):
 
     w_in: Array  # [D, H]
     w_rec: Array  # [H, H]
-    bias: Array | None  # [H]
-    scale: Array | None = None  # [H], with normalization
-    offset: Array | None = None  # [H]
-    mean: Array | None = None  # [H], with batch normalization
-    var: Array | None = None  # [H]
+    bias: Option  # [H]
+    scale: Option = None  # [H], with normalization
+    offset: Option = None  # [H]
+    mean: Option = None  # [H], with batch normalization
+    var: Option = None  # [H]
 
 
 class SimpleCarry(NamedTuple):
@@ -34,7 +34,7 @@ class SimpleCarry(NamedTuple):
 class SimpleResiduals(NamedTuple):
     h_before: Array
     h: Array
-    normalized: gates.Normalized | None
+    normalized: Option
 
 
 def simple_residuals(
@@ -75,7 +75,9 @@ def batch_moments(a: Array) -> tuple[Array, Array]:
     """
     axes = tuple(range(a.ndim - 1))
     if a.size // a.shape[-1] < 2:
-        raise ValueError(f"batch normalization in training needs at least two sequences, got a batch of {a.shape[:-1]}.")
+        raise ValueError(
+            f"batch normalization in training needs at least two sequences, got a batch of {a.shape[:-1]}."
+        )
     return a.mean(axes), a.var(axes)
 
 

@@ -106,7 +106,7 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
             d_before = select(step.reset, zeros, d_before)
         return (d_before, d_initial), (d_z, extra)
 
-    flags = Steps(None, steps.mask, steps.reset, None)
+    flags = steps._replace(x=None, key=None)
     (d_carry, d_initial), (d_zs, extras) = jax.lax.scan(
         step, (d_carry, zeros_like(initial)), (flags, residuals, d_ys), reverse=True, unroll=unroll
     )

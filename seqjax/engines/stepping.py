@@ -47,7 +47,7 @@ def check_carry(carry: Carry, expected: Carry, batch_shape: Shape) -> None:
       ValueError: naming both.
     """
     given, wanted = (jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), c) for c in (carry, expected))
-    if jax.tree.structure(carry) != jax.tree.structure(expected) or given != wanted:
+    if jax.tree.structure(carry) != jax.tree.structure(expected) or given != wanted:  # type: ignore[operator]
         raise ValueError(
             f"the carry does not fit xs with batch shape {batch_shape}: expected {wanted}, got {given}; "
             "start from initial_carry(params, batch_shape)."
@@ -81,9 +81,7 @@ def leave(before: Carry, after: Carry, y: Array, step: Steps) -> tuple[Carry, Ar
     return select(step.mask, after, before), select(step.mask, y, zeros_like(y))
 
 
-def masked_step(
-    cell: Cell, params: Params, initial: Carry | None, carry: Carry, step: Steps
-) -> tuple[Carry, Array]:
+def masked_step(cell: Cell, params: Params, initial: Carry | None, carry: Carry, step: Steps) -> tuple[Carry, Array]:
     """`cell.step` on one step of input, with its mask, reset and key."""
     before, x = enter(initial, carry, step)
     after, y = cell.step(params, before, cell.project(params, x), step.key)

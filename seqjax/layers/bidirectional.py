@@ -72,7 +72,7 @@ class Bidirectional(Layer):
             steps = outputs_like(layer, p, xs).shape[0]
             if steps != xs.shape[0]:
                 raise ValueError(
-                    f"Bidirectional needs layers that keep the time axis; {layer!r} maps {xs.shape[0]} steps to {steps}."
+                    f"Bidirectional needs layers that keep time; {layer!r} maps {xs.shape[0]} steps to {steps}."
                 )
         return params
 
@@ -98,9 +98,7 @@ class Bidirectional(Layer):
         )
         return (ahead, behind), _MERGES[self.merge](ys, jnp.flip(back_ys, 0))
 
-    def calibrate(
-        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
-    ) -> Params:
+    def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         forward, backward = self._layers
         back_mask, back_resets = reversed_in_time(mask, resets)
         return (

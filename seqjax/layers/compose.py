@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
+from seqjax.base import Array, Carry, Key, Layer, Mask, Option, Params, Resets, Shape, step_shape
 
 
 def check_layers(owner: str, *layers: Layer) -> None:
@@ -25,7 +25,7 @@ def outputs_like(layer: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct)
     """Shape and dtype of a layer's outputs, without computing them."""
 
     def outputs(params: Params, xs: Array) -> Array:
-        return layer.apply(params, layer.initial_carry(params, xs.shape[1:-1]), xs)[1]
+        return layer.apply(params, layer.initial_carry(params, step_shape(xs)[1:]), xs)[1]
 
     return jax.eval_shape(outputs, params, xs)
 
@@ -107,9 +107,7 @@ class Serial(Layer):
             mask, resets = layer.time_map(mask, resets, c)
         return mask, resets
 
-    def calibrate(
-        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
-    ) -> Params:
+    def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         calibrated = []
         for layer, p, c in zip(self.layers, params, carry, strict=True):
             calibrated.append(layer.calibrate(p, c, xs, mask=mask, resets=resets))
@@ -169,9 +167,7 @@ class Residual(Layer):
             xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))
         return carry, xs + ys
 
-    def calibrate(
-        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
-    ) -> Params:
+    def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         return self.layer.calibrate(params, carry, xs, mask=mask, resets=resets)
 
 
@@ -198,8 +194,7 @@ class BatchMajor(Layer):
         return False  # its axis 0 is not time
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
-        if xs.ndim < 3:
-            raise ValueError(f"BatchMajor needs xs [B, T, ..., D], got shape {xs.shape}.")
+        self._check(xs)
         return self.layer.init(key, jax.eval_shape(_swap, xs))
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
@@ -215,8 +210,7 @@ class BatchMajor(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        if xs.ndim < 3:
-            raise ValueError(f"BatchMajor needs xs [B, T, ..., D], got shape {xs.shape}.")
+        self._check(xs)
         carry, ys = self.layer.apply(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets), key=key)
         return carry, _swap(ys)
 
@@ -224,11 +218,13 @@ class BatchMajor(Layer):
         mask, resets = self.layer.time_map(_swap(mask), _swap(resets), carry)
         return _swap(mask), _swap(resets)
 
-    def calibrate(
-        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
-    ) -> Params:
+    def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         return self.layer.calibrate(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets))
 
+    def _check(self, xs: Array | jax.ShapeDtypeStruct) -> None:
+        if len(step_shape(xs)) < 2:
+            raise ValueError(f"BatchMajor needs xs [B, T, ..., D], got shape {xs.shape}.")
 
-def _swap(xs: Array | None) -> Array | None:
+
+def _swap(xs: Option) -> Option:
     return None if xs is None else jnp.swapaxes(xs, 0, 1)

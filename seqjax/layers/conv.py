@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from seqjax.base import Array, Key, Layer, Mask, Resets, Shape, check_sequence
 from seqjax.cells import activations
 from seqjax.cells.gates import one_of, positive
-from seqjax.dtypes import DTypes
+from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.initializers import Initializer, resolve
-from seqjax.layers.pointwise import activate, hide, wide_dtype
+from seqjax.layers.pointwise import activate, hide
 
 
 class ConvParams(NamedTuple):
@@ -206,7 +206,7 @@ class Conv1D(Layer):
 
     def _convolve(self, params: ConvParams, padded: Array, sequence: Array | None, steps: int) -> Array:
         """The affine part: one product for each of the kernel's taps."""
-        wide = wide_dtype(padded)
+        wide = at_least_float32(padded.dtype)
         anchors = self._every(self._padding(steps)[0] + self._first_anchor, steps)
         ys = jnp.zeros((), wide) if params.bias is None else params.bias.astype(wide)
         for k in range(self.width):

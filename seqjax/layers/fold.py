@@ -70,9 +70,7 @@ def fold(
     if not model.streams:
         raise ValueError(f"fold needs a model that streams; {model!r} does not: run it whole with apply.")
     if not isinstance(segment, int) or segment < 1 or segment % model.stride:
-        raise ValueError(
-            f"segment must be a positive multiple of the model's stride {model.stride}, got {segment!r}."
-        )
+        raise ValueError(f"segment must be a positive multiple of the model's stride {model.stride}, got {segment!r}.")
     segment = min(segment, -(-T // model.stride) * model.stride)
     count, rest = divmod(T, segment)
     out_steps = [_output_steps(model, params, carry, xs, steps) for steps in (segment, rest)]

@@ -16,18 +16,13 @@ import numpy as np
 from seqjax.base import Array, Carry, Key, Layer, Mask, Resets, check_sequence
 from seqjax.cells import activations
 from seqjax.cells.gates import positive
-from seqjax.dtypes import DTypes
+from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.initializers import Initializer, resolve
 
 
 def hide(xs: Array, mask: Mask) -> Array:
     """`xs [T, ..., D]` with zeros in the steps where `mask [T, ...]` is False."""
     return xs if mask is None else jnp.where(mask[..., None], xs, 0)
-
-
-def wide_dtype(xs: Array) -> jnp.dtype:
-    """What sums over `xs` are taken in: its dtype, but at least float32."""
-    return np.promote_types(xs.dtype, np.float32)
 
 
 def activate(activation: activations.Activation | None, xs: Array, mask: Mask) -> Array:
@@ -176,7 +171,7 @@ class LayerNorm(Layer):
     ) -> tuple[Carry, Array]:
         check_sequence(xs, mask, resets)
         xs = self._cast(params, xs)
-        wide = hide(xs, mask).astype(wide_dtype(xs))
+        wide = hide(xs, mask).astype(at_least_float32(xs.dtype))
         centred = wide - wide.mean(-1, keepdims=True)
         ys = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
         if params.scale is not None:
@@ -247,7 +242,7 @@ class Embed(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         self._check_ids(xs)
-        check_sequence(xs[..., None], mask, resets)
+        check_sequence(xs, mask, resets)
         ids = hide(xs[..., None], mask)[..., 0]
         if not isinstance(ids, jax.core.Tracer):
             self._check_range(np.asarray(ids))

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, check_sequence
-from seqjax.dtypes import DTypes
-from seqjax.layers.pointwise import check_floating, hide, wide_dtype
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, check_sequence, step_shape
+from seqjax.cells.noise import check_rate
+from seqjax.dtypes import DTypes, at_least_float32
+from seqjax.layers.pointwise import check_floating, hide
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -47,8 +48,7 @@ class Dropout(Layer):
     variational: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"Dropout: rate is the probability of dropping, 0 <= rate < 1, got {self.rate!r}.")
+        check_rate("Dropout", rate=self.rate)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> tuple[()]:
         check_sequence(xs)
@@ -160,7 +160,7 @@ class BatchNorm(Layer):
         """`xs` in the compute dtype, and with masked steps hidden in that of the statistics."""
         check_sequence(xs, mask, resets)
         xs = self.dtypes.cast(self, xs, params.scale[:, None])
-        return xs, hide(xs, mask).astype(wide_dtype(xs))
+        return xs, hide(xs, mask).astype(at_least_float32(xs.dtype))
 
     def _statistics(self, xs: Array, mask: Mask) -> tuple[Array, Array]:
         """Mean and biased variance `[D]` of the unmasked steps of `xs`, which is zero elsewhere."""
@@ -217,8 +217,8 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
 
 def _flat(xs: Array, mask: Mask) -> tuple[Array, Array]:
     """A batch with exactly one batch axis, `[T, B, ...]`, and its mask `[T, B]`."""
-    features = () if jnp.issubdtype(xs.dtype, jnp.integer) else xs.shape[-1:]
-    steps = xs.shape[: xs.ndim - len(features)]
+    steps = step_shape(xs)
+    features = xs.shape[len(steps) :]
     mask = jnp.ones(steps, bool) if mask is None else mask
     if not steps or mask.shape != steps:
         raise ValueError(f"calibrate needs xs [T, ..., D] and mask [T, ...], got {xs.shape} and {mask.shape}.")

@@ -59,9 +59,7 @@ class RNN(Layer):
     ) -> tuple[Carry, Array]:
         return self.engine.run(self.cell, params, carry, xs, mask=mask, resets=resets, key=key)
 
-    def calibrate(
-        self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None
-    ) -> Params:
+    def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         check_sequence(xs, mask, resets)
         if self.cell.couples_batch and (mask is not None or resets is not None):
             raise ValueError(f"{self!r} takes its statistics from whole sequences: calibrate without mask and resets.")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import seqjax
 
 CELLS = [seqjax.Simple(8), seqjax.LSTM(8), seqjax.PeepholeLSTM(8), seqjax.GRU(8), seqjax.GRU(8, reset="after")]
@@ -73,7 +74,7 @@ def test_an_input_of_another_dtype_is_refused_not_cast():
 
 @pytest.mark.parametrize("cell", CELLS, ids=repr)
 def test_a_wrong_number_of_features_is_named(cell):
-    with pytest.raises(ValueError, match="initialized for 5 features, got an input of shape .* with 6"):
+    with pytest.raises(ValueError, match=r"initialized for 5 features, got an input of shape .* with 6"):
         cell.project(init(cell), jnp.ones((3, 6), jnp.float32))
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from seqjax.testing import assert_close, check_step, example, reference_loop, value_and_gradients
 
+from seqjax.testing import assert_close, check_step, example, reference_loop, value_and_gradients
 from tests.contracts.table import ENGINES, cells
 
 # T, batch, masked, with resets: each appears with and without each other, T is 1, 2, a prime, a power of two

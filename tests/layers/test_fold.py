@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seqjax
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import seqjax
 from seqjax.testing import assert_close, jitter
 
 F64 = seqjax.DTypes("float64")
@@ -49,9 +50,7 @@ def test_fold_equals_the_whole_in_value_and_gradients(model, T, segment):
         return total, after
 
     diff = (0, 1, 2) if model is MODEL else (0, 2)
-    expected, actual = (
-        jax.jit(jax.value_and_grad(f, diff, has_aux=True))(params, carry, xs) for f in (whole, folded)
-    )
+    expected, actual = (jax.jit(jax.value_and_grad(f, diff, has_aux=True))(params, carry, xs) for f in (whole, folded))
     assert_close(actual, expected, 1e-10)
 
 
@@ -96,6 +95,4 @@ def test_what_cannot_be_folded_is_refused(model, options, message):
     xs = jnp.ones((12, 2, 2))
     params = model.init(jax.random.key(0), xs)
     with pytest.raises(ValueError, match=message):
-        seqjax.fold(
-            model, params, model.initial_carry(params, (2,)), xs, lambda t, y, *e: t, jnp.zeros(()), **options
-        )
+        seqjax.fold(model, params, model.initial_carry(params, (2,)), xs, lambda t, y, *e: t, jnp.zeros(()), **options)

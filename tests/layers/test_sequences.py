@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks, lengths, resets, streaming and refusals: what holds for every model."""
 
+import functools
+import itertools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seqjax
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import seqjax
 from seqjax.testing import assert_close, jitter
 
 F64 = seqjax.DTypes("float64")
@@ -39,6 +44,11 @@ MODELS = STREAMING | {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, carry, xs, mask=None, resets=None):
+    return model.apply(params, carry, xs, mask=mask, resets=resets)
+
+
 def setup(model, T=12, batch=(3,), in_dim=2):
     xs = jnp.asarray(RANDOM.normal(size=(T, *batch, in_dim)))
     params = jitter(model.init(jax.random.key(0), xs), RANDOM)
@@ -51,11 +61,11 @@ def test_a_padded_sequence_gives_what_it_gives_alone(name):
     lengths = np.array([12, 6, 8])
     params, carry, xs = setup(model)
     mask = seqjax.mask_from_lengths(jnp.asarray(lengths), 12)
-    _, ys = model.apply(params, carry, jnp.where(mask[..., None], xs, jnp.nan), mask=mask)
+    _, ys = run(model, params, carry, jnp.where(mask[..., None], xs, jnp.nan), mask=mask)
     out_mask, _ = model.time_map(mask, None, carry)
     for b, length in enumerate(lengths):
         alone_carry = model.initial_carry(params, ())
-        _, alone = model.apply(params, alone_carry, xs[:length, b])
+        _, alone = run(model, params, alone_carry, xs[:length, b])
         steps = alone.shape[0]
         np.testing.assert_allclose(ys[:steps, b], alone, atol=1e-12)
         assert int(out_mask[:, b].sum()) == steps
@@ -67,8 +77,8 @@ def test_packed_sequences_give_what_each_gives_alone(name):
     model = MODELS[name]
     params, carry, xs = setup(model, batch=())
     resets = jnp.zeros(12, bool).at[jnp.array([5, 9])].set(True)
-    _, packed = model.apply(params, carry, xs, resets=resets)
-    pieces = [model.apply(params, carry, piece)[1] for piece in (xs[:5], xs[5:9], xs[9:])]
+    _, packed = run(model, params, carry, xs, resets=resets)
+    pieces = [run(model, params, carry, piece)[1] for piece in (xs[:5], xs[5:9], xs[9:])]
     np.testing.assert_allclose(packed, jnp.concatenate(pieces), atol=1e-12)
 
 
@@ -81,7 +91,7 @@ def test_padding_with_nan_poisons_no_gradient(name):
 
     def gradients(xs):
         def loss(params, carry, xs):
-            return jnp.sum(jnp.sin(model.apply(params, carry, xs, mask=mask, resets=resets)[1]))
+            return jnp.sum(jnp.sin(run(model, params, carry, xs, mask=mask, resets=resets)[1]))
 
         return jax.grad(loss, (0, 2))(params, carry, xs)
 
@@ -97,9 +107,9 @@ def test_length_zero_returns_the_initial_carry_and_zeros():
     params, _, xs = setup(model)
     carry = jitter(model.initial_carry(params, (3,)), RANDOM)
     mask = seqjax.mask_from_lengths(jnp.array([0, 12, 0]), 12)
-    after, ys = model.apply(params, carry, xs, mask=mask)
+    after, ys = run(model, params, carry, xs, mask=mask)
     for b in (0, 2):
-        assert_close(jax.tree.map(lambda a: a[b], after), jax.tree.map(lambda a: a[b], carry), 0.0)
+        assert_close(*(jax.tree.map(operator.itemgetter(b), tree) for tree in (after, carry)), 0.0)
         assert not ys[:, b].any()
 
 
@@ -108,8 +118,8 @@ def test_a_reset_on_a_masked_step_still_resets():
     params, _, xs = setup(model, T=4, batch=())
     carry = jitter(model.initial_carry(params, ()), RANDOM)
     mask, resets = jnp.array([True, False, True, True]), jnp.array([False, True, False, False])
-    _, ys = model.apply(params, carry, xs, mask=mask, resets=resets)
-    _, alone = model.apply(params, model.initial_carry(params, ()), xs[2:])
+    _, ys = run(model, params, carry, xs, mask=mask, resets=resets)
+    _, alone = run(model, params, model.initial_carry(params, ()), xs[2:])
     np.testing.assert_allclose(ys[2:], alone, atol=1e-12)
 
 
@@ -119,9 +129,9 @@ def test_two_batch_axes_equal_one(name):
     params, carry, xs = setup(model, batch=(2, 3))
     mask = seqjax.mask_from_lengths(jnp.array([[12, 6, 8], [0, 12, 4]]), 12)
     resets = jnp.asarray(RANDOM.random((12, 2, 3)) < 0.2)
-    _, ys = model.apply(params, carry, xs, mask=mask, resets=resets)
+    _, ys = run(model, params, carry, xs, mask=mask, resets=resets)
     flat = jax.tree.map(lambda a: a.reshape(12, 6, *a.shape[3:]), (xs, mask, resets))
-    _, flat_ys = model.apply(params, model.initial_carry(params, (6,)), flat[0], mask=flat[1], resets=flat[2])
+    _, flat_ys = run(model, params, model.initial_carry(params, (6,)), flat[0], mask=flat[1], resets=flat[2])
     np.testing.assert_allclose(ys.reshape(flat_ys.shape), flat_ys, atol=1e-12)
 
 
@@ -133,11 +143,11 @@ def test_pieces_of_a_stream_equal_the_whole(name, cuts, seed):
     params, carry, xs = setup(model)
     random = np.random.default_rng(seed)
     mask, resets = (jnp.asarray(random.random((12, 3)) < rate) for rate in (0.8, 0.2))
-    expected_carry, expected = model.apply(params, carry, xs, mask=mask, resets=resets)
+    expected_carry, expected = run(model, params, carry, xs, mask=mask, resets=resets)
     outputs, bounds = [], [0, *(2 * cut for cut in sorted(cuts)), 12]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         piece = slice(start, stop)
-        carry, ys = model.apply(params, carry, xs[piece], mask=mask[piece], resets=resets[piece])
+        carry, ys = run(model, params, carry, xs[piece], mask=mask[piece], resets=resets[piece])
         outputs.append(ys)
     np.testing.assert_allclose(jnp.concatenate(outputs), expected, atol=1e-12)
     assert_close(carry, expected_carry, 1e-12)
@@ -147,9 +157,9 @@ def test_batch_major_swaps_the_first_two_axes():
     model = seqjax.Serial(gru(), dense(2))
     params, carry, xs = setup(model)
     mask = seqjax.mask_from_lengths(jnp.array([12, 6, 0]), 12)
-    _, expected = model.apply(params, carry, xs, mask=mask)
+    _, expected = run(model, params, carry, xs, mask=mask)
     swapped = seqjax.BatchMajor(model)
-    _, ys = swapped.apply(params, carry, jnp.swapaxes(xs, 0, 1), mask=mask.T)
+    _, ys = run(swapped, params, carry, jnp.swapaxes(xs, 0, 1), mask=mask.T)
     np.testing.assert_allclose(jnp.swapaxes(ys, 0, 1), expected, atol=1e-12)
     shapes = jax.eval_shape(lambda key: swapped.init(key, jnp.swapaxes(xs, 0, 1)), jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
@@ -159,9 +169,9 @@ def test_batch_major_swaps_the_first_two_axes():
 def test_bidirectional_merges_both_directions(merge, reduce):
     model = seqjax.Bidirectional(gru(), gru(4), merge=merge)
     params, carry, xs = setup(model)
-    _, ys = model.apply(params, carry, xs)
-    ahead = model.forward.apply(params[0], carry[0], xs)[1]
-    behind = model.backward.apply(params[1], carry[1], xs[::-1])[1][::-1]
+    _, ys = run(model, params, carry, xs)
+    ahead = run(model.forward, params[0], carry[0], xs)[1]
+    behind = run(model.backward, params[1], carry[1], xs[::-1])[1][::-1]
     expected = np.concatenate([ahead, behind], -1) if reduce is None else reduce(ahead, behind)
     np.testing.assert_allclose(ys, expected, atol=1e-12)
 
@@ -190,7 +200,7 @@ def test_calibrate_sets_the_statistics_that_evaluation_uses():
     np.testing.assert_allclose(calibrated[0].mean, pre.reshape(-1, 4).mean(0), atol=1e-12)
     np.testing.assert_allclose(calibrated[0].var, pre.reshape(-1, 4).var(0), atol=1e-12)
     carry = model.initial_carry(calibrated, (64,))
-    hidden = model.layers[0].apply(calibrated[0], carry[0], xs)[1]
+    hidden = run(model.layers[0], calibrated[0], carry[0], xs)[1]
     np.testing.assert_allclose(calibrated[1].mean, hidden.reshape(-1, 4).mean(0), atol=1e-12)
 
 
