@@ -128,6 +128,7 @@ def fit(
     history: list[Line] = []
     durations: list[float] = []
     busy, timed = 0.0, 0
+    received: list[int] = []
     with contextlib.ExitStack() as stack:
         if run_dir is not None:
             run = RunDir(run_dir, model, inputs, seed=seed, config=config, keep=keep, types=types)
@@ -167,7 +168,8 @@ def fit(
                     metrics_file.write(history[-1])
                 gave_up = skipped_in_row >= give_up_after
 
-            if run_dir is not None and (last or gave_up or received or _due(done, checkpoint_every)):
+            leaving = bool(received)  # looked at once: a signal that comes during the save waits for the next step
+            if run_dir is not None and (last or gave_up or leaving or _due(done, checkpoint_every)):
                 metrics_file.sync()
                 run.save(state)
             if gave_up:
@@ -176,7 +178,7 @@ def fit(
                     f"and were skipped; look at make_batch({seed}, {t}), clip, or lower the learning rate."
                     + (f" The params before them are saved in {run_dir}." if run_dir is not None else "")
                 )
-            if run_dir is not None and received:
+            if leaving or (last and received):
                 _leave(received[0], f"Stopped after step {done}, which is saved in {run_dir}; resume=True goes on.")
     return Run(state, history, statistics.median(durations[1:]) if len(durations) > 1 else math.nan)
 
