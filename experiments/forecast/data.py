@@ -36,6 +36,11 @@ class Scaler:
         return np.asarray(scaled, np.float64) * self.std + self.mean
 
 
+def labelled(name: str, unit: str) -> str:
+    """The name with the unit, if there is one."""
+    return f"{name} ({unit})" if unit else name
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Windows to learn from and to be judged on.
@@ -51,6 +56,11 @@ class Task:
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
+
+    @property
+    def label(self) -> str:
+        """The name with the unit, if there is one."""
+        return labelled(self.name, self.unit)
 
     def limited(self, count: int) -> Self:
         """The first `count` windows of each part."""

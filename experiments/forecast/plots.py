@@ -47,10 +47,6 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) 
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _label(task: Task) -> str:
-    return task.name + (f" ({task.unit})" if task.unit else "")
-
-
 def forecasts(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], linear: np.ndarray) -> None:
     """Six validation windows: what was seen, what came, and what was forecast from the window's end.
 
@@ -75,7 +71,7 @@ def forecasts(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], 
             axis.axvspan(0.5, HORIZON + 0.5, color="0.96", zorder=0)
             axis.set_title(f"validation window {row:,}", loc="left")
         figure.supxlabel("steps from the last value seen")
-        figure.supylabel(_label(task))
+        figure.supylabel(task.label)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2 + len(models))
         figure.savefig(path)
 

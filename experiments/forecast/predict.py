@@ -3,10 +3,12 @@
 
 import csv
 import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments.forecast import data, evaluation, plots
+from experiments.forecast import data, evaluation, plots, sources
 from experiments.forecast.config import Config
 from experiments.forecast.models import MODELS
 from experiments.forecast.train import FINAL
@@ -39,50 +41,75 @@ def predict(config: Config, run_dir: pathlib.Path) -> pathlib.Path:
     window = loaded.metadata["data"]["window"]
     scaler = data.Scaler(**loaded.metadata["data"]["scaler"])
     asked = trained if config.data is None else config
+    out = config.run_dir or folder
+    path = out / f"forecasts-{pathlib.Path(asked.source).stem}.csv"
     if asked.source == "synthetic":
-        windows = data.load_task(asked.source, asked.column, asked.station, window).test
-        label, known, unit = "series", windows[:, window:], ""
-        times = tuple(str(row) for row in range(len(windows)))
-        seen = windows[:, :window]
+        series = None
+        origins = of_test_series(data.load_task(asked.source, asked.column, asked.station, window))
     else:
         series = data.load_series(asked.source, asked.column, asked.station)
-        if len(series.values) < window:
-            raise ValueError(
-                f"{series.name} has {len(series.values)} rows; the model forecasts from a window of {window}."
-            )
-        label, unit, times = "time", series.unit, series.times[window - 1 :]
-        seen = np.lib.stride_tricks.sliding_window_view(series.values, window)
-        beyond = np.concatenate([series.values[window:], np.full(data.HORIZON, np.nan)])
-        known = np.lib.stride_tricks.sliding_window_view(beyond, data.HORIZON)
+        origins = of_series(series, window)
     forecasts = evaluation.forecaster(loaded.model, window)
-    made = scaler.unscale(forecasts(loaded.params, scaler.scale(seen))[:, -1])
-    out = config.run_dir or folder
+    made = scaler.unscale(forecasts(loaded.params, scaler.scale(origins.seen))[:, -1])
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"forecasts-{pathlib.Path(asked.source).stem}.csv"
-    write_csv(path, label, times, made, known)
-    if label == "time":
-        _plot(path.with_suffix(".png"), f"{series.name} ({unit})", series.values, made, window)
-    else:
-        whole = np.concatenate([seen[0], known[0]])
-        plots.future(path.with_suffix(".png"), "synthetic series 0", whole, {window - 1: made[0]})
+    write_csv(path, origins, made)
+    _plot(path.with_suffix(".png"), series, origins, made)
     return path
 
 
-def write_csv(path: pathlib.Path, label: str, times: tuple[str, ...], made: np.ndarray, known: np.ndarray) -> None:
-    """`label`, forecast_1 to forecast_10, truth_1 to truth_10; truth that is not known (NaN) is left empty."""
+class Origins(NamedTuple):
+    """Where forecasts are made from, one row each, in the data's own unit."""
+
+    heading: str
+    """What `labels` are."""
+    labels: Sequence[str]
+    seen: np.ndarray
+    """`[count, window]`: the values that the model sees."""
+    known: np.ndarray
+    """`[count, HORIZON]`: the values after them, NaN beyond the end."""
+
+
+def of_series(series: sources.Series, window: int) -> Origins:
+    """Every place of a series that ends a whole window, its last value included.
+
+    Raises:
+      ValueError: the series is shorter than a window.
+    """
+    if len(series.values) < window:
+        raise ValueError(f"{series.name} has {len(series.values)} rows; the model forecasts from a window of {window}.")
+    seen = np.lib.stride_tricks.sliding_window_view(series.values, window)
+    after = np.concatenate([series.values[window:], np.full(data.HORIZON, np.nan)])
+    known = np.lib.stride_tricks.sliding_window_view(after, data.HORIZON)
+    return Origins("time", series.times[window - 1 :], seen, known)
+
+
+def of_test_series(task: data.Task) -> Origins:
+    """The end of the window of every test series of the synthetic task."""
+    labels = [str(row) for row in range(len(task.test))]
+    return Origins("series", labels, task.test[:, : task.window], task.test[:, task.window :])
+
+
+def write_csv(path: pathlib.Path, origins: Origins, made: np.ndarray) -> None:
+    """The label, forecast_1 to forecast_10, truth_1 to truth_10; truth that is not known is left empty."""
     steps = range(1, data.HORIZON + 1)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([label, *(f"forecast_{h}" for h in steps), *(f"truth_{h}" for h in steps)])
-        for time, ahead, truth in zip(times, made, known, strict=True):
-            writer.writerow([time, *(f"{v:.6g}" for v in ahead), *("" if np.isnan(v) else f"{v:.6g}" for v in truth)])
+        writer.writerow([origins.heading, *(f"forecast_{h}" for h in steps), *(f"truth_{h}" for h in steps)])
+        for label, ahead, truth in zip(origins.labels, made, origins.known, strict=True):
+            writer.writerow([label, *(f"{v:.6g}" for v in ahead), *("" if np.isnan(v) else f"{v:.6g}" for v in truth)])
 
 
-def _plot(path: pathlib.Path, label: str, values: np.ndarray, made: np.ndarray, window: int) -> None:
-    """Four forecasts whose truth is known, ten steps and a half apart, and the one beyond the end."""
-    last = len(values) - 1
-    places = [place for place in range(last - 8 * data.HORIZON, last + 1, 2 * data.HORIZON) if place >= window - 1]
-    plots.future(path, label, values, {place: made[place - window + 1] for place in places or [last]})
+def _plot(path: pathlib.Path, series: sources.Series | None, origins: Origins, made: np.ndarray) -> None:
+    """The end of the series with four forecasts and the one beyond it; or one test series with its forecast."""
+    window = origins.seen.shape[1]
+    if series is None:
+        whole = np.concatenate([origins.seen[0], origins.known[0]])
+        plots.future(path, "synthetic test series 0", whole, {window - 1: made[0]})
+        return
+    last = len(series.values) - 1
+    wanted = range(last - 8 * data.HORIZON, last + 1, 2 * data.HORIZON)
+    shown = {place: made[place - window + 1] for place in wanted if place >= window - 1}
+    plots.future(path, data.labelled(series.name, series.unit), series.values, shown)
 
 
 def model_folder(run_dir: pathlib.Path, model: str) -> pathlib.Path:

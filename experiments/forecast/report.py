@@ -40,14 +40,14 @@ class Row:
 def table(task: Task, rows: list[Row]) -> rich.table.Table:
     """The validation scores of `rows`; forecasters that are judged at other steps stand apart."""
     units = "scaled units" if task.scaler.std != 1 else "the series' own units"
-    made = rich.table.Table(
-        title=f"{task.name}: ten steps ahead, validation MSE in {units}",
-        caption="[3::2]: judged at every second step from the fourth." if any(row.strided for row in rows) else None,
-    )
+    caption = "MSE: over all steps, and of the ten values forecast at the last one; MAE: there."
+    if any(row.strided for row in rows):
+        caption += " [3::2]: judged at every second step from the fourth."
+    made = rich.table.Table(title=f"{task.name}: ten steps ahead, validation MSE in {units}", caption=caption)
     made.add_column("model", no_wrap=True)
     unit = f" ({task.unit})" if task.unit else ""
-    for heading in ("parameters", "MSE,\nall steps", "MSE,\nlast step", f"MAE, last\nstep{unit}", "ms a train\nstep"):
-        made.add_column(heading, justify="right")
+    for heading in ("parameters", "MSE\nall", "MSE\nlast", f"MAE\nlast{unit}", "ms a train\nstep"):
+        made.add_column(heading, justify="right", no_wrap=True)
     groups = [[row for row in rows if row.strided == strided] for strided in (False, True)]
     for group in groups:
         for row in group:

@@ -20,7 +20,7 @@ TIME_NAMES = ("time", "timestamp", "date", "datetime")
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One series at even steps: `values [N]` float64 in `unit`, and a label of the time for each."""
+    """One series at even steps: `values [N]` float64 in `unit` ("" where it is not known), and their times."""
 
     name: str
     unit: str
@@ -196,10 +196,10 @@ def read_csv(path: str | pathlib.Path, column: str | None = None) -> Series:
             "fill them or cut the series to a part without gaps."
         )
     if time_column is None:
-        return Series(column, "units of the data", values, tuple(str(row) for row in range(len(rows))))
+        return Series(column, "", values, tuple(str(row) for row in range(len(rows))))
     times = tuple(row[header.index(time_column)].strip() for row in rows)
     _check_times(path, lines, times)
-    return Series(column, "units of the data", values, times)
+    return Series(column, "", values, times)
 
 
 def _read_rows(path: pathlib.Path) -> tuple[list[str], list[int], list[list[str]]]:
