@@ -23,6 +23,7 @@ from seqjax.layers import (
     LayerNorm,
     Residual,
     Serial,
+    explain,
     fold,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "Simple",
     "cells",
     "engines",
+    "explain",
     "fold",
     "initializers",
     "layers",

@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from seqjax.plan import Plan, tree_bytes
+
 Params = Any
 """A NamedTuple or tuple of arrays, `None` where an option is off."""
 Carry = Any
@@ -190,6 +192,10 @@ class Engine(Described):
         x_t is consumed, also where x_t is masked.
         """
 
+    def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
+        """What `run` would do with such inputs; estimates from shapes alone."""
+        return Plan(repr(cell), repr(self), "as asked for", tree_bytes(xs), xs.shape[0])
+
 
 class Layer(Described):
     """A map from sequence to sequence with a carry."""
@@ -224,6 +230,10 @@ class Layer(Described):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         """Maps `xs [T, ..., D]` to `(carry, ys [T', ..., F])`."""
+
+    def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
+        """What `apply` would do with such inputs, one entry for each layer inside."""
+        return (Plan(repr(self), "", "acts on all steps at once", 0, 1),)
 
     def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
         """The mask and resets of the outputs: as given, but for layers that change the time axis.

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines: one way to run a cell over time a file."""
 
+from seqjax.engines.associative import Associative
+from seqjax.engines.auto import Auto
+from seqjax.engines.checkpointed import Checkpointed
 from seqjax.engines.scan import Scan
+from seqjax.engines.truncated import Truncated
 
-__all__ = ["Scan"]
+__all__ = ["Associative", "Auto", "Checkpointed", "Scan", "Truncated"]

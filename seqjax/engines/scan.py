@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.stepping import Steps, enter, leave, masked_step, prepare, select, zeros_like
+from seqjax.plan import Plan, residual_bytes, tree_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -57,9 +58,34 @@ class Scan(Engine):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
-        if self.adjoint and "adjoint" in cell.capabilities:
-            return scan_adjoint(cell, self.unroll, params, initial, carry, steps)
-        return scan(cell, self.unroll, params, initial, carry, steps)
+        return self.run_steps(cell, params, initial, carry, steps)
+
+    def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
+        T, how = xs.shape[0], "hand-written reverse pass" if self._by_hand(cell) else "reverse pass by autodiff"
+        return Plan(repr(cell), repr(self), how, T * self.step_bytes(cell, params, carry, xs), T)
+
+    def step_bytes(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> int:
+        """Bytes that a gradient keeps of each step."""
+        x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+        if self._by_hand(cell):
+            z = jax.eval_shape(cell.project, params, x)
+            return tree_bytes(jax.eval_shape(cell.step_residuals, params, carry, z)[2])
+
+        def step(carry: Carry, x: Array) -> tuple[Carry, Array]:
+            return cell.step(params, carry, cell.project(params, x))
+
+        params = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)
+        return residual_bytes(step, carry, x)
+
+    def _by_hand(self, cell: Cell) -> bool:
+        return self.adjoint and "adjoint" in cell.capabilities
+
+    def run_steps(
+        self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+    ) -> tuple[Carry, Array]:
+        """`run` on steps that are prepared already: what engines do with a piece of a sequence."""
+        loop = scan_adjoint if self._by_hand(cell) else scan
+        return loop(cell, self.unroll, params, initial, carry, steps)
 
 
 def scan(

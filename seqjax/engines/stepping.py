@@ -86,3 +86,15 @@ def masked_step(cell: Cell, params: Params, initial: Carry | None, carry: Carry,
     before, x = enter(initial, carry, step)
     after, y = cell.step(params, before, cell.project(params, x), step.key)
     return leave(before, after, y, step)
+
+
+def cut(tree: Any, count: int, size: int) -> tuple[Any, Any]:
+    """`count` pieces of `size` steps, `[T, ...] -> [count, size, ...]`, and the steps after them."""
+    head = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), tree)
+    return head, jax.tree.map(lambda a: a[count * size :], tree)
+
+
+def join(pieces: Array, rest: Array | None = None) -> Array:
+    """The outputs of pieces `[count, size, ...]`, and of the steps after them, as one sequence."""
+    whole = pieces.reshape(-1, *pieces.shape[2:])
+    return whole if rest is None else jnp.concatenate([whole, rest])

@@ -4,6 +4,7 @@
 from seqjax.layers.bidirectional import Bidirectional
 from seqjax.layers.compose import BatchMajor, Residual, Serial
 from seqjax.layers.conv import Conv1D
+from seqjax.layers.explain import explain
 from seqjax.layers.fold import fold
 from seqjax.layers.pointwise import Activation, Dense, Embed, LayerNorm
 from seqjax.layers.regularize import BatchNorm, Dropout, calibrate
@@ -23,5 +24,6 @@ __all__ = [
     "Residual",
     "Serial",
     "calibrate",
+    "explain",
     "fold",
 ]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape, check_sequence
 from seqjax.layers.compose import check_layers, fold_key, outputs_like
+from seqjax.plan import Plan
 
 _MERGES: dict[str, Callable[[Array, Array], Array]] = {
     "concat": lambda f, b: jnp.concatenate([f, b], axis=-1),
@@ -97,6 +98,9 @@ class Bidirectional(Layer):
             params[1], carry[1], jnp.flip(xs, 0), mask=back_mask, resets=back_resets, key=fold_key(key, 1)
         )
         return (ahead, behind), _MERGES[self.merge](ys, jnp.flip(back_ys, 0))
+
+    def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
+        return tuple(plan for layer, p in zip(self._layers, params, strict=True) for plan in layer.plan(p, xs))
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         forward, backward = self._layers

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Option, Params, Resets, Shape, step_shape
+from seqjax.plan import Plan
 
 
 def check_layers(owner: str, *layers: Layer) -> None:
@@ -102,6 +103,13 @@ class Serial(Layer):
             carries.append(after)
         return tuple(carries), xs
 
+    def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
+        plans: list[Plan] = []
+        for layer, p in zip(self.layers, params, strict=True):
+            plans += layer.plan(p, xs)
+            xs = outputs_like(layer, p, xs)
+        return tuple(plans)
+
     def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
         for layer, c in zip(self.layers, carry or (None,) * len(self.layers), strict=True):
             mask, resets = layer.time_map(mask, resets, c)
@@ -167,6 +175,9 @@ class Residual(Layer):
             xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))
         return carry, xs + ys
 
+    def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
+        return self.layer.plan(params, xs)
+
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         return self.layer.calibrate(params, carry, xs, mask=mask, resets=resets)
 
@@ -217,6 +228,9 @@ class BatchMajor(Layer):
     def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
         mask, resets = self.layer.time_map(_swap(mask), _swap(resets), carry)
         return _swap(mask), _swap(resets)
+
+    def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
+        return self.layer.plan(params, jax.eval_shape(_swap, xs))
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         return self.layer.calibrate(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets))

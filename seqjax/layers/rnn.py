@@ -6,7 +6,8 @@ import dataclasses
 import jax
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape, check_sequence
-from seqjax.engines.scan import Scan
+from seqjax.engines.auto import Auto
+from seqjax.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -17,7 +18,7 @@ class RNN(Layer):
 
     Args:
       cell: the recurrence.
-      engine: how it is run; every engine gives the same numbers.
+      engine: how it is run; every engine gives the same numbers. `Auto` picks one; see `explain`.
 
     Raises:
       ValueError: a cell or an engine that is none.
@@ -32,7 +33,7 @@ class RNN(Layer):
     """
 
     cell: Cell
-    engine: Engine = Scan()
+    engine: Engine = Auto()
 
     def __post_init__(self):
         for name, kind in (("cell", Cell), ("engine", Engine)):
@@ -58,6 +59,10 @@ class RNN(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         return self.engine.run(self.cell, params, carry, xs, mask=mask, resets=resets, key=key)
+
+    def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
+        carry = jax.eval_shape(lambda params: self.cell.initial_carry(params, xs.shape[1:-1]), params)
+        return (self.engine.plan(self.cell, params, carry, xs),)
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         check_sequence(xs, mask, resets)

@@ -19,6 +19,7 @@ from seqjax.training.losses import (
 from seqjax.training.optimizers import ClipState, clip, clipped, was_clipped
 from seqjax.training.records import read_metrics
 from seqjax.training.step import Batch, TrainState, evaluate, init_state, make_eval_step, make_train_step
+from seqjax.training.stream import windows
 
 __all__ = [
     "AtLastStep",
@@ -50,4 +51,5 @@ __all__ = [
     "save",
     "steps",
     "was_clipped",
+    "windows",
 ]

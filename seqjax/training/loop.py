@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqjax.base import Layer, Params
+from seqjax.base import Layer, Params, step_shape
 from seqjax.training.description import Types
 from seqjax.training.losses import Loss
 from seqjax.training.records import Line, as_line
@@ -50,6 +50,7 @@ def fit(
     params: Params | None = None,
     run_dir: str | Path | None = None,
     resume: bool | int = False,
+    stateful: bool = False,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = 1000,
@@ -76,6 +77,8 @@ def fit(
       run_dir: where `metrics.jsonl` and checkpoints go; None keeps nothing.
       resume: True goes on from the newest checkpoint, and begins where there is none yet. A number goes
         back to that step; later checkpoints are renamed, not deleted.
+      stateful: batches are consecutive windows of long sequences (see `windows`), and the model goes on
+        from its last carry: truncated backpropagation through time, in the memory of one window.
       evaluate: `evaluate(params) -> {name: value}`; joins the line of its step.
       evaluate_every: in steps; it is also done after the last. None: only then.
       checkpoint_every: in steps; one is also written before the first and after the last. None: only these.
@@ -122,8 +125,11 @@ def fit(
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
     inputs = jax.eval_shape(jnp.asarray, Batch(*make_batch(seed, 0)).xs)
-    state = init_state(model.init(init_key, inputs) if params is None else params, optimizer)
-    train_step = make_train_step(model, loss, optimizer, donate=True)  # nobody else holds this state
+    params = model.init(init_key, inputs) if params is None else params
+    carry = model.initial_carry(params, step_shape(inputs)[1:]) if stateful else ()
+    state = init_state(params, optimizer, carry)
+    # nobody else holds this state: it may be overwritten
+    train_step = make_train_step(model, loss, optimizer, stateful=stateful, donate=True)
 
     history: list[Line] = []
     durations: list[float] = []

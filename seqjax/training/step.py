@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqjax.base import Array, Key, Layer, Mask, Params, Resets
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, step_shape
 from seqjax.layers.compose import BatchMajor
 from seqjax.training.losses import Loss, weight, widen
 from seqjax.training.optimizers import was_clipped
@@ -49,23 +49,30 @@ class TrainState(NamedTuple):
     """int32: steps whose update was not finite and left params and opt_state as they were."""
     skipped_in_row: Array
     """int32: how many of them since the last good step."""
+    carry: Carry = ()
+    """What the next batch goes on from, where training is stateful; () where every batch starts anew."""
 
 
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Batch], dict[str, tuple[Array, Array]]]
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def init_state(params: Params, optimizer: optax.GradientTransformation, carry: Carry = ()) -> TrainState:
+    """The state before the first step; `carry` is the model's initial one where training is stateful."""
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, params, optimizer.init(params), zero, zero)
+    state = TrainState(zero, params, optimizer.init(params), zero, zero, carry)
     # Weak types would be lost in a checkpoint and the step traced again after a resume; copies, so
     # that no two leaves share a buffer (optimizers may begin with the params) and it can be donated.
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), state)
 
 
 def make_train_step(
-    model: Layer, loss: Loss, optimizer: optax.GradientTransformation, *, donate: bool = False
+    model: Layer,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    stateful: bool = False,
+    donate: bool = False,
 ) -> TrainStep:
     """A jitted `step(state, batch, key) -> (state, metrics)`.
 
@@ -80,8 +87,14 @@ def make_train_step(
       model: any layer; its carry starts at the initial carry.
       loss: `loss(predictions, targets, mask) -> scalar`.
       optimizer: any optax transformation; clip with `clipped`.
+      stateful: the model goes on from `state.carry` and leaves its last carry there, for batches that
+        are consecutive windows of long sequences: truncated backpropagation through time in the memory
+        of one window. `batch.resets` says where a new sequence begins. A skipped step keeps the carry.
       donate: the step may overwrite the state it is given, which is then gone. Saves a copy of the
         params and the optimizer's state; off unless you keep no other reference to them.
+
+    Raises:
+      ValueError: stateful training of a model that does not stream.
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
@@ -97,8 +110,10 @@ def make_train_step(
     (1, True, False)
     """
 
+    if stateful and not model.streams:
+        raise ValueError(f"stateful training needs a model that streams; {model!r} does not.")
     step = _donating_step if donate else _step
-    return functools.partial(step, model, loss, optimizer)
+    return functools.partial(step, model, loss, optimizer, stateful)
 
 
 def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
@@ -149,23 +164,32 @@ def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[s
 
 
 def _train(
-    model: Layer, loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Batch, key: Key
+    model: Layer,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    stateful: bool,
+    state: TrainState,
+    batch: Batch,
+    key: Key,
 ) -> tuple[TrainState, Metrics]:
     if key is not None:
         key = jax.random.fold_in(key, state.step)
 
-    def objective(params: Params) -> Array:
-        return loss(*_predict(model, params, batch, key))
+    def objective(params: Params) -> tuple[Array, Carry]:
+        carry, *prediction = _predict(model, params, state.carry if stateful else None, batch, key)
+        return loss(*prediction), carry if stateful else ()
 
-    value, grads = jax.value_and_grad(objective)(state.params)
+    (value, carry), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     grad_norm = _norm(grads)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its int32 count with floats
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(_norm(updates))
-    params, kept_opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    params, kept_opt_state, carry = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state, carry),
+        (state.params, state.opt_state, state.carry),
     )
     bad = (~finite).astype(jnp.int32)
     metrics = {
@@ -180,30 +204,33 @@ def _train(
         opt_state=kept_opt_state,
         skipped=state.skipped + bad,
         skipped_in_row=(state.skipped_in_row + 1) * bad,
+        carry=carry,
     ), metrics
 
 
-_step = jax.jit(_train, static_argnums=(0, 1, 2))
-_donating_step = jax.jit(_train, static_argnums=(0, 1, 2), donate_argnums=(3,))
+_step = jax.jit(_train, static_argnums=(0, 1, 2, 3))
+_donating_step = jax.jit(_train, static_argnums=(0, 1, 2, 3), donate_argnums=(4,))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _evaluate(
     model: Layer, metrics: tuple[tuple[str, Loss], ...], params: Params, batch: Batch
 ) -> dict[str, tuple[Array, Array]]:
-    predictions, targets, mask = _predict(model, params, batch, None)
+    _, predictions, targets, mask = _predict(model, params, None, batch, None)
     return {name: (loss(predictions, targets, mask), weight(loss, predictions, mask)) for name, loss in metrics}
 
 
-def _predict(model: Layer, params: Params, batch: Batch, key: Key) -> tuple[Array, Array, Mask]:
-    """The outputs from the initial carry, the targets, and the outputs' mask: time is axis 0 in all."""
+def _predict(
+    model: Layer, params: Params, carry: Carry | None, batch: Batch, key: Key
+) -> tuple[Carry, Array, Array, Mask]:
+    """The carry, outputs, targets and the outputs' mask, from `carry` or the initial one; time is axis 0 in all."""
     if isinstance(model, BatchMajor):
         model, batch = model.layer, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), batch)
-    ids = jnp.issubdtype(batch.xs.dtype, jnp.integer)  # [T, ...], without features
-    carry = model.initial_carry(params, batch.xs.shape[1:] if ids else batch.xs.shape[1:-1])
-    _, predictions = model.apply(params, carry, batch.xs, mask=batch.mask, resets=batch.resets, key=key)
-    mask, _ = model.time_map(batch.mask, batch.resets)
-    return predictions, batch.ys, mask
+    if carry is None:
+        carry = model.initial_carry(params, step_shape(batch.xs)[1:])
+    mask, _ = model.time_map(batch.mask, batch.resets, carry)
+    carry, predictions = model.apply(params, carry, batch.xs, mask=batch.mask, resets=batch.resets, key=key)
+    return carry, predictions, batch.ys, mask
 
 
 def _norm(tree: Params) -> Array:

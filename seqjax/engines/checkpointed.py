@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sequential engine in segments: only carries between segments are kept, the rest is recomputed."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.engines.scan import Scan
+from seqjax.engines.stepping import Steps, cut, join, prepare, zeros_like
+from seqjax.plan import Plan, tree_bytes
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Checkpointed(Engine):
+    """Runs a cell segment by segment; the reverse pass recomputes one segment at a time.
+
+    Inside a segment the reverse pass is the cell's hand-written one where there is one. A gradient
+    holds, beside inputs and outputs, T / S carries and the residuals of S steps, S the segment:
+
+        memory(S) ≈ (T / S) · carry + S · residuals,    least at S = √(T · carry / residuals)
+
+    and costs one more forward pass. Everything a segment needs stays in cache, so on long sequences
+    this is also faster than keeping all of them (`experiments/benchmarks/README.md` has the curves).
+    With `levels` L > 1 segments are cut again: about (L + 1) · T^(1 / (L + 1)) carries and residuals,
+    for L more forward passes.
+
+    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way.
+
+    Args:
+      segment: steps in an innermost segment; `None`: about T^(1 / (levels + 1)).
+      levels: how often the sequence is cut.
+      adjoint: whether to use the hand-written reverse pass inside a segment.
+
+    Raises:
+      ValueError: a segment or levels that are not positive integers.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = seqjax.RNN(seqjax.GRU(4), Checkpointed(segment=100))
+    >>> xs = jnp.ones((1000, 2, 3))
+    >>> params = model.init(jax.random.key(0), xs)
+    >>> def loss(params):
+    ...     return model.apply(params, model.initial_carry(params, (2,)), xs)[1].sum()
+    >>> jax.grad(loss)(params).w_rec.shape
+    (4, 12)
+
+    Source: Chen et al. 2016; Gruslys et al. 2016.
+    """
+
+    segment: int | None = None
+    levels: int = 1
+    adjoint: bool = True
+
+    def __post_init__(self):
+        for name, given in (("segment", self.segment), ("levels", self.levels)):
+            if given is None and name == "segment":
+                continue
+            if not isinstance(given, int) or given < 1:
+                raise ValueError(f"Checkpointed: {name} must be a positive integer, got {given!r}.")
+
+    def run(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+        return run_segments(cell, Scan(adjoint=self.adjoint), self.sizes(xs.shape[0]), params, initial, carry, steps)
+
+    def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
+        T, scan = xs.shape[0], Scan(adjoint=self.adjoint)
+        sizes = self.sizes(T)
+        carries = sum(-(-longer // size) for longer, size in itertools.pairwise((T, *sizes)))
+        memory = carries * tree_bytes(carry) + sizes[-1] * scan.step_bytes(cell, params, carry, xs)
+        why = f"segments of {' x '.join(map(str, sizes))} steps, recomputed in the reverse pass"
+        return Plan(repr(cell), repr(self), why, memory, T)
+
+    def sizes(self, T: int) -> tuple[int, ...]:
+        """Steps in a segment at each level, outermost first.
+
+        >>> Checkpointed().sizes(10_000), Checkpointed(levels=2).sizes(1_000_000)
+        ((100,), (10000, 100))
+        """
+        inner = self.segment or max(1, round(T ** (1 / (self.levels + 1))))
+        inner = min(inner, T)
+        return tuple(round(inner * (T / inner) ** (k / self.levels)) for k in reversed(range(self.levels)))
+
+
+def run_segments(
+    cell: Cell,
+    scan: Scan,
+    sizes: tuple[int, ...],
+    params: Params,
+    initial: Carry | None,
+    carry: Carry,
+    steps: Steps,
+) -> tuple[Carry, Array]:
+    """Runs steps in segments of `sizes[0]`, each in segments of `sizes[1]`, and so on."""
+    T = steps.x.shape[0]
+    if not sizes or sizes[0] >= T:
+        return scan.run_steps(cell, params, initial, carry, steps)
+    pieces, rest = cut(steps, T // sizes[0], sizes[0])
+    carry, ys = _recomputed(cell, scan, sizes[1:], params, initial, carry, pieces)
+    if T % sizes[0] == 0:
+        return carry, join(ys)
+    carry, rest_ys = run_segments(cell, scan, sizes[1:], params, initial, carry, rest)
+    return carry, join(ys, rest_ys)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _recomputed(
+    cell: Cell,
+    scan: Scan,
+    sizes: tuple[int, ...],
+    params: Params,
+    initial: Carry | None,
+    carry: Carry,
+    pieces: Steps,
+) -> tuple[Carry, Array]:
+    """Runs `pieces [count, size, ...]`; its gradient keeps the carries between them alone."""
+    return jax.lax.scan(functools.partial(run_segments, cell, scan, sizes, params, initial), carry, pieces)
+
+
+def _forward(cell, scan, sizes, params, initial, carry, pieces):
+    def segment(carry: Carry, piece: Steps) -> tuple[Carry, tuple[Array, Carry]]:
+        after, ys = run_segments(cell, scan, sizes, params, initial, carry, piece)
+        return after, (ys, carry)
+
+    after, (ys, carries) = jax.lax.scan(segment, carry, pieces)
+    return (after, ys), (params, initial, carries, pieces)
+
+
+def _reverse(cell, scan, sizes, kept, cotangents):
+    params, initial, carries, pieces = kept
+    d_carry, d_ys = cotangents
+
+    def segment(state: tuple, inputs: tuple) -> tuple[tuple, Array]:
+        d_carry, d_params, d_initial = state
+        carry, piece, d_ys = inputs
+
+        def run(params: Params, initial: Carry | None, carry: Carry, x: Array) -> tuple[Carry, Array]:
+            return run_segments(cell, scan, sizes, params, initial, carry, piece._replace(x=x))
+
+        _, transpose = jax.vjp(run, params, initial, carry, piece.x)
+        more_params, more_initial, d_carry, d_x = transpose((d_carry, d_ys))
+        return (d_carry, _add(d_params, more_params), _add(d_initial, more_initial)), d_x
+
+    state = d_carry, zeros_like(params), zeros_like(initial)
+    (d_carry, d_params, d_initial), d_x = jax.lax.scan(segment, state, (carries, pieces, d_ys), reverse=True)
+    return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
+
+
+def _add(tree, other):
+    return jax.tree.map(jnp.add, tree, other)
+
+
+_recomputed.defvjp(_forward, _reverse)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Truncated backpropagation through time."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.engines.scan import Scan
+from seqjax.engines.stepping import Steps, cut, join, prepare
+from seqjax.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Truncated(Engine):
+    """Runs a cell window by window: the carry is passed on, its gradient is cut.
+
+    Values are those of every other engine. Gradients see at most `window` steps back: they are
+    those of a loop that detaches the carry before steps window, 2·window, ... This is the one engine
+    whose gradients differ from `Scan`'s, and says so in its name. The initial carry has the gradient
+    of the first window.
+
+    For sequences that do not fit in memory whole, `seqjax.training` walks them window by window.
+
+    Args:
+      window: steps in a window.
+      adjoint: whether to use the hand-written reverse pass inside a window.
+
+    Raises:
+      ValueError: a window that is not a positive integer.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = seqjax.RNN(seqjax.GRU(4), Truncated(window=20))
+    >>> xs = jnp.ones((100, 2, 3))
+    >>> params = model.init(jax.random.key(0), xs)
+    >>> def last(xs):
+    ...     return model.apply(params, model.initial_carry(params, (2,)), xs)[1][-1].sum()
+    >>> reached = jnp.abs(jax.grad(last)(xs)).sum((1, 2)) > 0
+    >>> int(reached.sum()), bool(reached[79]), bool(reached[80])
+    (20, False, True)
+
+    Source: Williams and Peng 1990, truncation at fixed windows (their h = h').
+    """
+
+    window: int
+    adjoint: bool = True
+
+    def __post_init__(self):
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"Truncated: window must be a positive integer, got {self.window!r}.")
+
+    def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
+        why = f"gradients see at most {self.window} steps back"
+        return Scan(adjoint=self.adjoint).plan(cell, params, carry, xs)._replace(engine=repr(self), why=why)
+
+    def run(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+        scan = Scan(adjoint=self.adjoint)
+        count, rest = divmod(xs.shape[0], self.window)
+
+        def window(carry: Carry, inputs: tuple[Array, Steps]) -> tuple[Carry, Array]:
+            index, piece = inputs
+            detached = jax.lax.stop_gradient(carry)
+            carry = jax.tree.map(lambda c, d: jnp.where(index == 0, c, d), carry, detached)
+            return scan.run_steps(cell, params, initial, carry, piece)
+
+        windows, last = cut(steps, count, self.window)
+        carry, ys = jax.lax.scan(window, carry, (jnp.arange(count), windows))
+        if not rest:
+            return carry, join(ys)
+        carry, rest_ys = window(carry, (jnp.asarray(count), last))
+        return carry, join(ys, rest_ys)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is going to do, before it does it: estimates of memory and sequential depth."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Plan(NamedTuple):
+    """One layer of a model, how it will be run and why."""
+
+    layer: str  # as code
+    engine: str  # as code, "" for a layer that has none
+    why: str
+    memory: int  # bytes that a gradient keeps, beside inputs, outputs and params
+    depth: int  # steps that wait for each other in a forward pass
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays, or `ShapeDtypeStruct`s, of a pytree.
+
+    >>> import jax.numpy as jnp
+    >>> tree_bytes((jnp.ones((2, 3), jnp.float32), None))
+    24
+    """
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
+
+
+def residual_bytes(fn: Callable, *arguments: Any) -> int:
+    """Bytes that autodiff keeps of one call of `fn`, beside its arguments.
+
+    >>> import jax.numpy as jnp
+    >>> residual_bytes(jnp.sin, jnp.ones(10, jnp.float32))
+    40
+    """
+    transposed = jax.eval_shape(lambda *arguments: jax.vjp(fn, *arguments)[1], *arguments)
+    return tree_bytes(transposed)
+
+
+def as_text(plans: tuple[Plan, ...]) -> str:
+    """A table of plans, one row a layer."""
+    head = ("layer", "engine", "gradient keeps", "depth", "why")
+    rows = [(p.layer, p.engine or "-", f"{p.memory / 2**20:,.1f} MiB", f"{p.depth:,}", p.why) for p in plans]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(4)]
+    lines = ["  ".join([*map(str.ljust, row[:4], widths), row[4]]).rstrip() for row in (head, *rows)]
+    return "\n".join(lines)
