@@ -65,17 +65,24 @@ class Scan(Engine):
         return Plan(repr(cell), repr(self), how, T * self.step_bytes(cell, params, carry, xs), T)
 
     def step_bytes(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> int:
-        """Bytes that a gradient keeps of each step."""
+        """Bytes that a gradient keeps of each step: residuals, and cotangents until they are contracted."""
         x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
         if self._by_hand(cell):
             z = jax.eval_shape(cell.project, params, x)
-            return tree_bytes(jax.eval_shape(cell.step_residuals, params, carry, z)[2])
+            _, y, residuals = jax.eval_shape(cell.step_residuals, params, carry, z)
+            _, d_z, extra = jax.eval_shape(cell.step_transpose, params, residuals, carry, y)
+            return tree_bytes((residuals, d_z, extra))
 
-        def step(carry: Carry, x: Array) -> tuple[Carry, Array]:
+        def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
             return cell.step(params, carry, cell.project(params, x))
 
-        params = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)
-        return residual_bytes(step, carry, x)
+        def kept(copies: int) -> int:
+            carries, inputs = (
+                jax.tree.map(lambda a: jax.ShapeDtypeStruct((copies, *a.shape), a.dtype), tree) for tree in (carry, x)
+            )
+            return residual_bytes(step, params, carries, inputs)
+
+        return kept(2) - kept(1)  # what does not grow with the batch, weights, is kept once and not at each step
 
     def _by_hand(self, cell: Cell) -> bool:
         return self.adjoint and "adjoint" in cell.capabilities

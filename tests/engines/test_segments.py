@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines that cut the sequence: `Checkpointed` by memory, `Truncated` by gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import seqjax
+from seqjax.engines import Checkpointed, Scan, Truncated
+from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+
+F64 = seqjax.DTypes("float64")
+LSTM = seqjax.LSTM(3, dtypes=F64)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    T=st.integers(1, 30),
+    segment=st.one_of(st.none(), st.integers(1, 12)),
+    levels=st.integers(1, 3),
+    batch=st.sampled_from([(), (2,), (2, 1)]),
+    masked=st.booleans(),
+    with_resets=st.booleans(),
+    adjoint=st.booleans(),
+)
+def test_segments_of_any_size_give_the_numbers_of_the_loop(T, segment, levels, batch, masked, with_resets, adjoint):
+    params, carry, xs, mask, resets = example(
+        LSTM, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
+    )
+    engine = Checkpointed(segment, levels, adjoint)
+    expected = value_and_gradients(reference_loop, LSTM, params, carry, xs, mask=mask, resets=resets)
+    run = jax.jit(functools.partial(value_and_gradients, engine.run, LSTM))
+    assert_close(run(params, carry, xs, mask=mask, resets=resets), expected, 1e-10)
+
+
+def detached_loop(cell, params, carry, xs, *, window, **flags):
+    """The reference loop that detaches the carry before steps window, 2 window, ..."""
+    outputs = []
+    for start in range(0, xs.shape[0], window):
+        carry = jax.lax.stop_gradient(carry) if start else carry
+        piece = {name: None if flag is None else flag[start : start + window] for name, flag in flags.items()}
+        carry, ys = reference_loop(cell, params, carry, xs[start : start + window], **piece)
+        outputs.append(ys)
+    return carry, jnp.concatenate(outputs)
+
+
+@pytest.mark.parametrize("window", [1, 4, 5, 13, 20])
+@pytest.mark.parametrize("adjoint", [True, False])
+def test_truncated_gradients_are_those_of_a_detached_loop(window, adjoint):
+    params, carry, xs, mask, resets = example(LSTM, T=13, masked=True, with_resets=True)
+    flags = {"mask": mask, "resets": resets}
+    engine = Truncated(window, adjoint)
+    expected = value_and_gradients(
+        functools.partial(detached_loop, window=window), LSTM, params, carry, xs, **flags
+    )
+    actual = jax.jit(functools.partial(value_and_gradients, engine.run, LSTM))(params, carry, xs, **flags)
+    assert_close(actual, expected, 1e-10)
+
+
+def temporaries(engine, T, cell=None, reduce=False):
+    """Bytes of temporaries of a compiled gradient of the sum of all outputs."""
+    cell = cell or seqjax.GRU(32)
+    params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))
+    carry = jax.eval_shape(lambda p: cell.initial_carry(p, (4,)), params)
+    xs = jax.ShapeDtypeStruct((T, 4, 8), jnp.float32)
+
+    def loss(params, carry, xs):
+        return engine.run(cell, params, carry, xs)[1].sum()
+
+    return jax.jit(jax.grad(loss)).lower(params, carry, xs).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_segments_keep_an_order_of_magnitude_less_than_the_whole():
+    outputs = 20_000 * 4 * 32 * 4
+    whole, cut = (temporaries(engine, 20_000) for engine in (Scan(), Checkpointed()))
+    assert cut < whole / 5
+    assert cut < 3.5 * outputs  # the outputs and their cotangent themselves, and little more
+
+
+def test_the_plan_foretells_what_a_gradient_keeps():
+    xs = jax.ShapeDtypeStruct((20_000, 4, 8), jnp.float32)
+    cell = seqjax.GRU(32)
+    params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))
+    carry = jax.eval_shape(lambda p: cell.initial_carry(p, (4,)), params)
+    plan = Scan().plan(cell, params, carry, xs)
+    assert 0.5 < plan.memory / temporaries(Scan(), 20_000) < 1.5
+    assert Checkpointed().plan(cell, params, carry, xs).memory < plan.memory / 20
+    generic = Scan(adjoint=False).plan(cell, params, carry, xs)
+    assert 0.3 < generic.memory / temporaries(Scan(adjoint=False), 20_000) < 3
+
+
+def test_auto_runs_what_explain_says(capsys):
+    model = seqjax.Serial(
+        seqjax.Conv1D(4, width=4, stride=4, padding="valid"),
+        seqjax.RNN(seqjax.GRU(8)),
+        seqjax.Bidirectional(seqjax.RNN(seqjax.LSTM(8), Scan())),
+        seqjax.BatchMajor(seqjax.Dense(1)),
+    )
+    rows = seqjax.explain(model, jax.ShapeDtypeStruct((10_000, 2, 3), np.float32))
+    assert [row.engine for row in rows] == ["", "Checkpointed()", "Scan()", "Scan()", ""]
+    assert [row.depth for row in rows] == [1, 2500, 2500, 2500, 1]
+    assert "T >= 1024" in rows[1].why
+    assert capsys.readouterr().out.count("LSTM(8)") == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Checkpointed(0), "segment must be a positive integer, got 0"),
+        (lambda: Checkpointed(levels=0), "levels must be a positive integer"),
+        (lambda: Truncated(0), "window must be a positive integer"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
