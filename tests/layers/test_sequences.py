@@ -153,6 +153,33 @@ def test_pieces_of_a_stream_equal_the_whole(name, cuts, seed):
     assert_close(carry, expected_carry, 1e-12)
 
 
+EMBED = seqjax.Embed(5, 2, table_init="normal", dtypes=F64)
+IDS = jnp.asarray(RANDOM.integers(0, 5, (12, 3)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        seqjax.Serial(EMBED, gru()),
+        seqjax.Serial(seqjax.Serial(EMBED, gru()), dense(2)),
+        seqjax.Bidirectional(seqjax.Serial(EMBED, gru())),
+    ],
+    ids=["serial", "nested", "bidirectional"],
+)
+def test_ids_have_no_feature_axis_in_any_composition(model):
+    params = model.init(jax.random.key(0), IDS)
+    mask = seqjax.mask_from_lengths(jnp.array([12, 6, 0]), 12)
+    _, ys = run(model, params, model.initial_carry(params, (3,)), IDS, mask)
+    swapped = seqjax.BatchMajor(model)
+    _, swapped_ys = run(swapped, params, swapped.initial_carry(params, (3,)), IDS.T, mask.T)
+    np.testing.assert_allclose(jnp.swapaxes(swapped_ys, 0, 1), ys, atol=1e-12)
+    if model.streams:
+        total = jnp.zeros(ys.shape[2:])
+        carry = model.initial_carry(params, (3,))
+        _, total = seqjax.fold(model, params, carry, IDS, lambda t, y: t + y.sum((0, 1)), total, segment=5, mask=mask)
+        np.testing.assert_allclose(total, ys.sum((0, 1)), atol=1e-12)
+
+
 def test_batch_major_swaps_the_first_two_axes():
     model = seqjax.Serial(gru(), dense(2))
     params, carry, xs = setup(model)
