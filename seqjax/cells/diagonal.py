@@ -3,26 +3,40 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Cell, Described, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.cells.gru import GRUCarry
 from seqjax.cells.indrnn import Uniform
 from seqjax.dtypes import DTypes
-from seqjax.initializers import ForgetGate, Initializer, resolve
+from seqjax.initializers import Initializer, resolve
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class KeepGate(Described):
+    """A bias `[gates, H]` of zeros with the first gate, the one that keeps the state, at `value`.
+
+    >>> KeepGate(1.0)(jax.random.key(0), (3, 1)).ravel().tolist()
+    [1.0, 0.0, 0.0]
+    """
+
+    value: float = 1.0
+
+    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        return jnp.zeros(shape, dtype).at[0].set(self.value)
 
 
 class DiagonalParams(NamedTuple):
-    """H units, D inputs, G gates: z, r, g of the GRU, i, f, g, o of the LSTM."""
+    """H units, D inputs; gates in the order z, r, g of the GRU, f, g, o of the LSTM."""
 
-    w_in: Array  # [D, G*H]
-    w_rec: Array  # [G, H]
-    bias: Array | None  # [G*H]
+    w_in: Array  # [D, 3*H]
+    w_rec: Array  # [3, H]
+    bias: Array | None  # [3*H]
 
 
 class DiagonalLSTMCarry(NamedTuple):
@@ -37,7 +51,6 @@ class DiagonalGRUResiduals(NamedTuple):
 
 
 class DiagonalLSTMResiduals(NamedTuple):
-    i: Array
     f: Array
     g: Array
     o: Array
@@ -49,8 +62,6 @@ class DiagonalLSTMResiduals(NamedTuple):
 @dataclasses.dataclass(frozen=True, repr=False)
 class DiagonalFamily(Cell):
     """What the two cells share: options, params, and slopes read off the stored activations."""
-
-    gate_count: ClassVar[int]
 
     hidden_dim: int
     activation: Activation = "tanh"
@@ -79,11 +90,11 @@ class DiagonalFamily(Cell):
     def init(self, key: Array, in_dim: int) -> DiagonalParams:
         gates.positive(type(self).__name__, in_dim=in_dim)
         in_key, rec_key, bias_key = jax.random.split(key, 3)
-        hidden, count = self.hidden_dim, self.gate_count
+        hidden = self.hidden_dim
         return DiagonalParams(
-            w_in=gates.init_gates(in_key, self.w_in_init, in_dim, hidden, count, self.dtypes),
-            w_rec=resolve(self.w_rec_init)(rec_key, (count, hidden), self.dtypes.params),
-            bias=gates.init_bias(bias_key, self.bias_init, hidden, count, self.dtypes) if self.use_bias else None,
+            w_in=gates.init_gates(in_key, self.w_in_init, in_dim, hidden, 3, self.dtypes),
+            w_rec=resolve(self.w_rec_init)(rec_key, (3, hidden), self.dtypes.params),
+            bias=gates.init_bias(bias_key, self.bias_init, hidden, 3, self.dtypes) if self.use_bias else None,
         )
 
     def project(self, params: DiagonalParams, x: Array) -> Array:
@@ -137,8 +148,6 @@ class DiagonalGRU(DiagonalFamily):
     Source: Danieli et al. 2025 (ParaRNN), ParaGRU; their z is our 1 - z, and W_x is not split into heads.
     """
 
-    gate_count: ClassVar[int] = 3
-
     def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> GRUCarry:
         return GRUCarry(self._zeros(params, batch_shape))
 
@@ -191,10 +200,12 @@ class DiagonalGRU(DiagonalFamily):
 class DiagonalLSTM(DiagonalFamily):
     """LSTM whose gates see the memory cell, through diagonal weights, and nothing else of the past.
 
-    i, f = σ(W_x· x_t + w· ⊗ c_{t-1} + b·),  g = φ(W_xg x_t + w_g ⊗ c_{t-1} + b_g),
-    c_t = f ⊗ c_{t-1} + i ⊗ g,  o = σ(W_xo x_t + w_o ⊗ c_t + b_o),  y_t = o ⊗ φ(c_t)
+    f = σ(W_xf x_t + w_f ⊗ c_{t-1} + b_f),  g = φ(W_xg x_t + w_g ⊗ c_{t-1} + b_g),
+    c_t = f ⊗ c_{t-1} + (1 - f) ⊗ g,  o = σ(W_xo x_t + w_o ⊗ c_t + b_o),  y_t = o ⊗ φ(c_t)
 
     The carry is c alone, so the step's Jacobian is exactly diagonal and `Newton` solves it elementwise.
+    The input gate is 1 - f, so c stays within the range of φ: with an input gate of its own, a c
+    that opens its own forget gate would grow without end.
 
     Args:
       hidden_dim: H.
@@ -212,16 +223,14 @@ class DiagonalLSTM(DiagonalFamily):
     >>> cell = DiagonalLSTM(4)
     >>> params = cell.init(jax.random.key(0), 3)
     >>> cell.initial_carry(params, (2,)).c.shape, params.w_rec.shape
-    ((2, 4), (4, 4))
+    ((2, 4), (3, 4))
 
-    Source: Danieli et al. 2025 (ParaRNN), ParaLSTM, with h eliminated: theirs has peepholes and, beside
-    them, diagonal weights on h_{t-1}, which make the Jacobian a 2 x 2 block for each unit; here the
-    peepholes alone remain (and g has one). Theirs couples i = 1 - f; here i is a gate of its own.
+    Source: Danieli et al. 2025 (ParaRNN), ParaLSTM, with h eliminated: theirs has the coupled gates
+    and, beside the weights on c, diagonal weights on h_{t-1}, which make the Jacobian a 2 x 2 block
+    for each unit. Here g, too, sees c; W_x is not split into heads.
     """
 
-    gate_count: ClassVar[int] = 4
-
-    bias_init: Initializer = ForgetGate()
+    bias_init: Initializer = KeepGate()
 
     def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> DiagonalLSTMCarry:
         return DiagonalLSTMCarry(self._zeros(params, batch_shape))
@@ -236,41 +245,39 @@ class DiagonalLSTM(DiagonalFamily):
         self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: Array
     ) -> tuple[DiagonalLSTMCarry, Array, DiagonalLSTMResiduals]:
         activation, gate = self._functions()
-        w_i, w_f, w_g, w_o = params.w_rec.astype(z.dtype)
+        w_f, w_g, w_o = params.w_rec.astype(z.dtype)
         before = carry.c.astype(z.dtype)
-        i_x, f_x, g_x, o_x = gates.split_gates(z, 4)
-        i = gate(i_x + w_i * before)
+        f_x, g_x, o_x = gates.split_gates(z, 3)
         f = gate(f_x + w_f * before)
         g = activation(g_x + w_g * before)
-        c = f.astype(carry.c.dtype) * carry.c + (i * g).astype(carry.c.dtype)
+        c = f.astype(carry.c.dtype) * carry.c + ((1 - f) * g).astype(carry.c.dtype)
         after = c.astype(z.dtype)
         o = gate(o_x + w_o * after)
         squashed = activation(after)
-        return DiagonalLSTMCarry(c), o * squashed, DiagonalLSTMResiduals(i, f, g, o, before, after, squashed)
+        return DiagonalLSTMCarry(c), o * squashed, DiagonalLSTMResiduals(f, g, o, before, after, squashed)
 
     def step_jacobian(self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: Array) -> DiagonalLSTMCarry:
         slope, gate_slope = self._slopes("jacobian")
         _, _, kept = self.step_residuals(params, carry, z)
-        w_i, w_f, w_g, _ = params.w_rec.astype(z.dtype)
-        through_gates = kept.before * gate_slope(kept.f) * w_f + kept.g * gate_slope(kept.i) * w_i
-        return DiagonalLSTMCarry((kept.f + through_gates + kept.i * slope(kept.g) * w_g).astype(carry.c.dtype))
+        w_f, w_g, _ = params.w_rec.astype(z.dtype)
+        through_f = (kept.before - kept.g) * gate_slope(kept.f) * w_f
+        through_g = (1 - kept.f) * slope(kept.g) * w_g
+        return DiagonalLSTMCarry((kept.f + through_f + through_g).astype(carry.c.dtype))
 
     def step_transpose(
         self, params: DiagonalParams, residuals: DiagonalLSTMResiduals, d_carry: DiagonalLSTMCarry, d_y: Array
     ) -> tuple[DiagonalLSTMCarry, Array, tuple]:
         slope, gate_slope = self._slopes("adjoint")
-        kept, (w_i, w_f, w_g, w_o) = residuals, params.w_rec.astype(d_y.dtype)
+        kept, (w_f, w_g, w_o) = residuals, params.w_rec.astype(d_y.dtype)
         d_o = d_y * kept.squashed * gate_slope(kept.o)
         d_c = d_carry.c + (d_y * kept.o * slope(kept.squashed) + d_o * w_o).astype(d_carry.c.dtype)
         d = d_c.astype(d_y.dtype)
-        d_i = d * kept.g * gate_slope(kept.i)
-        d_f = d * kept.before * gate_slope(kept.f)
-        d_g = d * kept.i * slope(kept.g)
-        d_before = d_c * kept.f.astype(d_c.dtype) + (d_i * w_i + d_f * w_f + d_g * w_g).astype(d_c.dtype)
-        return DiagonalLSTMCarry(d_before), jnp.concatenate([d_i, d_f, d_g, d_o], -1), ()
+        d_f = d * (kept.before - kept.g) * gate_slope(kept.f)
+        d_g = d * (1 - kept.f) * slope(kept.g)
+        d_before = d_c * kept.f.astype(d_c.dtype) + (d_f * w_f + d_g * w_g).astype(d_c.dtype)
+        return DiagonalLSTMCarry(d_before), jnp.concatenate([d_f, d_g, d_o], -1), ()
 
     def accumulate(
         self, params: DiagonalParams, residuals: DiagonalLSTMResiduals, d_zs: Array, extras: tuple
     ) -> DiagonalParams:
-        before = residuals.before
-        return accumulate_diagonal(params, d_zs, [before, before, before, residuals.after])
+        return accumulate_diagonal(params, d_zs, [residuals.before, residuals.before, residuals.after])

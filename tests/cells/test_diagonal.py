@@ -29,9 +29,10 @@ def numpy_gru(params, h, x):
 
 def numpy_lstm(params, c, x):
     w_in, w, b = (np.asarray(p) for p in params)
-    a_i, a_f, a_g, a_o = np.split(x @ w_in + b, 4, axis=-1)
-    c = sigmoid(a_f + w[1] * c) * c + sigmoid(a_i + w[0] * c) * np.tanh(a_g + w[2] * c)
-    return c, sigmoid(a_o + w[3] * c) * np.tanh(c)
+    a_f, a_g, a_o = np.split(x @ w_in + b, 3, axis=-1)
+    f = sigmoid(a_f + w[0] * c)
+    c = f * c + (1 - f) * np.tanh(a_g + w[1] * c)
+    return c, sigmoid(a_o + w[2] * c) * np.tanh(c)
 
 
 @pytest.mark.parametrize(("cell", "oracle"), [(CELLS[0], numpy_gru), (CELLS[1], numpy_lstm)])
@@ -67,7 +68,7 @@ def test_the_jacobian_is_diagonal_and_that_of_autodiff(cell):
 
 def test_the_forget_gate_starts_open():
     bias = DiagonalLSTM(2).init(jax.random.key(0), 1).bias
-    assert bias.tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert bias.tolist() == [1, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("cell_type", [DiagonalGRU, DiagonalLSTM])
