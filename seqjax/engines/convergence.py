@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When an iteration over time has converged, and what happens when it has not.
+
+One question is asked, forward and in the adjoint: how far is each state from what the step makes of
+the state before it, f(h_{t-1}, x_t)? How much an iteration still moves says nothing about that.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from seqjax.base import Array, Carry, Cell, Engine, Key
+from seqjax.cells.gates import one_of
+from seqjax.dtypes import at_least_float32
+
+
+class Solution(NamedTuple):
+    """The answer of a parallel engine, and how it was reached."""
+
+    carry: Carry
+    """The carry after the last step."""
+    ys: Array
+    """`[T, ..., H]`."""
+    iterations: Array
+    """int32: sweeps, or Newton iterations (of all windows together), of the whole batch."""
+    residual: Array
+    """`[...]`: for each sequence the largest |h_t - f(h_{t-1}, x_t)| before any fallback, relative to the largest
+    |h| up to step t: where states grow, so does what an early error does to them."""
+    converged: Array
+    """`[...]` bool: for each sequence, whether the residual is within tolerance and all numbers are finite."""
+    fell_back: Array
+    """bool: whether the loop finished the batch from the first step that had not converged."""
+
+
+def check_options(engine: Engine, tol: float | None, on_failure: str, **limits: int | None) -> None:
+    """Refuses what no iteration could run with.
+
+    Raises:
+      ValueError: naming the field, what was given and what was expected.
+    """
+    owner = type(engine).__name__
+    one_of(owner, on_failure=(on_failure, ("sequential", "raise", "nan")))
+    if tol is not None and not tol > 0:
+        raise ValueError(f"{owner}: tol must be positive, or None for that of the carry's dtype, got {tol!r}.")
+    for name, limit in limits.items():
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise ValueError(f"{owner}: {name} must be a positive integer or None, got {limit!r}.")
+
+
+def check_solvable(engine: Engine, cell: Cell, carry: Carry, key: Key) -> None:
+    """Refuses cells that cannot be run on many steps at once.
+
+    Raises:
+      ValueError: naming the engines that would work.
+    """
+    if cell.couples_batch and key is not None:
+        raise ValueError(
+            f"{engine!r} runs many steps as one batch, and {cell!r} mixes the sequences of a batch in training; "
+            "use Scan or Checkpointed."
+        )
+    for leaf in jax.tree.leaves(carry):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"{engine!r} iterates on a carry of floating numbers, that of {cell!r} has {leaf.dtype.name}; "
+                "use Scan or Checkpointed."
+            )
+
+
+def default_tolerance(dtype: DTypeLike) -> float:
+    """Eight units of rounding, at least 1e-13: 1e-6 for float32.
+
+    >>> f"{default_tolerance('float32'):.1e} {default_tolerance('float64'):.1e}"
+    '9.5e-07 1.0e-13'
+    """
+    return max(1e-13, 8 * float(jnp.finfo(dtype).eps))
+
+
+def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int) -> tuple[Array, Array]:
+    """Which states fit the ones before them.
+
+    Args:
+      defects: pytree of `[T, *batch, ...]`: f(h_{t-1}, x_t) - h_t.
+      states: pytree of the same shapes: h_t, finite or not.
+      tol: relative to the largest state up to there, leaf by leaf; `None`: by the leaf's dtype.
+      batch_ndim: number of batch axes.
+
+    Returns:
+      `good [T, *batch]` and `residual [*batch]`, the largest relative defect (NaN if there is one).
+    """
+    dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(states)]
+    wide = at_least_float32(max(dtypes, key=lambda dtype: dtype.itemsize))
+    goods, residuals = [], []
+    for defect, state in zip(jax.tree.leaves(defects), jax.tree.leaves(states), strict=True):
+        features = tuple(range(1 + batch_ndim, state.ndim))
+        limit = default_tolerance(state.dtype) if tol is None else tol
+        size, gap = (jnp.abs(a).astype(wide) for a in (state, defect))
+        finite = jnp.isfinite(size)
+        largest = jax.lax.cummax(jnp.where(finite, size, 0).max(features))
+        gap = gap.max(features)
+        relative = jnp.where(gap == 0, 0, gap / largest)
+        goods.append((relative <= limit) & finite.all(features))
+        residuals.append(relative.max(0))
+    return functools.reduce(jnp.logical_and, goods), functools.reduce(jnp.maximum, residuals)
+
+
+def first_bad(good: Array) -> Array:
+    """The first index where any sequence of `good [T, *batch]` is bad; the last if none is."""
+    fits = good.reshape(good.shape[0], -1).all(1)
+    return jnp.where(fits.all(), good.shape[0] - 1, jnp.argmin(fits)).astype(jnp.int32)
+
+
+def finite(ys: Array, batch_ndim: int) -> Array:
+    """`[*batch]` bool: whether a sequence's outputs `[T, *batch, ...]` are all finite."""
+    return jnp.isfinite(ys).all((0, *range(1 + batch_ndim, ys.ndim)))
+
+
+def enforce(engine: Any, cell: Cell, what: str, converged: Array, residual: Array, answer: Any) -> Any:
+    """The answer, if it may pass; with `on_failure` "raise" or "nan" an unconverged one does not.
+
+    Raises:
+      FloatingPointError: `on_failure="raise"`; under `jit` it surfaces as JAX's runtime error with
+        the same message, when the program runs.
+    """
+    if engine.on_failure == "sequential":
+        return answer
+
+    def check(converged: Array, residual: Array) -> np.ndarray:
+        if not np.all(converged):
+            raise FloatingPointError(
+                f"{engine!r}: the {what} of {cell!r} did not converge, relative residual {np.max(residual):.1e}; "
+                "use on_failure='sequential' or Scan."
+            )
+        return np.asarray(converged)
+
+    passed = converged.all()
+    if engine.on_failure == "raise":
+        if isinstance(passed, jax.core.Tracer):
+            shape = jax.ShapeDtypeStruct((), bool)
+            passed = jax.pure_callback(check, shape, passed, residual.max(), vmap_method="expand_dims")
+        else:
+            check(passed, residual)
+    return jax.tree.map(lambda a: jnp.where(passed, a, jnp.full_like(a, jnp.nan)), answer)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Newton's iteration on the states of all steps, kept from running away."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array
+from seqjax.dtypes import at_least_float32
+from seqjax.engines.convergence import first_bad, judge
+from seqjax.engines.jacobians import Packing, solve_recurrence
+
+SHORTEST = 0.25
+"""The smallest fraction of a Newton direction that is tried."""
+
+
+class Iteration(NamedTuple):
+    states: Array  # [T, *batch, ...], packed
+    iterations: Array
+    residual: Array  # [*batch]
+    converged: Array  # [*batch]
+
+
+def iterate(
+    engine: Any,
+    packing: Packing,
+    evaluate: Callable[[Array], Array],
+    jacobians: Callable[[Array], Array],
+    advance: Callable[[Array, Array], Array],
+    start: Array,
+    guess: Array,
+    *,
+    linear: bool = False,
+) -> Iteration:
+    """Solves states[t] = evaluate(before)[t], before = (start, states[:-1]), in packed arrays.
+
+    With the defects r = evaluate(before) - states and their direction δ_t = J_t δ_{t-1} + r_t, states
+    move by α δ, for each sequence with the first α of 1, 1/2, 1/4 that lowers the sum of r². Where none
+    does, the recurrence of δ has left the reach of its linearization: δ is followed only as far as it
+    is smaller than the states are, and a fixed-point step, r, is taken from there on. So bounded states
+    stay bounded, and what has converged at the front stays.
+
+    Args:
+      engine: `tol`, `max_iterations` and `on_failure`.
+      packing: of the states.
+      evaluate: all steps at once.
+      jacobians: those of `evaluate` at `before`, or their diagonals.
+      advance: `advance(t, before[t])` is `evaluate(before)[t]` of one step alone, for the fallback.
+      start: the state before the first, `[*batch, ...]`.
+      guess: `[T, *batch, ...]`.
+      linear: `evaluate` is affine: every direction is followed in full.
+    """
+    T, batch_ndim = guess.shape[0], guess.ndim - 1 - packing.trailing
+    limit = engine.max_iterations or 100
+    features = tuple(range(1 + batch_ndim, guess.ndim))
+
+    def before(states: Array) -> Array:
+        return jnp.concatenate([start[None], states[:-1]])
+
+    def measure(states: Array) -> tuple[Array, Array]:
+        defects = evaluate(before(states)) - states
+        return defects, jnp.square(defects.astype(at_least_float32(defects.dtype))).sum((0, *features))
+
+    def judged(states: Array, defects: Array) -> tuple[Array, Array]:
+        return judge(packing.unpack(defects), packing.unpack(states), engine.tol, batch_ndim)
+
+    def wide(flag: Array) -> Array:
+        return flag.reshape(flag.shape + (1,) * packing.trailing)
+
+    def restrain(states: Array, defects: Array, direction: Array) -> Array:
+        largest = jnp.where(jnp.isfinite(states), jnp.abs(states), 0).max((0, *features))
+        within = jnp.abs(direction).max(features) <= largest
+        within = jax.lax.cummin(within.astype(jnp.int32)) == 1
+        return jnp.where(wide(within), direction, defects)
+
+    def unfinished(state: tuple) -> Array:
+        n, *_, active = state
+        return (n < limit) & active.any()
+
+    def move(state: tuple) -> tuple:
+        n, states, defects, merit, active = state
+        direction = solve_recurrence(jacobians(before(states)), defects)
+        if linear:
+            moved = states + direction
+            new_defects, new_merit = measure(moved)
+        else:
+            restrained = restrain(states, defects, direction)
+
+            def shorten(search: tuple) -> tuple:
+                step, *_, accepted = search
+                step = jnp.where(accepted, step, step / 2)
+                last = step < SHORTEST
+                moved = states + jnp.where(wide(last), restrained, wide(step) * direction)
+                new_defects, new_merit = measure(moved)
+                return step, moved, new_defects, new_merit, accepted | last | (new_merit < merit) | (merit == 0)
+
+            usable = jnp.isfinite(direction).all((0, *features))
+            step = jnp.where(usable, 2.0, SHORTEST).astype(states.dtype)
+            search = step, states, defects, merit, ~active
+            search = jax.lax.while_loop(lambda search: ~search[-1].all(), shorten, search)
+            _, moved, new_defects, new_merit, _ = search
+        states = jnp.where(wide(active), moved, states)
+        defects = jnp.where(wide(active), new_defects, defects)
+        merit = jnp.where(active, new_merit, merit)
+        good, _ = judged(states, defects)
+        hopeful = jnp.isfinite(defects).all((0, *features))
+        return n + 1, states, defects, merit, active & hopeful & ~good.all(0)
+
+    defects, merit = measure(guess)
+    begin = jnp.int32(0), guess, defects, merit, jnp.ones_like(merit, bool)
+    n, states, defects, *_ = jax.lax.while_loop(unfinished, move, begin)
+    good, residual = judged(states, defects)
+    converged = good.all(0)
+
+    def finish(states: Array) -> Array:
+        def put(t: Array, states: Array) -> Array:
+            return states.at[t].set(advance(t, jnp.where(t == 0, start, states[t - 1])))
+
+        return jax.lax.fori_loop(first_bad(good), T, put, states)
+
+    if engine.on_failure == "sequential":
+        states = jax.lax.cond(converged.all(), lambda states: states, finish, states)
+    return Iteration(states, n, residual, converged)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many steps of a cell as one batch, the Jacobians of all of them, and linear recurrences in them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Params
+from seqjax.engines.stepping import Steps, enter, expand, masked_step
+
+
+def batched_step(
+    cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
+) -> tuple[Carry, Array]:
+    """`masked_step` on steps and carries with one more leading axis: many steps at once."""
+    if steps.key is None:
+        return masked_step(cell, params, widen(initial, steps.x.shape[0]), carries, steps)
+    return jax.vmap(lambda carry, step: masked_step(cell, params, initial, carry, step))(carries, steps)
+
+
+def widen(tree: Any, size: int) -> Any:
+    """`tree` with a leading axis of `size` copies."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (size, *a.shape)), tree)
+
+
+def without_float0(tree: Any) -> Any:
+    """`None` for the cotangents of what is not differentiable."""
+    return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
+
+
+def split_steps(steps: Steps, size: int) -> Steps:
+    """Steps `[T, ...]` as pieces `[K, size, ...]`; what is missing in the last one is masked."""
+    T = steps.x.shape[0]
+    count = -(-T // size)
+    if count * size > T:
+        index = jnp.minimum(jnp.arange(count * size), T - 1)
+        steps = jax.tree.map(lambda a: a[index], steps)
+        mask = jnp.ones(steps.x.shape[:-1], bool) if steps.mask is None else steps.mask
+        real = expand(jnp.arange(count * size) < T, mask)
+        steps = steps._replace(mask=mask & real, reset=None if steps.reset is None else steps.reset & real)
+    return jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """A carry as one array: `[..., N]` if its Jacobian is diagonal, `[..., blocks, k]` if not.
+
+    A dense Jacobian is one block over all features.
+    """
+
+    structure: str
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, carry: Carry, batch_ndim: int, structure: str) -> "Packing":
+        """The packing of carries like `carry`, whose leaves have `batch_ndim` batch axes.
+
+        Raises:
+          ValueError: leaves of several shapes, for the structure "block".
+        """
+        leaves, treedef = jax.tree.flatten(carry)
+        shapes = tuple(leaf.shape[batch_ndim:] for leaf in leaves)
+        if structure == "block" and len(set(shapes)) > 1:
+            raise ValueError(f"a block Jacobian needs leaves of one shape [..., H], got features {shapes}.")
+        return cls(structure, treedef, shapes, tuple(leaf.dtype for leaf in leaves))
+
+    @property
+    def trailing(self) -> int:
+        """Axes after the batch axes."""
+        return 1 if self.structure == "diagonal" else 2
+
+    @property
+    def width(self) -> int:
+        """Size of a block, or the number of features if the Jacobian is diagonal."""
+        return len(self.shapes) if self.structure == "block" else sum(math.prod(shape) for shape in self.shapes)
+
+    def pack(self, tree: Carry) -> Array:
+        dtype = max(self.dtypes, key=lambda d: d.itemsize)
+        flat = [
+            leaf.reshape(*leaf.shape[: leaf.ndim - len(shape)], -1).astype(dtype)
+            for leaf, shape in zip(jax.tree.leaves(tree), self.shapes, strict=True)
+        ]
+        if self.structure == "block":
+            return jnp.stack(flat, -1)
+        packed = jnp.concatenate(flat, -1)
+        return packed if self.structure == "diagonal" else packed[..., None, :]
+
+    def unpack(self, packed: Array) -> Carry:
+        if self.structure == "block":
+            flat = [packed[..., k] for k in range(len(self.shapes))]
+        else:
+            packed = packed if self.structure == "diagonal" else packed[..., 0, :]
+            ends = [sum(math.prod(shape) for shape in self.shapes[: k + 1]) for k in range(len(self.shapes) - 1)]
+            flat = jnp.split(packed, ends, axis=-1)
+        leaves = [
+            part.reshape(*part.shape[:-1], *shape).astype(dtype)
+            for part, shape, dtype in zip(flat, self.shapes, self.dtypes, strict=True)
+        ]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+def step_jacobians(
+    packing: Packing, cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
+) -> Array:
+    """∂carry_t/∂carry_{t-1} of many steps at once: `[T, ..., N]`, or `[T, ..., blocks, k, k]`.
+
+    With a diagonal packing of a cell whose Jacobian is not diagonal, it is its diagonal alone.
+    """
+    if packing.structure == cell.jacobian_structure and "jacobian" in cell.capabilities and steps.key is None:
+        return _closed_form(packing, cell, params, initial, carries, steps)
+
+    def function(packed: Array) -> Array:
+        return packing.pack(batched_step(cell, params, initial, packing.unpack(packed), steps)[0])
+
+    packed = packing.pack(carries)
+    if packing.structure != "diagonal":
+        return _columns(function, packed)
+    if cell.jacobian_structure == "diagonal":
+        return jax.jvp(function, (packed,), (jnp.ones_like(packed),))[1]
+    return _diagonal(function, packed)
+
+
+def _columns(function: Callable[[Array], Array], packed: Array) -> Array:
+    """All k columns of every block at once."""
+    _, push = jax.linearize(function, packed)
+    unit = jnp.eye(packed.shape[-1], dtype=packed.dtype)
+    columns = jax.vmap(lambda e: push(jnp.broadcast_to(e, packed.shape)))(unit)
+    return jnp.moveaxis(columns, 0, -1)
+
+
+def _diagonal(function: Callable[[Array], Array], packed: Array) -> Array:
+    """The diagonal of a full Jacobian, few columns at a time, so that no full one is ever held."""
+    _, push = jax.linearize(function, packed)
+    width = packed.shape[-1]
+
+    def entry(j: Array) -> Array:
+        unit = jnp.zeros(width, packed.dtype).at[j].set(1)
+        return push(jnp.broadcast_to(unit, packed.shape))[..., j]
+
+    return jnp.moveaxis(jax.lax.map(entry, jnp.arange(width), batch_size=min(width, 16)), 0, -1)
+
+
+def _closed_form(
+    packing: Packing, cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
+) -> Array:
+    """The cell's own Jacobian where a step is taken, the identity where it is masked, 0 after a reset."""
+    before, x = enter(widen(initial, steps.x.shape[0]), carries, steps)
+    jacobian = cell.step_jacobian(params, before, cell.project(params, x))
+    if packing.structure == "diagonal":
+        jacobian, identity = packing.pack(jacobian), jnp.ones((), jnp.bool)
+    else:
+        jacobian = jacobian if packing.structure == "block" else jacobian[..., None, :, :]
+        identity = jnp.eye(packing.width, dtype=bool)
+    if steps.mask is not None:
+        jacobian = jnp.where(expand(steps.mask, jacobian), jacobian, identity.astype(jacobian.dtype))
+    if steps.reset is not None:
+        jacobian = jnp.where(expand(steps.reset, jacobian), jnp.zeros_like(jacobian), jacobian)
+    return jacobian
+
+
+def solve_recurrence(matrices: Array, drives: Array) -> Array:
+    """δ_t = A_t δ_{t-1} + b_t from δ = 0, for A diagonal `[T, ..., N]` or blocks `[T, ..., k, k]`.
+
+    A loop on CPU, where it is as fast as memory; an associative scan of depth log T elsewhere.
+    """
+    return jax.lax.platform_dependent(matrices, drives, cpu=recurrence_loop, default=recurrence_tree)
+
+
+def recurrence_loop(matrices: Array, drives: Array) -> Array:
+    """`solve_recurrence` step by step."""
+
+    def step(state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        state = _apply(inputs[0], state) + inputs[1]
+        return state, state
+
+    return jax.lax.scan(step, jnp.zeros_like(drives[0]), (matrices, drives))[1]
+
+
+def recurrence_tree(matrices: Array, drives: Array) -> Array:
+    """`solve_recurrence` by an associative scan of affine maps."""
+
+    def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+        diagonal = first[0].ndim == first[1].ndim
+        matrix = second[0] * first[0] if diagonal else second[0] @ first[0]
+        return matrix, _apply(second[0], first[1]) + second[1]
+
+    return jax.lax.associative_scan(compose, (matrices, drives))[1]
+
+
+def _apply(matrix: Array, vector: Array) -> Array:
+    return matrix * vector if matrix.ndim == vector.ndim else (matrix @ vector[..., None])[..., 0]

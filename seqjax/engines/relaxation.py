@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relaxation on the boundaries between chunks that are run at once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry
+from seqjax.engines.convergence import first_bad, judge
+from seqjax.engines.jacobians import solve_recurrence
+from seqjax.engines.stepping import expand
+
+
+class Relaxation(NamedTuple):
+    starts: Carry  # [K, ...]
+    ends: Carry  # [K, ...]
+    outputs: Any
+    sweeps: Array
+    residual: Array
+    converged: Array
+
+
+def relax(
+    engine: Any,
+    sweep: Callable[[Carry], tuple[Carry, Any]],
+    advance: Callable[[Array, Carry], Carry],
+    guess: Carry,
+    products: Carry | None,
+    idle: Array | None,
+    batch_ndim: int,
+) -> Relaxation:
+    """Solves starts[k + 1] = ends[k] for (ends, outputs) = sweep(starts), with starts[0] = guess[0].
+
+    `advance(k, starts[k])` is `ends[k]` of one chunk alone, for the fallback; `idle [K, *batch]` chunks
+    are known to end where they start, so that no sweep is spent on padding.
+    """
+    count = jax.tree.leaves(guess)[0].shape[0]
+    limit = engine.max_sweeps or max(8, count // 4)
+
+    def propose(starts: Carry, ends: Carry) -> Carry:
+        if products is not None:
+            return jax.tree.map(coupled, starts, ends, products)
+        proposed = jax.tree.map(lambda s, e: jnp.concatenate([s[:1], e[:-1]]), starts, ends)
+        return proposed if idle is None else jax.tree.map(functools.partial(skip, idle), proposed)
+
+    def coupled(start: Array, end: Array, product: Array) -> Array:
+        moved = solve_recurrence(product[:-1], end[:-1] - start[1:])  # of start[1:]
+        moved = jnp.concatenate([jnp.zeros_like(start[:1]), moved[:-1]])
+        return jnp.concatenate([start[:1], end[:-1] + product[:-1] * moved])
+
+    def unfinished(state: tuple) -> Array:
+        n, _, ends, _, good, _ = state
+        # a sequence whose first misfit is not finite has its true, useless answer there
+        bad = jnp.argmin(good, axis=0)[None]
+        numbers = functools.reduce(
+            jnp.logical_and, [jnp.isfinite(e).all(tuple(range(1 + batch_ndim, e.ndim))) for e in jax.tree.leaves(ends)]
+        )
+        hopeful = ~good.all(0) & jnp.take_along_axis(numbers, bad, 0)[0]
+        return (n == 0) | ((n < limit) & hopeful.any())
+
+    def body(state: tuple) -> tuple:
+        n, starts, ends, *_ = state
+        starts = propose(starts, ends)
+        ends, outputs = sweep(starts)
+        following = jax.tree.map(lambda s, e: jnp.concatenate([s[1:], e[-1:]]), starts, ends)
+        good, residual = judge(jax.tree.map(jnp.subtract, ends, following), ends, engine.tol, batch_ndim)
+        return n + 1, starts, ends, outputs, good, residual
+
+    begin = jnp.int32(0), guess, jax.tree.map(lambda s: jnp.concatenate([s[1:], s[-1:]]), guess)
+    shapes = jax.eval_shape(body, (*begin, None, None, None))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[3:])
+    sweeps, starts, ends, outputs, good, residual = jax.lax.while_loop(unfinished, body, (*begin, *zeros))
+
+    def finish(starts: Carry, ends: Carry, outputs: Any) -> tuple:
+        def put(k: Array, starts: Carry) -> Carry:
+            end = advance(k, jax.tree.map(lambda s: s[k], starts))
+            return jax.tree.map(lambda s, e: s.at[k + 1].set(e), starts, end)
+
+        starts = jax.lax.fori_loop(first_bad(good), count - 1, put, starts)
+        return starts, *sweep(starts)
+
+    converged = good.all(0)
+    if engine.on_failure == "sequential":
+        kept = starts, ends, outputs
+        starts, ends, outputs = jax.lax.cond(converged.all(), lambda *kept: kept, finish, *kept)
+    return Relaxation(starts, ends, outputs, sweeps, residual, converged)
+
+
+def skip(idle: Array, starts: Array) -> Array:
+    """Starts `[K, ...]` with that of an idle chunk handed on to the next one."""
+    here = expand(jnp.arange(1, idle.shape[0]), idle)
+    source = jnp.concatenate([jnp.zeros(idle[:1].shape, here.dtype), jnp.where(idle[:-1], 0, here)])
+    return jnp.take_along_axis(starts, expand(jax.lax.cummax(source), starts), axis=0)
