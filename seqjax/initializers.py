@@ -8,12 +8,14 @@ dataclass from this module, or any such function. Cells draw each gate by itself
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Described, Shape
+from seqjax.dtypes import at_least_float32
 
 Initializer = str | Callable[..., Array]
 
@@ -80,3 +82,40 @@ class Chrono(Described):
         if shape[0] == 3:
             return zeros.at[0].set(memory)
         return zeros.at[0].set(-memory).at[1].set(memory)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Ring(Described):
+    """Eigenvalues of a complex diagonal recurrence, uniform over the area of a ring.
+
+    λ = exp(-exp(ν_log) + i exp(θ_log)), |λ|² ~ U(r_min², r_max²), arg λ ~ U(0, max_phase). Fills
+    `[2, N]` with ν_log and θ_log. Source: Orvieto et al. 2023, lemma 3.2.
+
+    Args:
+      r_min, r_max: bounds of |λ|, 0 <= r_min < r_max < 1.
+      max_phase: bound of the phase in radians, in (0, 2π]; small phases are slow oscillations.
+
+    >>> nu_log, theta_log = Ring(0.5, 0.9)(jax.random.key(0), (2, 64))
+    >>> modulus = jnp.exp(-jnp.exp(nu_log))
+    >>> bool((modulus >= 0.5).all() & (modulus <= 0.9).all())
+    True
+    """
+
+    r_min: float = 0.9
+    r_max: float = 0.999
+    max_phase: float = 2 * math.pi
+
+    def __post_init__(self):
+        if not 0 <= self.r_min < self.r_max < 1:
+            raise ValueError(f"Ring needs 0 <= r_min < r_max < 1, got r_min={self.r_min}, r_max={self.r_max}.")
+        if not 0 < self.max_phase <= 2 * math.pi:
+            raise ValueError(f"Ring needs max_phase in (0, 2π], got {self.max_phase}.")
+
+    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        if len(shape) != 2 or shape[0] != 2:
+            raise ValueError(f"Ring fills ν_log and θ_log of N eigenvalues, [2, N], got shape {shape}.")
+        wide = at_least_float32(dtype)
+        modulus, phase = 1 - jax.random.uniform(key, shape, wide)  # in (0, 1]: no logarithm of zero
+        square = self.r_min**2 + (self.r_max**2 - self.r_min**2) * modulus
+        rate = jnp.maximum(-0.5 * jnp.log(square), jnp.finfo(wide).eps)  # keeps |λ| < 1 where r_max rounds to 1
+        return jnp.log(jnp.stack([rate, self.max_phase * phase])).astype(dtype)

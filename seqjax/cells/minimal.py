@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The minimal GRU and LSTM, whose gates see the input alone: affine in their state."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Cell, Key, Shape
+from seqjax.cells import gates
+from seqjax.cells.affine import affine_step, check_state, state_dtype
+from seqjax.dtypes import DTypes
+from seqjax.initializers import Initializer, resolve
+
+MODES = ("direct", "log")
+
+
+class MinGRUParams(NamedTuple):
+    """H units, D inputs; gates in the order z, g."""
+
+    w_in: Array  # [D, 2*H]
+    bias: Array | None  # [2*H]
+
+
+class MinLSTMParams(NamedTuple):
+    """H units, D inputs; gates in the order i, f, g."""
+
+    w_in: Array  # [D, 3*H]
+    bias: Array | None  # [3*H]
+
+
+class MinCarry(NamedTuple):
+    h: Array  # [..., H]
+
+
+def positive_candidate(x: Array) -> Array:
+    """The candidate of the log form, x + 0.5 for x >= 0 and σ(x) below: positive, continuous, increasing.
+
+    >>> positive_candidate(jnp.array([-200.0, 0.0, 2.0])).tolist()
+    [0.0, 0.5, 2.5]
+    """
+    return jnp.where(x >= 0, x + 0.5, jax.nn.sigmoid(x))
+
+
+def min_gru_coefficients(z: Array, *, mode: str = "direct") -> tuple[MinCarry, MinCarry]:
+    """`(decay, drive)` = (1 - z, z ⊗ g) from the projected input `[..., 2*H]`; see `MinGRU`."""
+    z_x, g = gates.split_gates(z, 2)
+    g = positive_candidate(g) if mode == "log" else g
+    return MinCarry(jax.nn.sigmoid(-z_x)), MinCarry(jax.nn.sigmoid(z_x) * g)  # σ(-x) is 1 - σ(x), not cancelled
+
+
+def min_lstm_coefficients(z: Array, *, mode: str = "direct") -> tuple[MinCarry, MinCarry]:
+    """`(decay, drive)` = (f', i' ⊗ g) from the projected input `[..., 3*H]`; see `MinLSTM`."""
+    i_x, f_x, g = gates.split_gates(z, 3)
+    g = positive_candidate(g) if mode == "log" else g
+    balance = jax.nn.softplus(-i_x) - jax.nn.softplus(-f_x)  # log f - log i, finite where both gates underflow
+    return MinCarry(jax.nn.sigmoid(balance)), MinCarry(jax.nn.sigmoid(-balance) * g)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MinGRU(Cell):
+    """Minimal gated recurrent unit.
+
+    z = σ(W_z x_t + b_z),  g = W_g x_t + b_g,  y_t = h_t = (1 - z) ⊗ h_{t-1} + z ⊗ g.
+
+    Here z *writes*, as in the source; `GRU`'s z keeps. With `mode="log"` the candidate is the
+    source's positive one, x + 0.5 for x >= 0 and σ(x) below, so that a positive state stays
+    positive. The source needs logarithms there because its parallel scan divides by products of
+    decays. No engine here does, so the carry is h itself, not log h, in both modes, and log h
+    loses nothing: 1 - z comes from σ(-x) and the update is an average, which cannot overflow.
+
+    The state is float32 at least, whatever the compute dtype.
+
+    Args:
+      hidden_dim: H.
+      mode: `"direct"` or `"log"`, the candidate.
+      use_bias: whether the biases exist.
+      w_in_init, bias_init: initializers.
+      dtypes: params, compute and carry.
+
+    Raises:
+      ValueError: an unknown mode, a 16-bit carry, or a size that is not a positive integer.
+
+    >>> import jax
+    >>> MinGRU(4, mode="log").init(jax.random.key(0), 3).w_in.shape
+    (3, 8)
+
+    Source: Feng et al. 2024 (arXiv 2410.01201), section 3.1, appendix B for the log form.
+    """
+
+    hidden_dim: int
+    mode: str = "direct"
+    use_bias: bool = True
+    w_in_init: Initializer = "glorot_uniform"
+    bias_init: Initializer = "zeros"
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        gates.positive("MinGRU", hidden_dim=self.hidden_dim)
+        gates.one_of("MinGRU", mode=(self.mode, MODES))
+        check_state("MinGRU", self.dtypes)
+        for initializer in (self.w_in_init, self.bias_init):
+            resolve(initializer)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"affine"})
+
+    def init(self, key: Array, in_dim: int) -> MinGRUParams:
+        gates.positive("MinGRU", in_dim=in_dim)
+        in_key, bias_key = jax.random.split(key)
+        return MinGRUParams(
+            w_in=gates.init_gates(in_key, self.w_in_init, in_dim, self.hidden_dim, 2, self.dtypes),
+            bias=gates.init_bias(bias_key, self.bias_init, self.hidden_dim, 2, self.dtypes) if self.use_bias else None,
+        )
+
+    def initial_carry(self, params: MinGRUParams, batch_shape: Shape) -> MinCarry:
+        return MinCarry(jnp.zeros((*batch_shape, self.hidden_dim), state_dtype(self.dtypes, params.w_in)))
+
+    def project(self, params: MinGRUParams, x: Array) -> Array:
+        return gates.project_input(self, params, x)
+
+    def coefficients(self, params: MinGRUParams, z: Array) -> tuple[MinCarry, MinCarry]:
+        return min_gru_coefficients(z.astype(state_dtype(self.dtypes, params.w_in)), mode=self.mode)
+
+    def readout(self, params: MinGRUParams, carry: MinCarry, z: Array) -> Array:
+        return carry.h.astype(z.dtype)
+
+    def step(self, params: MinGRUParams, carry: MinCarry, z: Array, key: Key = None) -> tuple[MinCarry, Array]:
+        return affine_step(self, params, carry, z)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MinLSTM(Cell):
+    """Minimal long short-term memory, its gates normalized to an average.
+
+    i, f = σ(W_x· x_t + b·),  f' = f / (f + i),  i' = i / (f + i),  g = W_g x_t + b_g,
+    y_t = h_t = f' ⊗ h_{t-1} + i' ⊗ g.
+
+    f' and i' come from log f - log i, so they are right where both gates underflow. With
+    `mode="log"` the candidate is the source's positive one; see `MinGRU` for why the carry is h
+    itself in both modes. The state is float32 at least, whatever the compute dtype.
+
+    Args:
+      hidden_dim: H.
+      mode: `"direct"` or `"log"`, the candidate.
+      use_bias: whether the biases exist.
+      w_in_init: initializer of the weights.
+      bias_init: initializer of the bias, drawn as an LSTM's `[4, H]` of which o is left out, so
+        that `ForgetGate` and `Chrono` mean what they do for an `LSTM`.
+      dtypes: params, compute and carry.
+
+    Raises:
+      ValueError: an unknown mode, a 16-bit carry, or a size that is not a positive integer.
+
+    >>> import jax, seqjax
+    >>> cell = MinLSTM(1, bias_init=seqjax.initializers.ForgetGate(1.0))
+    >>> cell.init(jax.random.key(0), 3).bias.tolist()
+    [0.0, 1.0, 0.0]
+
+    Source: Feng et al. 2024 (arXiv 2410.01201), section 3.2, appendix B for the log form.
+    """
+
+    hidden_dim: int
+    mode: str = "direct"
+    use_bias: bool = True
+    w_in_init: Initializer = "glorot_uniform"
+    bias_init: Initializer = "zeros"
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        gates.positive("MinLSTM", hidden_dim=self.hidden_dim)
+        gates.one_of("MinLSTM", mode=(self.mode, MODES))
+        check_state("MinLSTM", self.dtypes)
+        for initializer in (self.w_in_init, self.bias_init):
+            resolve(initializer)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"affine"})
+
+    def init(self, key: Array, in_dim: int) -> MinLSTMParams:
+        gates.positive("MinLSTM", in_dim=in_dim)
+        in_key, bias_key = jax.random.split(key)
+        hidden, bias = self.hidden_dim, None
+        if self.use_bias:
+            bias = gates.init_bias(bias_key, self.bias_init, hidden, 4, self.dtypes)[: 3 * hidden]
+        return MinLSTMParams(gates.init_gates(in_key, self.w_in_init, in_dim, hidden, 3, self.dtypes), bias)
+
+    def initial_carry(self, params: MinLSTMParams, batch_shape: Shape) -> MinCarry:
+        return MinCarry(jnp.zeros((*batch_shape, self.hidden_dim), state_dtype(self.dtypes, params.w_in)))
+
+    def project(self, params: MinLSTMParams, x: Array) -> Array:
+        return gates.project_input(self, params, x)
+
+    def coefficients(self, params: MinLSTMParams, z: Array) -> tuple[MinCarry, MinCarry]:
+        return min_lstm_coefficients(z.astype(state_dtype(self.dtypes, params.w_in)), mode=self.mode)
+
+    def readout(self, params: MinLSTMParams, carry: MinCarry, z: Array) -> Array:
+        return carry.h.astype(z.dtype)
+
+    def step(self, params: MinLSTMParams, carry: MinCarry, z: Array, key: Key = None) -> tuple[MinCarry, Array]:
+        return affine_step(self, params, carry, z)

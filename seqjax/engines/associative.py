@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine for cells that are affine in their carry: what is left in time is a linear recurrence."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.engines import linear
+from seqjax.engines.stepping import Steps, cut, expand, join, prepare, select, zeros_like
+from seqjax.plan import Plan, residual_bytes, tree_bytes
+
+CACHED = 256
+"""Steps in a segment of the loop: their coefficients stay in cache."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Associative(Engine):
+    """Runs a cell with the affine capability: carry_t = decay_t ⊗ carry_{t-1} + drive_t.
+
+    Coefficients and outputs of many steps are computed at once; what is left in time is a diagonal
+    linear recurrence on the carry alone, whose reverse pass is the same recurrence backwards
+    (`linear_recurrence`). Masks and resets are coefficients too: a masked step has decay 1 and
+    drive 0; a reset has drive + decay ⊗ initial carry, and is cut off from what came before.
+
+    A segment's coefficients exist at once and are recomputed in the reverse pass, so a gradient
+    keeps T / segment carries and the coefficients of one segment, beside inputs and outputs. Forward
+    mode and gradients of gradients work.
+
+    Args:
+      method: `"scan"`, a loop: best on a CPU, where it runs at the speed of memory; `"tree"`,
+        `lax.associative_scan`, depth log T: best on an accelerator; `"auto"`: `"scan"` where
+        `jax.default_backend()` is a CPU, otherwise `"tree"`. Numbers agree to rounding.
+      segment: steps in a segment; `None`: 256 for the loop, all for the tree.
+
+    Raises:
+      ValueError: an unknown method, a segment that is not a positive integer; in `run`, a cell
+        that is not affine.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> from seqjax.cells.minimal import MinGRU
+    >>> model = seqjax.RNN(MinGRU(4), Associative())
+    >>> xs = jnp.ones((1000, 2, 3))
+    >>> params = model.init(jax.random.key(0), xs)
+    >>> carry, ys = model.apply(params, model.initial_carry(params, (2,)), xs)
+    >>> ys.shape
+    (1000, 2, 4)
+
+    Source: Blelloch 1990, section 1.4; Martin and Cundy 2018 for the reverse pass.
+    """
+
+    method: str = "auto"
+    segment: int | None = None
+
+    def __post_init__(self):
+        if self.method not in ("auto", *linear.METHODS):
+            raise ValueError(f"Associative: method must be one of {['auto', *linear.METHODS]}, got {self.method!r}.")
+        if self.segment is not None and (not isinstance(self.segment, int) or self.segment < 1):
+            raise ValueError(f"Associative: segment must be a positive integer, got {self.segment!r}.")
+
+    def run(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        check_affine(self, cell, key)
+        steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+        method, size = self.choose(xs.shape[0])
+        piece = functools.partial(run_affine, cell, method, params, initial)
+        count, rest = divmod(xs.shape[0], size)
+        if count <= 1 and rest == 0:
+            return piece(carry, steps)
+        pieces, steps = cut(steps, count, size)
+        # inside a scan the loop itself keeps XLA from merging the two forward passes
+        carry, ys = jax.lax.scan(jax.checkpoint(piece, prevent_cse=False), carry, pieces)
+        if rest == 0:
+            return carry, join(ys)
+        carry, rest_ys = piece(carry, steps)
+        return carry, join(ys, rest_ys)
+
+    def choose(self, T: int) -> tuple[str, int]:
+        """The method, and the steps in a segment, for a sequence of `T` steps.
+
+        >>> Associative("scan").choose(1000), Associative("tree").choose(1000)
+        (('scan', 256), ('tree', 1000))
+        """
+        method = self.method
+        if method == "auto":
+            method = "scan" if jax.default_backend() == "cpu" else "tree"
+        return method, min(T, self.segment or (CACHED if method == "scan" else T))
+
+    def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
+        T = xs.shape[0]
+        method, size = self.choose(T)
+        piece = functools.partial(run_affine, cell, method)
+        x = jax.ShapeDtypeStruct((size, *xs.shape[1:]), xs.dtype)
+        kept = residual_bytes(
+            lambda params, carry, x: piece(params, None, carry, Steps(x, None, None, None)), params, carry, x
+        )
+        count = -(-T // size)
+        depth = T if method == "scan" else count * 2 * math.ceil(math.log2(max(size, 2)))
+        how = "a loop on the carry alone" if method == "scan" else "a tree over time"
+        why = how if count == 1 else f"{how}, segments of {size} steps, recomputed in the reverse pass"
+        return Plan(repr(cell), repr(self), why, kept + (count - 1) * tree_bytes(carry), depth)
+
+
+def check_affine(engine: Engine, cell: Cell, key: Key = None) -> None:
+    """Refuses a cell that an engine for affine recurrences cannot run.
+
+    Raises:
+      ValueError: naming the engines that can.
+    """
+    if "affine" not in cell.capabilities:
+        raise ValueError(
+            f"{engine!r} needs a cell that offers 'affine', {cell!r} offers {sorted(cell.capabilities)}; "
+            "run it with Scan, Checkpointed or Truncated, or in parallel over time with Relaxed or Newton."
+        )
+    if key is not None and cell.stochastic:
+        raise ValueError(
+            f"{engine!r} computes coefficients without keys, and {cell!r} needs one in training; "
+            "run it with Scan, Checkpointed or Truncated."
+        )
+
+
+def run_affine(
+    cell: Cell, method: str, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+) -> tuple[Carry, Array]:
+    """Runs an affine cell over steps that are prepared already, all coefficients at once."""
+    z = cell.project(params, select(steps.mask, steps.x, zeros_like(steps.x)))
+    decay, drive = cell.coefficients(params, z)
+    recur = functools.partial(masked_recurrence, mask=steps.mask, resets=steps.reset, method=method)
+    restart = carry if initial is None else initial  # read only where there are resets
+    states = jax.tree.map(recur, decay, drive, carry, restart)
+    ys = cell.readout(params, states, z)
+    return jax.tree.map(lambda leaf: leaf[-1], states), select(steps.mask, ys, zeros_like(ys))
+
+
+def masked_recurrence(
+    decay: Array, drive: Array, carry: Array, initial: Array, *, mask: Mask, resets: Resets, method: str
+) -> Array:
+    """The states of one leaf of the carry, skipping masked steps and restarting from `initial` at resets."""
+    if mask is not None:
+        valid = expand(mask, drive)
+        decay = jnp.where(valid, decay, jnp.ones_like(decay))
+        drive = jnp.where(valid, drive, jnp.zeros_like(drive))
+    if resets is not None:
+        drive = jnp.where(expand(resets, drive), drive + decay * initial, drive)
+    return linear.linear_recurrence(decay, drive, carry, cut=resets, method=method)
