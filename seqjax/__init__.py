@@ -8,7 +8,19 @@ import importlib
 
 from seqjax import cells, engines, initializers, layers
 from seqjax.base import Cell, Engine, Layer, mask_from_lengths
-from seqjax.cells import GRU, LSTM, PeepholeLSTM, Simple
+from seqjax.cells import (
+    GRU,
+    LRU,
+    LSTM,
+    RGLRU,
+    DiagonalGRU,
+    DiagonalLSTM,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+    PeepholeLSTM,
+    Simple,
+)
 from seqjax.dtypes import DTypes
 from seqjax.layers import (
     RNN,
@@ -33,7 +45,9 @@ _LAZY = ("testing", "training")  # not needed to build and run a model; loaded a
 
 __all__ = [
     "GRU",
+    "LRU",
     "LSTM",
+    "RGLRU",
     "RNN",
     "Activation",
     "BatchMajor",
@@ -43,11 +57,16 @@ __all__ = [
     "Conv1D",
     "DTypes",
     "Dense",
+    "DiagonalGRU",
+    "DiagonalLSTM",
     "Dropout",
     "Embed",
     "Engine",
+    "IndRNN",
     "Layer",
     "LayerNorm",
+    "MinGRU",
+    "MinLSTM",
     "PeepholeLSTM",
     "Residual",
     "Serial",

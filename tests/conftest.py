@@ -4,6 +4,8 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# most of a test's time is compilation: programs are small, so they are compiled without optimization
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax
 

@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cells: one recurrence a file."""
 
+from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.function import LambdaCell
 from seqjax.cells.gru import GRU, GRUCarry, GRUParams, gru_step
+from seqjax.cells.indrnn import IndRNN
+from seqjax.cells.lru import LRU
 from seqjax.cells.lstm import LSTM, LSTMCarry, LSTMParams, lstm_step
+from seqjax.cells.minimal import MinGRU, MinLSTM
 from seqjax.cells.noise import RecurrentDropout, Zoneout
 from seqjax.cells.peephole import PeepholeLSTM
+from seqjax.cells.rg_lru import RGLRU
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleParams, simple_step
 
 __all__ = [
     "GRU",
+    "LRU",
     "LSTM",
+    "RGLRU",
+    "DiagonalGRU",
+    "DiagonalLSTM",
     "GRUCarry",
     "GRUParams",
+    "IndRNN",
     "LSTMCarry",
     "LSTMParams",
     "LambdaCell",
+    "MinGRU",
+    "MinLSTM",
     "PeepholeLSTM",
     "RecurrentDropout",
     "Simple",

@@ -4,7 +4,21 @@
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto
 from seqjax.engines.checkpointed import Checkpointed
+from seqjax.engines.linear import linear_recurrence
+from seqjax.engines.newton import Newton, newton_solve
+from seqjax.engines.relaxed import Relaxed, relaxed_solve
 from seqjax.engines.scan import Scan
 from seqjax.engines.truncated import Truncated
 
-__all__ = ["Associative", "Auto", "Checkpointed", "Scan", "Truncated"]
+__all__ = [
+    "Associative",
+    "Auto",
+    "Checkpointed",
+    "Newton",
+    "Relaxed",
+    "Scan",
+    "Truncated",
+    "linear_recurrence",
+    "newton_solve",
+    "relaxed_solve",
+]

@@ -4,10 +4,23 @@
 import jax
 import jax.numpy as jnp
 
-from seqjax import GRU, LSTM, DTypes, PeepholeLSTM, Simple
+from seqjax import (
+    GRU,
+    LRU,
+    LSTM,
+    RGLRU,
+    DiagonalGRU,
+    DiagonalLSTM,
+    DTypes,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+    PeepholeLSTM,
+    Simple,
+)
 from seqjax.base import Cell, Engine
 from seqjax.cells import LambdaCell, RecurrentDropout, Zoneout
-from seqjax.engines import Scan
+from seqjax.engines import Associative, Auto, Checkpointed, Newton, Relaxed, Scan, Truncated
 
 
 def cells(dtype: str) -> dict[str, Cell]:
@@ -15,8 +28,7 @@ def cells(dtype: str) -> dict[str, Cell]:
     d = DTypes(dtype)
     return {
         "simple": Simple(3, dtypes=d),
-        "simple-relu-no-bias": Simple(3, activation="relu", use_bias=False, dtypes=d),
-        "simple-gelu": Simple(3, activation="gelu", dtypes=d),  # no slope from the output: autodiff
+        "simple-gelu-no-bias": Simple(3, activation="gelu", use_bias=False, dtypes=d),  # no slope: autodiff
         "simple-layer": Simple(3, normalize="layer", dtypes=d),
         "simple-batch": Simple(3, normalize="batch", dtypes=d),
         "lstm": LSTM(3, dtypes=d),
@@ -30,14 +42,40 @@ def cells(dtype: str) -> dict[str, Cell]:
         "zoneout-lstm": Zoneout(LSTM(3, dtypes=d), 0.2, c_rate=0.4),
         "recurrent-dropout-gru": RecurrentDropout(GRU(3, dtypes=d), 0.3),
         "lambda": LambdaCell(leaky_init(dtype), leaky_step, leaky_carry),
+        "indrnn": IndRNN(3, dtypes=d),
+        "diagonal-gru": DiagonalGRU(3, dtypes=d),
+        "diagonal-lstm": DiagonalLSTM(3, dtypes=d),
+        "min-gru": MinGRU(3, dtypes=d),
+        "min-gru-log": MinGRU(3, mode="log", dtypes=d),
+        "min-lstm": MinLSTM(3, dtypes=d),
+        "min-lstm-log": MinLSTM(3, mode="log", dtypes=d),
+        "lru": LRU(3, dtypes=d),
+        "rg-lru": RGLRU(3, dtypes=d),
     }
 
 
 ENGINES: dict[str, Engine] = {
-    "scan": Scan(),
-    "scan-unrolled": Scan(unroll=3),
+    "auto": Auto(),
+    "scan": Scan(unroll=2),
     "scan-generic": Scan(adjoint=False),
+    "checkpointed": Checkpointed(segment=2, levels=2),
+    "truncated": Truncated(16),  # no shorter than any sequence here; what it cuts has its own test
+    "associative": Associative(),
+    "associative-tree": Associative("tree"),
+    "relaxed": Relaxed(chunk=3),
+    "relaxed-diagonal": Relaxed(chunk=3, coupling="diagonal"),
+    "newton": Newton(),
+    "newton-diagonal": Newton(jacobian="diagonal", window=5),
 }
+
+
+def refusal(cell: Cell, engine: Engine) -> str | None:
+    """What an engine says to a cell that it cannot run; `None` where it can."""
+    if isinstance(engine, Associative) and "affine" not in cell.capabilities:
+        return "needs a cell that offers 'affine'.*Scan, Checkpointed or Truncated"
+    if isinstance(engine, Newton) and isinstance(cell, LRU):
+        return "complex; use Scan"
+    return None
 
 
 def leaky_init(dtype: str):
