@@ -72,7 +72,7 @@ def recurrence(T: int, batch: int, dtype: str, config: Config) -> list[dict]:
     if np.dtype(dtype).kind == "c":
         decay *= np.exp(1j * random.uniform(0, 1, shape)).astype(dtype)
     drive, cotangent = (random.normal(size=shape).astype(dtype) for _ in range(2))
-    ways = {
+    ways: dict[str, Callable] = {
         PRODUCT: jnp.multiply,
         OURS: linear_recurrence,
         "lax.scan": by_scan,
@@ -155,7 +155,7 @@ def compare(programs: dict[str, Any], arguments: tuple, labels: dict, config: Co
     rows = []
     for name, program in programs.items():
         row = {**labels, "name": name, "clock": config.clock, "seconds": float(np.median(seconds[name]))}
-        row["temporary_bytes"] = program.memory_analysis().temp_size_in_bytes
+        row["temporary_bytes"] = measure.temporary_bytes(program)
         row["speedup_over_peer"] = measure.ratios(seconds[PEER], seconds[name])
         if PRODUCT in programs:
             row["times_product"] = measure.ratios(seconds[name], seconds[PRODUCT])

@@ -94,7 +94,7 @@ def run(cell: Cell, T: int, batch: int, config: Config) -> list[dict]:
     for way, gradients in programs(cell, T).items():
         arguments = (params, carry, xs) if way == "reduced" else (params, carry, xs, xs)
         compiled = {name: jax.jit(gradient).lower(*arguments).compile() for name, gradient in gradients.items()}
-        memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()}
+        memory = {name: measure.temporary_bytes(program) for name, program in compiled.items()}
         fits = {name: p for name, p in compiled.items() if memory[name] < config.memory_limit * 2**30}
         check_agreement({n: p for n, p in fits.items() if not n.startswith("Truncated")}, arguments)
         thunks = {name: functools.partial(program, *arguments) for name, program in fits.items()}

@@ -68,9 +68,12 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[s
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
-def temporary_bytes(fn: Callable, *arguments: Any) -> int:
-    """Bytes that a compiled `fn` holds at its peak, beside its arguments and results."""
-    return jax.jit(fn).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+def temporary_bytes(program: Any) -> int:
+    """Bytes that a compiled program holds at its peak, beside its arguments and results."""
+    analysis = program.memory_analysis()
+    if analysis is None:
+        raise ValueError("this backend does not tell the memory of a compiled program.")
+    return analysis.temp_size_in_bytes
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import functools
 import math
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -58,17 +58,18 @@ def initialized(config: Config) -> dict[str, tuple[Cell, Any]]:
     """Cells and params: gains of the recurrent weights, and memories of the bias."""
     H = config.hidden_dim
     cells: dict[str, tuple[Cell, Any]] = {}
+    gru = seqjax.GRU(H)
     for gain in config.gains:
-        cell = seqjax.GRU(H)
-        params = cell.init(jax.random.key(0), H)
-        cells[f"GRU, gain {gain:g}"] = cell, params._replace(w_rec=gain * params.w_rec)
-    for name, cell in {
+        params = gru.init(jax.random.key(0), H)
+        cells[f"GRU, gain {gain:g}"] = gru, params._replace(w_rec=gain * params.w_rec)
+    others: dict[str, Cell] = {
         "LSTM, forget bias 1": seqjax.LSTM(H),
         "LSTM, chrono 1000": seqjax.LSTM(H, bias_init=Chrono(1000)),
         "DiagonalGRU": seqjax.DiagonalGRU(H),
         "DiagonalLSTM": seqjax.DiagonalLSTM(H),
         "IndRNN": seqjax.IndRNN(H),
-    }.items():
+    }
+    for name, cell in others.items():
         cells[name] = cell, cell.init(jax.random.key(0), H)
     return cells
 
@@ -83,7 +84,8 @@ def trained(config: Config) -> tuple[dict[str, tuple[Cell, Any]], jax.Array]:
         for name in ("simple", "lstm", "gru"):
             forecast_train.train(options, task, name, pathlib.Path(folder) / name)
             loaded = seqjax.training.load(pathlib.Path(folder) / name / forecast_train.FINAL)
-            cells[f"{name}, trained"] = loaded.model.layers[0].cell, loaded.params[0]
+            first = cast(seqjax.Serial, loaded.model).layers[0]
+            cells[f"{name}, trained"] = cast(seqjax.RNN, first).cell, loaded.params[0]
     return cells, jnp.asarray(task.scaler.scale(series.values)[:, None], jnp.float32)
 
 
@@ -97,7 +99,7 @@ def measure_cell(name: str, cell: Cell, params: Any, xs: jax.Array, config: Conf
         dense = label == "Newton" and cell.jacobian_structure == "dense"
         if dense and T * size * size > DENSE_LIMIT:
             continue
-        solve = newton_solve if isinstance(engine, Newton) else relaxed_solve
+        solve: Any = newton_solve if isinstance(engine, Newton) else relaxed_solve
         solution = jax.jit(functools.partial(solve, cell, engine=engine))(params, carry, xs)
         iterations = int(solution.iterations)
         depth = iterations * math.ceil(math.log2(T)) if isinstance(engine, Newton) else (iterations + 2) * 100
@@ -126,7 +128,9 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 4), sharey=True, layout="constrained")
     for axis, solver in zip(axes, names, strict=True):
         chosen = [row for row in rows if row["solver"] == solver]
-        for cell, colour in zip(dict.fromkeys(row["cell"] for row in rows), plt.cm.tab20.colors, strict=False):
+        for cell, colour in zip(
+            dict.fromkeys(row["cell"] for row in rows), [f"C{i}" for i in range(10)] + ["black", "gold"], strict=False
+        ):
             points = [row for row in chosen if row["cell"] == cell]
             axis.plot([r["T"] for r in points], [max(r["iterations"], 1) for r in points], color=colour, label=cell)
             for r in points:

@@ -176,8 +176,9 @@ def _train(
         key = jax.random.fold_in(key, state.step)
 
     def objective(params: Params) -> tuple[Array, Carry]:
-        carry, *prediction = _predict(model, params, state.carry if stateful else None, batch, key)
-        return loss(*prediction), carry if stateful else ()
+        start = state.carry if stateful else None
+        carry, predictions, targets, mask = _predict(model, params, start, batch, key)
+        return loss(predictions, targets, mask), carry if stateful else ()
 
     (value, carry), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     grad_norm = _norm(grads)

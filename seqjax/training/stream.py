@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -52,6 +53,6 @@ def windows(xs: ArrayLike, ys: ArrayLike, *, window: int, batch: int) -> Callabl
         x, y = (np.stack([array[piece] for piece in lanes], axis=1) for array in (xs, ys))
         resets = np.zeros((window, batch), bool)
         resets[0] = start == 0
-        return Batch(x, y, resets=resets)
+        return Batch(jnp.asarray(x), jnp.asarray(y), resets=jnp.asarray(resets))
 
     return make_batch

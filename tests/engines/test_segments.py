@@ -55,9 +55,7 @@ def test_truncated_gradients_are_those_of_a_detached_loop(window, adjoint):
     params, carry, xs, mask, resets = example(LSTM, T=13, masked=True, with_resets=True)
     flags = {"mask": mask, "resets": resets}
     engine = Truncated(window, adjoint)
-    expected = value_and_gradients(
-        functools.partial(detached_loop, window=window), LSTM, params, carry, xs, **flags
-    )
+    expected = value_and_gradients(functools.partial(detached_loop, window=window), LSTM, params, carry, xs, **flags)
     actual = jax.jit(functools.partial(value_and_gradients, engine.run, LSTM))(params, carry, xs, **flags)
     assert_close(actual, expected, 1e-10)
 
