@@ -14,7 +14,7 @@ from seqjax.engines.stepping import Steps, cut, expand, join, prepare, select, z
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 
 CACHED = 256
-"""Steps in a segment of the loop: their coefficients stay in cache."""
+"""Steps, at most, in a segment of the loop: their coefficients stay in cache."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -34,7 +34,8 @@ class Associative(Engine):
       method: `"scan"`, a loop: best on a CPU, where it runs at the speed of memory; `"tree"`,
         `lax.associative_scan`, depth log T: best on an accelerator; `"auto"`: `"scan"` where
         `jax.default_backend()` is a CPU, otherwise `"tree"`. Numbers agree to rounding.
-      segment: steps in a segment; `None`: 256 for the loop, all for the tree.
+      segment: steps in a segment; `None`: all for the tree, and for the loop the largest divisor of T
+        from 128 to 256, so that no copies are made for a rest, or 256 where there is none.
 
     Raises:
       ValueError: an unknown method, a segment that is not a positive integer; in `run`, a cell
@@ -90,13 +91,16 @@ class Associative(Engine):
     def choose(self, T: int) -> tuple[str, int]:
         """The method, and the steps in a segment, for a sequence of `T` steps.
 
-        >>> Associative("scan").choose(1000), Associative("tree").choose(1000)
-        (('scan', 256), ('tree', 1000))
+        >>> Associative("scan").choose(1000), Associative("scan").choose(997), Associative("tree").choose(1000)
+        (('scan', 250), ('scan', 256), ('tree', 1000))
         """
         method = self.method
         if method == "auto":
             method = "scan" if jax.default_backend() == "cpu" else "tree"
-        return method, min(T, self.segment or (CACHED if method == "scan" else T))
+        if self.segment is not None or method == "tree":
+            return method, min(T, self.segment or T)
+        divisors = (size for size in range(CACHED, CACHED // 2 - 1, -1) if T % size == 0)
+        return method, min(T, next(divisors, CACHED))
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]

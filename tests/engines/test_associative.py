@@ -187,7 +187,10 @@ def test_state_of_bfloat16_compute_accumulates_in_float32(method):
 
 
 def test_method_and_segment_follow_backend_and_length():
-    assert Associative().choose(1000) == ("scan", 256)  # tests run on CPU
+    assert Associative().choose(1000) == ("scan", 250)  # tests run on CPU
+    assert Associative().choose(1009) == ("scan", 256)  # a prime
+    assert Associative().choose(256) == ("scan", 256)
+    assert Associative().choose(200) == ("scan", 200)
     assert Associative("tree").choose(1000) == ("tree", 1000)
     assert Associative("tree", segment=100).choose(1000) == ("tree", 100)
     assert Associative(segment=100).choose(10) == ("scan", 10)
