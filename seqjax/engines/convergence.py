@@ -70,16 +70,16 @@ def check_solvable(engine: Engine, cell: Cell, carry: Carry, key: Key) -> None:
             )
 
 
-def default_tolerance(dtype: DTypeLike) -> float:
-    """Eight units of rounding, at least 1e-13: 1e-6 for float32.
+def default_tolerance(dtype: DTypeLike, floor: float = 1e-13) -> float:
+    """Eight units of rounding, at least `floor`: 1e-6 for float32.
 
     >>> f"{default_tolerance('float32'):.1e} {default_tolerance('float64'):.1e}"
     '9.5e-07 1.0e-13'
     """
-    return max(1e-13, 8 * float(jnp.finfo(dtype).eps))
+    return max(floor, 8 * float(jnp.finfo(dtype).eps))
 
 
-def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int) -> tuple[Array, Array]:
+def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int, floor: float = 1e-13) -> tuple[Array, Array]:
     """Which states fit the ones before them.
 
     Args:
@@ -87,6 +87,7 @@ def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int) -> tupl
       states: pytree of the same shapes: h_t, finite or not.
       tol: relative to the largest state up to there, leaf by leaf; `None`: by the leaf's dtype.
       batch_ndim: number of batch axes.
+      floor: of the default tolerance.
 
     Returns:
       `good [T, *batch]` and `residual [*batch]`, the largest relative defect (NaN if there is one).
@@ -96,7 +97,7 @@ def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int) -> tupl
     goods, residuals = [], []
     for defect, state in zip(jax.tree.leaves(defects), jax.tree.leaves(states), strict=True):
         features = tuple(range(1 + batch_ndim, state.ndim))
-        limit = default_tolerance(state.dtype) if tol is None else tol
+        limit = default_tolerance(state.dtype, floor) if tol is None else tol
         size, gap = (jnp.abs(a).astype(wide) for a in (state, defect))
         finite = jnp.isfinite(size)
         largest = jax.lax.cummax(jnp.where(finite, size, 0).max(features))
@@ -107,8 +108,10 @@ def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int) -> tupl
     return functools.reduce(jnp.logical_and, goods), functools.reduce(jnp.maximum, residuals)
 
 
-def first_bad(good: Array) -> Array:
-    """The first index where any sequence of `good [T, *batch]` is bad; the last if none is."""
+def first_inexact(defects: Any, states: Any, batch_ndim: int) -> Array:
+    """The first step at which any sequence does not fit to within rounding, the last if none: where a loop
+    takes over. It is stricter than the tolerance, as what does not converge may amplify what it starts from."""
+    good, _ = judge(defects, states, None, batch_ndim, floor=0)
     fits = good.reshape(good.shape[0], -1).all(1)
     return jnp.where(fits.all(), good.shape[0] - 1, jnp.argmin(fits)).astype(jnp.int32)
 

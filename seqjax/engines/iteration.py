@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.dtypes import at_least_float32
-from seqjax.engines.convergence import first_bad, judge
+from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import Packing, solve_recurrence
 
 SHORTEST = 0.25
@@ -114,12 +114,13 @@ def iterate(
     good, residual = judged(states, defects)
     converged = good.all(0)
 
-    def finish(states: Array) -> Array:
+    def finish(states: Array, defects: Array) -> Array:
         def put(t: Array, states: Array) -> Array:
             return states.at[t].set(advance(t, jnp.where(t == 0, start, states[t - 1])))
 
-        return jax.lax.fori_loop(first_bad(good), T, put, states)
+        begin = first_inexact(packing.unpack(defects), packing.unpack(states), batch_ndim)
+        return jax.lax.fori_loop(begin, T, put, states)
 
     if engine.on_failure == "sequential":
-        states = jax.lax.cond(converged.all(), lambda states: states, finish, states)
+        states = jax.lax.cond(converged.all(), lambda states, _: states, finish, states, defects)
     return Iteration(states, n, residual, converged)

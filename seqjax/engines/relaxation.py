@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry
-from seqjax.engines.convergence import first_bad, judge
+from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import solve_recurrence
 from seqjax.engines.stepping import expand
 
@@ -61,13 +61,14 @@ def relax(
         hopeful = ~good.all(0) & jnp.take_along_axis(numbers, bad, 0)[0]
         return (n == 0) | ((n < limit) & hopeful.any())
 
+    def misfits(starts: Carry, ends: Carry) -> Carry:
+        return jax.tree.map(lambda s, e: e - jnp.concatenate([s[1:], e[-1:]]), starts, ends)
+
     def body(state: tuple) -> tuple:
         n, starts, ends, *_ = state
         starts = propose(starts, ends)
         ends, outputs = sweep(starts)
-        following = jax.tree.map(lambda s, e: jnp.concatenate([s[1:], e[-1:]]), starts, ends)
-        good, residual = judge(jax.tree.map(jnp.subtract, ends, following), ends, engine.tol, batch_ndim)
-        return n + 1, starts, ends, outputs, good, residual
+        return n + 1, starts, ends, outputs, *judge(misfits(starts, ends), ends, engine.tol, batch_ndim)
 
     begin = jnp.int32(0), guess, jax.tree.map(lambda s: jnp.concatenate([s[1:], s[-1:]]), guess)
     shapes = jax.eval_shape(body, (*begin, None, None, None))
@@ -79,7 +80,8 @@ def relax(
             end = advance(k, jax.tree.map(lambda s: s[k], starts))
             return jax.tree.map(lambda s, e: s.at[k + 1].set(e), starts, end)
 
-        starts = jax.lax.fori_loop(first_bad(good), count - 1, put, starts)
+        begin = first_inexact(misfits(starts, ends), ends, batch_ndim)
+        starts = jax.lax.fori_loop(begin, count - 1, put, starts)
         return starts, *sweep(starts)
 
     converged = good.all(0)
