@@ -20,7 +20,7 @@ from seqjax import (
 )
 from seqjax.base import Cell, Engine
 from seqjax.cells import LambdaCell, RecurrentDropout, Zoneout
-from seqjax.engines import Associative, Auto, Checkpointed, Newton, Relaxed, Scan, Truncated
+from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, Scan, Truncated
 
 
 def cells(dtype: str) -> dict[str, Cell]:
@@ -55,7 +55,6 @@ def cells(dtype: str) -> dict[str, Cell]:
 
 
 ENGINES: dict[str, Engine] = {
-    "auto": Auto(),
     "scan": Scan(unroll=2),
     "scan-generic": Scan(adjoint=False),
     "checkpointed": Checkpointed(segment=2, levels=2),

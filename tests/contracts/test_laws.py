@@ -29,7 +29,7 @@ PAIRS = [
     if refusal(cell, ENGINES[engine]) is None
 ]
 SECONDARY = (*(case for case in CASES if case != RICH), "float32", "pieces", "vmap")
-FULL = ("lstm", "min-gru")
+FULL = ("lstm",)
 
 
 def pairs(law: str) -> list[tuple[str, str]]:

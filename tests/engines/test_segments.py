@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seqjax
-from seqjax.engines import Checkpointed, Scan, Truncated
+from seqjax.engines import Auto, Checkpointed, Scan, Truncated
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
 F64 = seqjax.DTypes("float64")
@@ -90,6 +90,17 @@ def test_the_plan_foretells_what_a_gradient_keeps():
     assert Checkpointed().plan(cell, params, carry, xs).memory < plan.memory / 20
     generic = Scan(adjoint=False).plan(cell, params, carry, xs)
     assert 0.3 < generic.memory / temporaries(Scan(adjoint=False), 20_000) < 3
+
+
+@pytest.mark.parametrize(("cell", "T"), [(LSTM, 5), (LSTM, 1500), (seqjax.LRU(3, dtypes=F64), 5)], ids=repr)
+def test_auto_gives_the_numbers_of_the_loop(cell, T):
+    params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(), masked=True, with_resets=True)
+    flags = {"mask": mask, "resets": resets}
+    expected = value_and_gradients(
+        reference_loop if T == 5 else Scan(adjoint=False).run, cell, params, carry, xs, **flags
+    )
+    actual = jax.jit(functools.partial(value_and_gradients, Auto().run, cell))(params, carry, xs, **flags)
+    assert_close(actual, expected, 1e-10)
 
 
 def test_auto_runs_what_explain_says(capsys):
