@@ -22,7 +22,7 @@ LAYERS = [
     Activation(jnp.sqrt),  # its slope at zero, where padding is hidden, is infinite
     Dense(2, activation=jnp.sqrt, kernel_init="ones", dtypes=DOUBLE),
 ]
-NAMES = [repr(layer) for layer in LAYERS]
+NAMES = [f"{type(layer).__name__}-{i}" for i, layer in enumerate(LAYERS)]
 
 
 def inputs(*shape, seed=0):
