@@ -23,7 +23,7 @@ class Auto(Engine):
     |------------------------------|-----------|------------------|---------------------------------------|
     | offers "affine"              | any       | `Associative()`  | its reverse pass is a scan as well    |
     | any other                    | < 1024    | `Scan()`         | all residuals fit near the processor  |
-    | any other                    | >= 1024   | `Checkpointed()` | less memory, and faster for it        |
+    | any other                    | >= 1024   | `Checkpointed()` | memory of √T steps in place of T      |
 
     The parallel-in-time engines for nonlinear cells (`Relaxed`, `Newton`) and `Sharded` are never
     picked: they pay on many devices and for contracting dynamics, which only you know.
