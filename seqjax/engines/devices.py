@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What engines and layers on the devices of a mesh share: how things lie on them, checks, padding."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from seqjax.base import Carry, Cell, Engine, Key, Params, Shape, code
+from seqjax.engines.checkpointed import Checkpointed, run_segments
+from seqjax.engines.scan import Scan
+from seqjax.engines.stepping import Steps
+
+Spec = Any
+"""A `PartitionSpec`, in the place of an array or of a pytree of arrays."""
+
+
+class Layout(NamedTuple):
+    """A mesh, the axis of it that the work is split over, and the one for the batch, if any."""
+
+    mesh: Mesh
+    axis: str
+    batch_axis: str | None
+
+    @property
+    def devices(self) -> int:
+        """Devices on the axis."""
+        return self.mesh.shape[self.axis]
+
+    @property
+    def batch_devices(self) -> int:
+        """Devices that the batch is split over."""
+        return 1 if self.batch_axis is None else self.mesh.shape[self.batch_axis]
+
+    def spec(self, *leading: str | None) -> Spec:
+        """The spec of arrays whose first axes are split over `leading`, and the next is the batch."""
+        return PartitionSpec(*leading) if self.batch_axis is None else PartitionSpec(*leading, self.batch_axis)
+
+    @property
+    def split(self) -> Spec:
+        """The spec of `[T, B, ...]`, or of whatever has an entry for each device of the axis."""
+        return self.spec(self.axis)
+
+    @property
+    def batch(self) -> Spec:
+        """The spec of `[B, ...]`, on all devices of the axis."""
+        return self.spec()
+
+    @property
+    def everywhere(self) -> Spec:
+        """The spec of what all devices have."""
+        return PartitionSpec()
+
+    @property
+    def steps(self) -> Spec:
+        """The specs of `Steps` that are split over time."""
+        keys: Spec = PartitionSpec(self.axis)
+        return Steps(self.split, self.split, self.split, keys)
+
+    def admit(self, tree: Any, spec: Spec) -> Any:
+        """Arrays whose type says how they are split, by a mesh with explicit axes, as others are.
+
+        They are split by `spec`. `map` takes them as they are, but their cotangents must have their type
+        again, as `device_put` sees to.
+        """
+
+        def leaf(array: jax.Array) -> jax.Array:
+            explicit = AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types
+            return jax.device_put(array, NamedSharding(self.mesh, spec)) if explicit else array
+
+        return jax.tree.map(leaf, tree)
+
+    def map(self, fn: Callable, in_specs: Spec, out_specs: Spec) -> Callable:
+        """`fn` run on each device with its part of the arguments.
+
+        JAX's check of what is replicated is off: it refuses loops that start from constants, and a
+        cell may hold any.
+        """
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def sum(self, tree: Any) -> Any:
+        """The sum over all devices of what each has computed from its part."""
+        names = (self.axis,) if self.batch_axis is None else (self.axis, self.batch_axis)
+        return jax.tree.map(lambda a: jax.lax.psum(a, names), tree)
+
+
+def automatic(owner: str, mesh: Mesh, axis: str, batch_axis: str | None) -> Mesh:
+    """`mesh` with automatic axes, if it has the axes that are named.
+
+    Raises:
+      ValueError: naming the axis and those of the mesh.
+    """
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"{owner}: mesh must be a jax.sharding.Mesh, as jax.make_mesh makes it, got {mesh!r}.")
+    for name, given in (("axis", axis), ("batch_axis", batch_axis)):
+        if given not in mesh.axis_names and not (given is None and name == "batch_axis"):
+            raise ValueError(f"{owner}: {name} must be one of the mesh's axes {list(mesh.axis_names)}, got {given!r}.")
+    if axis == batch_axis:
+        raise ValueError(f"{owner}: axis and batch_axis must be two axes of the mesh, both are {axis!r}.")
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def code_with_mesh(value: Any) -> str:
+    """`base.code`, the mesh written by its axes.
+
+    >>> import jax
+    >>> from seqjax.engines.sharded import Sharded
+    >>> Sharded(jax.make_mesh((1,), ("time",)), "time")
+    Sharded(Mesh(time=1), 'time')
+    """
+    axes = ", ".join(f"{name}={size}" for name, size in value.mesh.shape.items())
+    return code(value).replace(repr(value.mesh), f"Mesh({axes})")
+
+
+def check_batch(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key: Key) -> None:
+    """Refuses what cannot be run with its batch split.
+
+    Raises:
+      ValueError: no batch axis, or one that does not divide; a cell that draws noise for, or mixes,
+        the sequences of a whole batch, in training.
+    """
+    if layout.batch_axis is None:
+        return
+    if not batch_shape or batch_shape[0] % layout.batch_devices:
+        raise ValueError(
+            f"{owner!r} splits axis 1 of xs over the {layout.batch_devices} devices of {layout.batch_axis!r}, "
+            f"which batch shape {batch_shape} does not allow; pad the batch, or leave batch_axis out."
+        )
+    if key is not None and (cell.stochastic or cell.couples_batch):
+        does = "draws noise for" if cell.stochastic else "mixes"
+        raise ValueError(
+            f"{owner!r} cannot train {cell!r} with its batch split: the cell {does} the whole batch, and would give "
+            "other numbers; leave batch_axis out."
+        )
+
+
+def pad_steps(steps: Steps, T: int) -> Steps:
+    """Steps up to `T`; those that are missing are masked."""
+    given = steps.x.shape[0]
+    if given == T:
+        return steps
+    mask = jnp.ones(steps.x.shape[:-1], bool) if steps.mask is None else steps.mask
+
+    def longer(array: jax.Array) -> jax.Array:
+        return jnp.concatenate([array, jnp.broadcast_to(array[-1:], (T - given, *array.shape[1:]))])
+
+    padded = jax.tree.map(longer, steps._replace(mask=mask))
+    real = (jnp.arange(T) < given).reshape(T, *[1] * (mask.ndim - 1))
+    return padded._replace(mask=padded.mask & real, reset=None if steps.reset is None else padded.reset & real)
+
+
+def run_prepared(
+    engine: Engine, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+) -> tuple[Carry, Any]:
+    """`engine.run` on steps that are prepared already.
+
+    Raises:
+      ValueError: keys, for an engine that would split its own.
+    """
+    if isinstance(engine, Scan):
+        return engine.run_steps(cell, params, initial, carry, steps)
+    if isinstance(engine, Checkpointed):
+        sizes = engine.sizes(steps.x.shape[0])
+        return run_segments(cell, Scan(adjoint=engine.adjoint), sizes, params, initial, carry, steps)
+    if steps.key is not None:
+        raise ValueError(
+            f"{engine!r} cannot train {cell!r} on a piece of a sequence, whose keys are drawn already; "
+            "use Scan or Checkpointed."
+        )
+    return engine.run(cell, params, carry, steps.x, mask=steps.mask, resets=steps.reset)

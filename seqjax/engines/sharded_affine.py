@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An affine cell with time split over devices: its linear recurrence reaches from one to the next.
+
+A piece of a linear recurrence is an affine map of the state that enters, h -> A ⊗ h + b, with A the
+product of its decays and b its last state from zero. So each device solves its piece from zero, all
+gather (A, b), each composes those before its own, and solves again from the state that really enters:
+two local solves and one exchange, exact. As in `linear`, JAX is told that this solves (I - a S) h = b,
+where S now fetches the state before the first from the device before; forward mode, reverse mode and
+higher orders follow.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Params
+from seqjax.engines.devices import Layout
+from seqjax.engines.linear import keep, solve_scan, solve_tree
+from seqjax.engines.stepping import Steps, expand, select, zeros_like
+
+
+def run_affine(
+    layout: Layout, method: str, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+) -> tuple[Carry, Array]:
+    """The carry after the last step and the outputs of all steps, `[T, ...]` of which each device has its own."""
+
+    def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Carry, Array]:
+        z = cell.project(params, select(steps.mask, steps.x, zeros_like(steps.x)))
+        decay, drive = cell.coefficients(params, z)
+        recur = functools.partial(masked_recurrence, layout, method, steps)
+        states = jax.tree.map(recur, decay, drive, carry, carry if initial is None else initial)
+        ys = cell.readout(params, states, z)
+        return jax.tree.map(lambda leaf: leaf[-1:], states), select(steps.mask, ys, zeros_like(ys))
+
+    run = layout.map(
+        piece,
+        in_specs=(layout.everywhere, layout.batch, layout.batch, layout.steps),
+        out_specs=(layout.split, layout.split),
+    )
+    ends, ys = run(params, initial, carry, steps)
+    return jax.tree.map(lambda leaf: leaf[-1], ends), ys
+
+
+def masked_recurrence(
+    layout: Layout, method: str, steps: Steps, decay: Array, drive: Array, carry: Array, initial: Array
+) -> Array:
+    """One leaf of the carry, skipping masked steps and restarting from `initial` at resets."""
+    if steps.mask is not None:
+        valid = expand(steps.mask, drive)
+        decay = jnp.where(valid, decay, jnp.ones_like(decay))
+        drive = jnp.where(valid, drive, jnp.zeros_like(drive))
+    if steps.reset is not None:
+        drive = jnp.where(expand(steps.reset, drive), drive + decay * initial, drive)
+    return sharded_recurrence(layout, decay, drive, carry, cut=steps.reset, method=method)
+
+
+def sharded_recurrence(
+    layout: Layout, decay: Array, drive: Array, initial: Array, *, cut: Array | None, method: str
+) -> Array:
+    """This device's states of h_t = a_t ⊗ h_{t-1} + b_t; to be called inside `jax.shard_map`.
+
+    Args:
+      layout: time is split over its axis.
+      decay: a of this device's steps, broadcastable to `drive`.
+      drive: b, `[L, ..., N]`, real or complex.
+      initial: the state before the first step of the first device, `[..., N]`, on all devices.
+      cut: `[L, ...]` bool; where it is True h_t = b_t.
+      method: `"scan"` or `"tree"`, for the local solves.
+
+    Returns:
+      `[L, ..., N]`.
+    """
+    decay = decay.reshape((1,) * (drive.ndim - decay.ndim) + decay.shape)
+    entering = decay[0] * keep(_first(cut), initial)
+    is_first = jax.lax.axis_index(layout.axis) == 0
+    drive = drive.at[0].add(jnp.where(is_first, entering, jnp.zeros_like(entering)))
+    solve = functools.partial(_solve, layout, method, decay, cut)
+    to_next = [(k, k + 1) for k in range(layout.devices - 1)]
+
+    def residual(states: Array) -> Array:
+        arrived = jax.lax.ppermute(states[-1:], layout.axis, to_next)  # zeros on the first device
+        before = jnp.concatenate([arrived, states[:-1]])
+        return states - decay * keep(cut, before)
+
+    return jax.lax.custom_linear_solve(
+        residual,
+        drive,
+        solve=lambda _, b: solve(b),
+        transpose_solve=lambda _, d: solve(d, reverse=True),
+    )
+
+
+def _solve(
+    layout: Layout, method: str, decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False
+) -> Array:
+    """The states of `drive`, or with `reverse` the adjoint states."""
+    local = functools.partial(solve_scan if method == "scan" else solve_tree, decay, cut, reverse=reverse)
+    states = local(drive)
+    leaving = keep(_first(cut), decay[0] * states[0]) if reverse else states[-1]
+    severed = None if cut is None else cut.any(0)
+    product = keep(severed, jnp.broadcast_to(decay, (drive.shape[0], *decay.shape[1:])).prod(0))
+    pieces = jax.lax.all_gather((product, severed, leaving), layout.axis)
+    before = jax.lax.axis_index(layout.axis)
+    if reverse:
+        before, pieces = layout.devices - 1 - before, jax.tree.map(lambda a: jnp.flip(a, 0), pieces)
+    passed = solve_scan(*pieces)
+    entering = jnp.where(before == 0, jnp.zeros_like(leaving), passed[before - 1])
+    if reverse:
+        return local(drive.at[-1].add(entering))
+    return local(drive.at[0].add(decay[0] * keep(_first(cut), entering)))
+
+
+def _first(cut: Array | None) -> Array | None:
+    return None if cut is None else cut[0]

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any cell with time split over devices: all run their pieces until each starts where the one before ended."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Engine, Params
+from seqjax.engines.convergence import Solution, judge
+from seqjax.engines.devices import Layout, run_prepared
+from seqjax.engines.jacobians import widen, without_float0
+from seqjax.engines.relaxation import skip
+from seqjax.engines.relaxed import idle_chunks
+from seqjax.engines.stepping import Steps
+
+
+class Settled(NamedTuple):
+    """The sweeps of a relaxation as one device sees them."""
+
+    sweeps: Array
+    starts: Carry
+    """`[K, ...]`: where each piece starts in the next sweep, known to all devices."""
+    start: Carry
+    """Where the piece of this device started in the last sweep."""
+    end: Carry
+    """Where the last piece ended."""
+    outputs: Any
+    """Of this device's piece."""
+    good: Array
+    """`[*batch]` bool: whether all pieces of a sequence start where the one before ended."""
+    residual: Array
+    """`[*batch]`"""
+    done: Array
+    """bool, the same on all devices."""
+
+
+def settle(
+    layout: Layout,
+    sweep: Callable[[Carry], tuple[Carry, Any]],
+    starts: Carry,
+    steps: Steps,
+    tol: float | None,
+    *,
+    reverse: bool = False,
+) -> Settled:
+    """Solves starts[k + 1] = end of piece k, for (end, outputs) = sweep(start) of this device's piece.
+
+    All devices have all `starts [K, ...]`, of which the first is exact, and so decide alike. After n sweeps
+    the first n pieces are exact, and K sweeps are never exceeded. No sweep is spent on pieces of padding
+    alone: `steps` are this device's. With `reverse` pieces follow each other from the last device to the
+    first.
+    """
+    batch_ndim = steps.x.ndim - 2
+    place = jax.lax.axis_index(layout.axis)
+    place = layout.devices - 1 - place if reverse else place
+    idle = in_order(jax.lax.all_gather(idle_chunks(steps), layout.axis), reverse)
+
+    def body(state: Settled) -> Settled:
+        start = jax.tree.map(lambda s: s[place], state.starts)
+        end, outputs = sweep(start)
+        ends = in_order(jax.lax.all_gather(end, layout.axis), reverse)
+        following = jax.tree.map(lambda s, e: jnp.concatenate([s[1:], e[-1:]]), state.starts, ends)
+        good, residual = judge(jax.tree.map(jnp.subtract, ends, following), ends, tol, batch_ndim)
+        starts = jax.tree.map(lambda s, e: jnp.concatenate([s[:1], e[:-1]]), state.starts, ends)
+        starts = starts if idle is None else jax.tree.map(functools.partial(skip, idle), starts)
+        last = jax.tree.map(lambda e: e[-1], ends)
+        # over all axes: devices that differ in their batch must not differ in how often they exchange
+        done = jax.lax.pmin(good.all().astype(jnp.int32), layout.mesh.axis_names) == 1
+        return Settled(state.sweeps + 1, starts, start, last, outputs, good.all(0), residual, done)
+
+    unknown: Any = [None] * 6
+    shapes = jax.eval_shape(body, Settled(jnp.int32(0), starts, *unknown))
+    begin = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)._replace(starts=starts)
+    return jax.lax.while_loop(lambda state: ~state.done & (state.sweeps < layout.devices), body, begin)
+
+
+def in_order(pieces: Any, reverse: bool) -> Any:
+    """What `[K, ...]` devices have, in the order in which pieces follow each other."""
+    return jax.tree.map(lambda a: jnp.flip(a, 0), pieces) if reverse else pieces
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def run_relaxed(
+    layout: Layout,
+    inner: Engine,
+    tol: float | None,
+    cell: Cell,
+    params: Params,
+    initial: Carry | None,
+    carry: Carry,
+    steps: Steps,
+) -> Solution:
+    """Runs steps `[T, ...]` of which each device has its own."""
+    return _forward(layout, inner, tol, cell, params, initial, carry, steps)[0]
+
+
+def _forward(layout, inner, tol, cell, params, initial, carry, steps):
+    def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Solution, Carry]:
+        sweep = functools.partial(run_prepared, inner, cell, params, initial, steps=steps)
+        found = settle(layout, sweep, widen(carry, layout.devices), steps, tol)
+        solution = Solution(found.end, found.outputs, found.sweeps, found.residual, found.good, jnp.bool(False))
+        return solution, widen(found.start, 1)
+
+    everywhere, batch, split = layout.everywhere, layout.batch, layout.split
+    solution, starts = layout.map(
+        piece,
+        in_specs=(everywhere, batch, batch, layout.steps),
+        out_specs=(Solution(batch, split, everywhere, batch, batch, everywhere), split),
+    )(params, initial, carry, steps)
+    return solution, (params, initial, starts, steps)
+
+
+def _reverse(layout, inner, tol, cell, kept, cotangents):
+    """The same relaxation on the cotangents of the boundaries, last piece first."""
+
+    def piece(kept: tuple, d_carry: Carry, d_ys: Array) -> tuple:
+        params, initial, starts, steps = kept
+
+        def run(params: Params, initial: Carry | None, start: Carry, x: Array) -> tuple[Carry, Array]:
+            return run_prepared(inner, cell, params, initial, start, steps._replace(x=x))
+
+        _, pull = jax.vjp(run, params, initial, jax.tree.map(lambda s: s[0], starts), steps.x)
+
+        def sweep(d_end: Carry) -> tuple[Carry, tuple]:
+            d_params, d_initial, d_start, d_x = pull((d_end, d_ys))
+            return d_start, without_float0((d_params, d_initial, d_x))
+
+        guess = jax.tree.map(lambda d: jnp.zeros((layout.devices, *d.shape), d.dtype).at[0].set(d), d_carry)
+        found = settle(layout, sweep, guess, steps, tol, reverse=True)
+        d_params, d_initial, d_x = found.outputs
+        d_initial = jax.tree.map(lambda d: jax.lax.psum(d, layout.axis), d_initial)
+        return layout.sum(d_params), d_initial, found.end, d_x
+
+    everywhere, batch, split = layout.everywhere, layout.batch, layout.split
+    d_params, d_initial, d_carry, d_x = layout.map(
+        piece,
+        in_specs=((everywhere, batch, split, layout.steps), batch, split),
+        out_specs=(everywhere, batch, batch, split),
+    )(kept, cotangents.carry, cotangents.ys)
+    return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
+
+
+run_relaxed.defvjp(_forward, _reverse)

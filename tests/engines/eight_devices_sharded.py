@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laws of `Sharded` on eight devices; `test_sharded.py` runs this file in a process that has them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from seqjax import GRU, LRU, LSTM, DTypes, MinGRU, Simple, mask_from_lengths
+from seqjax.base import Cell
+from seqjax.cells import LambdaCell, Zoneout
+from seqjax.engines import Associative, Checkpointed, Scan
+from seqjax.engines.sharded import Sharded, sharded_solve
+from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+
+D = DTypes("float64")
+UNEVEN = {"T": 13, "batch_shape": (4,), "masked": True, "with_resets": True}
+CELLS = {"gru": GRU(3, dtypes=D), "lstm": LSTM(3, dtypes=D), "min-gru": MinGRU(3, dtypes=D), "lru": LRU(3, dtypes=D)}
+
+
+def mesh_of(*sizes: int) -> Mesh:
+    return jax.make_mesh(sizes, ("time", "batch")[: len(sizes)])
+
+
+LINE, PLANE = mesh_of(8), mesh_of(4, 2)
+
+
+@functools.cache
+def uneven(cell: Cell):
+    """Arguments of a run that devices do not divide, and what the reference loop makes of them."""
+    params, carry, xs, mask, resets = example(cell, **UNEVEN)
+    flags = {"mask": mask, "resets": resets}
+    return (params, carry, xs), flags, value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
+
+
+def check_equal(engine: Sharded, cell: Cell, tolerance: float = 1e-10, **options) -> None:
+    """Values and gradients of params, carry and inputs are those of the loop, here a compiled one."""
+    params, carry, xs, mask, resets = example(cell, **options)
+
+    @jax.jit
+    def both(*arrays, **flags):
+        return [value_and_gradients(e.run, cell, *arrays, **flags) for e in (engine, Scan(adjoint=False))]
+
+    assert_close(*both(params, carry, xs, mask=mask, resets=resets), tolerance)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_mask_resets_and_a_split_batch_hold_where_devices_do_not_divide_the_length(name):
+    arrays, flags, expected = uneven(CELLS[name])
+    engine = Sharded(PLANE, "time", batch_axis="batch")
+    actual = jax.jit(functools.partial(value_and_gradients, engine.run, CELLS[name]))(*arrays, **flags)
+    assert_close(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_values_and_gradients_are_the_loops_where_devices_divide_the_length(name):
+    check_equal(Sharded(LINE, "time"), CELLS[name], T=64, batch_shape=(4,))
+
+
+def test_fewer_steps_than_devices_and_two_batch_axes():
+    check_equal(Sharded(LINE, "time"), CELLS["gru"], T=3, batch_shape=(2, 3), masked=True)
+
+
+def test_one_unbatched_sequence_in_float32():
+    check_equal(Sharded(LINE, "time"), MinGRU(3), 1e-5, T=9, batch_shape=())
+
+
+@pytest.mark.parametrize("inner", [Checkpointed(2), Associative("tree")])
+def test_any_inner_engine_gives_the_same_numbers(inner):
+    arrays, flags, (expected, _) = uneven(CELLS["lru"])
+    assert_close(Sharded(PLANE, "time", inner).run(CELLS["lru"], *arrays, **flags), expected, 1e-10)
+
+
+@pytest.mark.parametrize("cell", [Zoneout(GRU(3, dtypes=D), 0.3), Simple(3, normalize="batch", dtypes=D)])
+def test_training_draws_the_noise_and_takes_the_statistics_of_the_loop(cell):
+    params, carry, xs, *_ = example(cell, **(UNEVEN | {"masked": False}))
+    key = jax.random.key(1)
+    actual = Sharded(PLANE, "time").run(cell, params, carry, xs, key=key)
+    assert_close(actual, reference_loop(cell, params, carry, xs, key=key), 1e-10)
+
+
+def test_resets_reach_an_initial_carry_that_is_a_parameter():
+    def step(params, carry, x):
+        carry = jnp.tanh(params["w"] * carry + x)
+        return carry, carry
+
+    cell = LambdaCell(
+        lambda key, in_dim: {"w": jnp.ones(in_dim, "float64"), "start": jnp.ones(in_dim, "float64")},
+        step,
+        lambda params, batch_shape: jnp.broadcast_to(params["start"], (*batch_shape, params["start"].shape[0])),
+    )
+    check_equal(Sharded(PLANE, "time", batch_axis="batch"), cell, T=7, batch_shape=(2,), with_resets=True)
+
+
+def test_streaming_in_two_pieces_equals_the_whole():
+    (params, carry, xs), flags, ((after, ys), _) = uneven(CELLS["gru"])
+    run = functools.partial(Sharded(PLANE, "time").run, CELLS["gru"], params)
+    mask, resets = flags["mask"], flags["resets"]
+    between, first = run(carry, xs[:8], mask=mask[:8], resets=resets[:8])
+    assert_close(first, ys[:8], 1e-10)
+    assert_close(run(between, xs[8:], mask=mask[8:], resets=resets[8:]), (after, ys[8:]), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["gru", "lru"])
+def test_vmap_equals_batched(name):
+    (params, carry, xs), flags, (expected, _) = uneven(CELLS[name])
+
+    def run(carry, xs, mask, resets):
+        return Sharded(PLANE, "time").run(CELLS[name], params, carry, xs, mask=mask, resets=resets)
+
+    actual = jax.jit(jax.vmap(run, (0, 1, 1, 1), (0, 1)))(carry, xs, flags["mask"], flags["resets"])
+    assert_close(actual, expected, 1e-10)
+
+
+def test_forgetting_takes_two_sweeps_and_expanding_no_more_than_devices():
+    def sweeps(cell, T, **flags):
+        params, carry, xs, *_ = example(cell, T=T, batch_shape=(2,))
+        params = params._replace(w_rec=params.w_rec * (1 if T > 64 else 4))
+        solution = sharded_solve(cell, params, carry, xs, engine=Sharded(LINE, "time"), **flags)
+        expected = Scan().run(cell, params, carry, xs, **flags)
+        assert_close((solution.carry, solution.ys), expected, 1e-10)
+        return int(solution.iterations), bool(solution.converged.all())
+
+    assert sweeps(CELLS["gru"], 1200) == (2, True)
+    lengths = jnp.array([0, 400])  # padding, which forgets nothing, is not waited for
+    assert sweeps(CELLS["gru"], 1200, mask=mask_from_lengths(lengths, 1200)) == (2, True)
+    assert sweeps(CELLS["gru"], 64) == (8, True)
+
+
+@pytest.mark.parametrize("name", ["gru", "min-gru"])
+def test_nan_is_not_hidden_and_ends_at_a_reset(name):
+    cell = CELLS[name]
+    params, carry, xs, *_ = example(cell, T=32, batch_shape=(2,))
+    xs = xs.at[5, 0].set(jnp.nan)
+    resets = jnp.zeros((32, 2), bool).at[21, 0].set(True)
+    solution = sharded_solve(cell, params, carry, xs, engine=Sharded(LINE, "time"), resets=resets)
+    _, expected = reference_loop(cell, params, carry, xs, resets=resets)
+    assert np.isnan(expected[5:21, 0]).all()
+    assert np.isfinite(expected[21:, 0]).all()
+    np.testing.assert_allclose(solution.ys, expected, rtol=1e-10, atol=1e-10)
+    assert solution.converged.tolist() == [False, True]
+    assert int(solution.iterations) == (8 if name == "gru" else 0)  # an affine cell is not relaxed
+
+
+def test_an_affine_cell_has_derivatives_of_every_order():
+    cell = CELLS["min-gru"]
+    params, carry, xs, *_ = example(cell, **UNEVEN)
+    xs = jnp.nan_to_num(xs)
+
+    def derivatives(engine):
+        def loss(xs):
+            after, ys = engine.run(cell, params, carry, xs)
+            return jnp.sum(ys**3) + jnp.sum(after.h**2)
+
+        direction = jnp.cos(xs)
+        return jax.jvp(jax.grad(loss), (xs,), (direction,)), jax.grad(lambda xs: jnp.sum(jax.grad(loss)(xs) ** 2))(xs)
+
+    both = jax.jit(lambda: [derivatives(engine) for engine in (Sharded(LINE, "time"), Scan(adjoint=False))])
+    assert_close(*both(), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["gru", "min-gru"])
+def test_arrays_may_be_split_already_and_outputs_stay_split(name):
+    cell, engine = CELLS[name], Sharded(PLANE, "time", batch_axis="batch")
+    params, carry, xs, mask, _ = example(cell, **(UNEVEN | {"T": 8}))
+    expected = value_and_gradients(reference_loop, cell, params, carry, xs, mask=mask)
+    # explicit axes put the sharding into the arrays' types, which gradients must keep
+    mesh = jax.make_mesh((4, 2), ("time", "batch"), axis_types=(AxisType.Explicit,) * 2)
+
+    def put(tree, *spec):
+        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    arrays = put(params), put(carry, "batch"), put(xs, "time", "batch")
+    run = jax.jit(functools.partial(value_and_gradients, engine.run, cell))
+    actual = run(*arrays, mask=put(mask, "time", "batch"))
+    assert_close(actual, expected, 1e-10)
+    (after, ys), (_, _, d_xs) = actual
+    assert {shard.data.shape for shard in ys.addressable_shards} == {(2, 2, 3)}
+    assert {shard.data.shape for shard in after.h.addressable_shards} == {(2, 3)}
+    assert {shard.data.shape for shard in d_xs.addressable_shards} == {(2, 2, 2)}
+
+
+@pytest.mark.parametrize("name", ["gru", "lru"])
+def test_a_gradient_keeps_on_each_device_its_part_alone(name):
+    cell, T = CELLS[name], 8192
+    params, carry, *_ = example(cell, **UNEVEN)
+
+    def temporary(engine, sharding):
+        def loss(params, xs):
+            return jnp.sum(engine.run(cell, params, carry, xs)[1] ** 2)
+
+        xs = jax.ShapeDtypeStruct((T, 4, 2), "float64", sharding=sharding)
+        return jax.jit(jax.grad(loss, (0, 1))).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+
+    one, inner = (Scan(), Scan()) if name == "gru" else (Associative(segment=T), Associative())
+    split = NamedSharding(LINE, PartitionSpec("time"))
+    assert temporary(Sharded(LINE, "time", inner), split) < temporary(one, None) / 4
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    engine = Sharded(PLANE, "time", batch_axis="batch")
+    for batch_shape in ((), (3,)):
+        params, carry, xs, *_ = example(CELLS["gru"], batch_shape=batch_shape)
+        with pytest.raises(ValueError, match=r"axis 1 of xs over the 2 devices of 'batch'.*pad the batch"):
+            engine.run(CELLS["gru"], params, carry, xs)
+
+
+@pytest.mark.parametrize("cell", [Zoneout(GRU(3, dtypes=D), 0.3), Simple(3, normalize="batch", dtypes=D)])
+def test_training_that_needs_the_whole_batch_is_refused_where_it_is_split(cell):
+    params, carry, xs, *_ = example(cell, batch_shape=(4,))
+    engine = Sharded(PLANE, "time", batch_axis="batch")
+    with pytest.raises(ValueError, match=r"cannot train .* leave batch_axis out"):
+        engine.run(cell, params, carry, xs, key=jax.random.key(0))
