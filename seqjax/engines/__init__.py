@@ -8,6 +8,7 @@ from seqjax.engines.linear import linear_recurrence
 from seqjax.engines.newton import Newton, newton_solve
 from seqjax.engines.relaxed import Relaxed, relaxed_solve
 from seqjax.engines.scan import Scan
+from seqjax.engines.sharded import Sharded, sharded_solve
 from seqjax.engines.truncated import Truncated
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "Newton",
     "Relaxed",
     "Scan",
+    "Sharded",
     "Truncated",
     "linear_recurrence",
     "newton_solve",
     "relaxed_solve",
+    "sharded_solve",
 ]

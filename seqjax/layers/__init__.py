@@ -9,6 +9,7 @@ from seqjax.layers.fold import fold
 from seqjax.layers.pointwise import Activation, Dense, Embed, LayerNorm
 from seqjax.layers.regularize import BatchNorm, Dropout, calibrate
 from seqjax.layers.rnn import RNN
+from seqjax.layers.wavefront import Wavefront
 
 __all__ = [
     "RNN",
@@ -23,6 +24,7 @@ __all__ = [
     "LayerNorm",
     "Residual",
     "Serial",
+    "Wavefront",
     "calibrate",
     "explain",
     "fold",

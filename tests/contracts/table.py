@@ -62,9 +62,7 @@ ENGINES: dict[str, Engine] = {
     "associative": Associative(),
     "associative-tree": Associative("tree"),
     "relaxed": Relaxed(chunk=3),
-    "relaxed-diagonal": Relaxed(chunk=3, coupling="diagonal"),
-    "newton": Newton(),
-    "newton-diagonal": Newton(jacobian="diagonal", window=5),
+    "newton": Newton(),  # its other Jacobian, and the coupling of Relaxed, have their own tests
 }
 
 
