@@ -45,13 +45,14 @@ class Sharded(Engine):
     Args:
       mesh: a `jax.sharding.Mesh`. The one field of all engines that is not a plain hyperparameter: it
         names this machine's devices. A model with it compares and hashes, but is saved without it
-        (with `Auto`, say: the params are the same). Its axes are taken as automatic, whatever their type.
+        (with `Auto`, say: the params are the same). Its axes are taken as automatic, whatever their type;
+        inside `jax.set_mesh` of a mesh with explicit axes JAX refuses that.
       axis: the mesh axis that time is split over.
       inner: the engine on each device; `Auto()`: `Associative` for an affine cell, `Scan` or
         `Checkpointed` for others. With one of those two, an affine cell is relaxed too.
       batch_axis: the mesh axis that axis 1 of `xs`, the first batch axis, is split over.
       tol: the largest distance from the end of a piece to the start of the next, relative to the largest
-        boundary of the sequence; `None`: that of the carry's dtype, 1e-6 for float32 and 1e-13 for float64.
+        carry at a boundary so far; `None`: that of the carry's dtype, 1e-6 for float32, 1e-13 for float64.
 
     Raises:
       ValueError: an axis that the mesh has not, an inner engine that does not give the loop's gradient;
@@ -152,9 +153,9 @@ def sharded_solve(
       engine: its options.
 
     Returns:
-      The solution; its carry and outputs can be differentiated. They are exact also where it says that
-      it has not converged: all K sweeps were made, and there are numbers that are not finite. An affine
-      cell is not relaxed and takes no sweeps.
+      The solution; its carry and outputs can be differentiated. They are exact also where it has not
+      converged, as numbers that are not finite never do: then all K sweeps were made. An affine cell is
+      not relaxed and takes no sweeps.
 
     Raises:
       ValueError: as for `Sharded`.
