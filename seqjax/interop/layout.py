@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all converters share: gates in another order, arrays without a cast, refusals by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.base import Array
+from seqjax.dtypes import DTypes
+
+
+def reorder(weights: Any, given: str, wanted: str) -> Any:
+    """Permutes gates that stand side by side on the last axis.
+
+    Args:
+      weights: `[..., G*H]`, a NumPy or JAX array.
+      given: the gates of `weights`, a letter each, such as `"ifgo"`.
+      wanted: the same letters in the order of the result.
+
+    Returns:
+      An array like `weights`.
+
+    Raises:
+      ValueError: other letters, or a last axis that does not divide into gates.
+
+    >>> reorder(np.array([1, 2, 3, 4, 5, 6]), "rzg", "zrg").tolist()
+    [3, 4, 1, 2, 5, 6]
+    """
+    if sorted(given) != sorted(wanted) or len(set(given)) != len(given):
+        raise ValueError(f"reorder permutes distinct gates, got {given!r} and {wanted!r}.")
+    width, rest = divmod(weights.shape[-1], len(given))
+    if rest:
+        raise ValueError(f"{len(given)} gates {given!r} need a last axis of {len(given)}*H, got shape {weights.shape}.")
+    order = np.array([given.index(gate) for gate in wanted])
+    return weights.reshape(*weights.shape[:-1], len(given), width)[..., order, :].reshape(weights.shape)
+
+
+def unsupported(owner: str, what: str, advice: str) -> ValueError:
+    """The refusal of something that seqjax or the other library has not.
+
+    >>> unsupported("keras LSTM 'a'", "go_backwards=True", "use Bidirectional")
+    ValueError("keras LSTM 'a': go_backwards=True is not supported; use Bidirectional.")
+    """
+    return ValueError(f"{owner}: {what} is not supported; {advice}.")
+
+
+def check_options(owner: str, options: Mapping[str, Any], allowed: Mapping[str, tuple], advice: str) -> None:
+    """Refuses an option whose value is not among those that mean the same here.
+
+    Args:
+      owner: what the options belong to, for the message.
+      options: name to value; names that are missing are fine.
+      allowed: name to the values that can be converted.
+      advice: what to do instead.
+
+    Raises:
+      ValueError: naming the owner, the option, what was given and what would do.
+    """
+    for name, values in allowed.items():
+        if name in options and not any(options[name] is value or options[name] == value for value in values):
+            wanted = " or ".join(f"{value!r}" for value in values)
+            raise unsupported(owner, f"{name}={options[name]!r}", f"only {wanted} is: {advice}")
+
+
+def to_jax(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = None) -> Array:
+    """A weight as a JAX array of its own dtype.
+
+    Args:
+      owner, name: whose weight it is and which, for the message.
+      array: a floating-point NumPy or JAX array.
+      shape: what the rest of the model implies, or `None`.
+
+    Raises:
+      ValueError: another shape, no floating dtype, or a dtype that JAX would cast (float64 without x64).
+    """
+    if shape is not None and tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{owner}: {name} must have shape {tuple(shape)}, got {tuple(array.shape)}.")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{owner}: {name} must be floating point, got {array.dtype}.")
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        raise ValueError(
+            f"{owner}: {name} is {array.dtype}, which JAX holds only after "
+            "jax.config.update('jax_enable_x64', True); enable it, or cast the weights to float32 first."
+        )
+    return jnp.asarray(array)
+
+
+def to_numpy(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """A param as a NumPy array of its own dtype.
+
+    Raises:
+      ValueError: a missing param, or one of another shape than the model implies.
+    """
+    if array is None:
+        raise ValueError(f"{owner}: {name} is None in the params, but the model has it; were they made by this model?")
+    if shape is not None and tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{owner}: {name} must have shape {tuple(shape)}, got {tuple(array.shape)}.")
+    return np.asarray(array)
+
+
+def param_dtypes(dtype: Any) -> DTypes:
+    """The `DTypes` of a model whose weights are of `dtype`.
+
+    >>> param_dtypes(np.dtype("float64"))
+    DTypes(params='float64')
+    """
+    return DTypes(params=jnp.dtype(dtype).name)
