@@ -9,7 +9,7 @@ import importlib
 
 _SUBMODULES = ("export", "flax", "haiku", "keras", "torch")
 
-__all__ = ["export", "flax", "haiku", "keras", "torch"]  # noqa: F822, loaded at first use
+__all__ = ["export", "flax", "haiku", "keras", "torch"]
 
 
 def __getattr__(name: str):

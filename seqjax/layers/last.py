@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sequence reduced to its last step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Key, Layer, Mask, Resets, check_sequence
+from seqjax.layers.pointwise import check_floating, hide
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Last(Layer):
+    """The last unmasked step of each sequence, as a sequence of one step: Keras' `return_sequences=False`.
+
+    y_0 = x_t, t the last step whose mask is True; zeros for a sequence that is padding alone. The
+    output `[1, ..., D]` is a sequence still, so that `Dense` and losses go on as before. The output's
+    mask says which sequences have an unmasked step, its reset whether any step had one.
+
+    After a `Bidirectional` layer this is the output *at* the last step, where the backward
+    direction has seen that step alone. What Keras and most classifiers take is the last step that each
+    direction reaches: `Bidirectional(Serial(RNN(cell), Last()))`.
+
+    It does not stream: the last step of a piece is not the last of the whole.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), Last(), seqjax.Dense(1))
+    >>> params = model.init(jax.random.key(0), jnp.ones((50, 32, 3)))
+    >>> model.apply(params, model.initial_carry(params, (32,)), jnp.ones((50, 32, 3)))[1].shape
+    (1, 32, 1)
+    """
+
+    @property
+    def streams(self) -> bool:
+        return False
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> tuple[()]:
+        check_sequence(xs)
+        check_floating(self, xs)
+        return ()
+
+    def apply(
+        self,
+        params: tuple[()],
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        check_sequence(xs, mask, resets)
+        check_floating(self, xs)
+        if mask is None:
+            return carry, xs[-1:]
+        last = len(xs) - 1 - jnp.argmax(jnp.flip(mask, 0), axis=0, keepdims=True)
+        ys = jnp.take_along_axis(xs, last[..., None], axis=0)
+        return carry, hide(ys, mask.any(0, keepdims=True))
+
+    def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
+        return tuple(None if flag is None else flag.any(0, keepdims=True) for flag in (mask, resets))
