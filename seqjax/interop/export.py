@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model as a StableHLO artifact that runs without seqjax, whole or as a stream.
+
+An artifact is what `jax.export` serializes: the params are inside, time and batch stay symbolic, and
+any process that has jax (and flatbuffers) calls it for sequences of any length and any batch:
+
+    from jax import export
+    forecast = export.deserialize(pathlib.Path("forecast.jax").read_bytes())
+    ys = forecast.call(xs)                        # jax.jit(forecast.call) compiles once a shape
+
+A stream is two artifacts, its carry a dict of arrays that belongs to the caller:
+
+    start, step = (export.deserialize(pathlib.Path(name).read_bytes()) for name in ("start.jax", "step.jax"))
+    carry = start.call(xs)                        # the initial carry of a batch like xs; its values are not read
+    carry, ys = step.call(carry, xs)              # again and again, as inputs come
+
+`deserialize(...).mlir_module()` is the StableHLO text, for compilers other than XLA. A float64 model
+needs `jax_enable_x64` where it is called, too.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import export
+from jax.typing import DTypeLike
+
+from seqjax.base import Array, Carry, Engine, Layer, Mask, Params, Resets, step_shape
+from seqjax.engines.scan import Scan
+from seqjax.layers.compose import BatchMajor, Residual, Serial
+from seqjax.layers.conv import Conv1D
+from seqjax.layers.wavefront import Wavefront
+
+
+class Stream(NamedTuple):
+    """Two artifacts: `start(xs) -> carry` and `step(carry, xs[, mask][, resets]) -> (carry, ys)`."""
+
+    start: bytes
+    step: bytes
+
+
+def export_model(
+    model: Layer,
+    params: Params,
+    shape: str,
+    *,
+    dtype: DTypeLike = "float32",
+    masked: bool = False,
+    resets: bool = False,
+    constraints: Sequence[str] = (),
+    platforms: Sequence[str] | None = None,
+) -> bytes:
+    """`ys = f(xs[, mask][, resets])`, from the initial carry, in evaluation mode.
+
+    Every engine is replaced by `Scan`, which alone works for a length that is not known yet; engines
+    give the same numbers. A lower bound on the length that convolutions need is added by itself.
+
+    Args:
+      model, params: the trained model.
+      shape: of `xs`, in the notation of `jax.export.symbolic_shape`: `"t, b, 3"`, `"50, b, 3"`,
+        `"t, 3"` for single sequences; time first, or second for a `BatchMajor` model.
+      dtype: of `xs`.
+      masked, resets: whether the artifact takes a mask, resets, bool arrays `[T, ...]`.
+      constraints: what is known of the symbols, such as `"t <= 1000"`.
+      platforms: what to compile for, such as `("cpu", "cuda")`; by default the present one.
+
+    Returns:
+      The artifact: write it to a file, read it with `jax.export.deserialize`.
+
+    Raises:
+      ValueError: params or a shape that do not fit the model.
+      ImportError: flatbuffers is not installed.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> conv = seqjax.Conv1D(20, width=4, stride=2, padding="valid")
+    >>> model = seqjax.Serial(conv, seqjax.RNN(seqjax.GRU(20)), seqjax.Dense(10))
+    >>> params = model.init(jax.random.key(0), jnp.ones((50, 32, 1)))
+    >>> artifact = export_model(model, params, "t, b, 1")
+    >>> forecast = jax.export.deserialize(artifact)  # here, or where there is no seqjax
+    >>> forecast.call(jnp.ones((50, 32, 1))).shape, forecast.call(jnp.ones((7, 2, 1))).shape
+    ((24, 32, 10), (2, 2, 10))
+    """
+    xs, *flags = _inputs(model, shape, dtype, masked, resets, constraints)
+    model = length_agnostic(model)
+
+    def apply(xs: Array, *flags: Array) -> Array:
+        carry = model.initial_carry(params, _batch_shape(model, xs))
+        return model.apply(params, carry, xs, **_named_flags(flags, masked, resets))[1]
+
+    return _serialize(apply, platforms, xs, *flags)
+
+
+def export_stream(
+    model: Layer,
+    params: Params,
+    shape: str,
+    *,
+    dtype: DTypeLike = "float32",
+    masked: bool = False,
+    resets: bool = False,
+    constraints: Sequence[str] = (),
+    platforms: Sequence[str] | None = None,
+) -> Stream:
+    """A model that is fed piece by piece: `carry, ys = step(carry, xs[, mask][, resets])`.
+
+    The carry is a dict of arrays, named by where they are in the model's carry (`"1.h"`: the h of
+    layer 1), so that the process that streams needs none of seqjax's classes.
+
+    Args:
+      model: a model that streams: causal, as the future of a stream is not known.
+      params: its params.
+      shape: of a piece: `"1, b, 3"` for single steps, `"k, b, 3"` for pieces of any length; a model with
+        stride 2 takes pieces `"2*k, b, 3"`.
+      dtype, masked, resets, constraints, platforms: as for `export_model`.
+
+    Returns:
+      `start` and `step`.
+
+    Raises:
+      ValueError: a model that does not stream, or pieces that are not multiples of its stride.
+      ImportError: flatbuffers is not installed.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> model = seqjax.Serial(seqjax.RNN(seqjax.LSTM(4)), seqjax.Dense(1))
+    >>> params = model.init(jax.random.key(0), jnp.ones((50, 32, 3)))
+    >>> start, step = map(jax.export.deserialize, export_stream(model, params, "1, b, 3"))
+    >>> carry = start.call(jnp.ones((1, 2, 3)))
+    >>> sorted(carry)
+    ['0.c', '0.h']
+    >>> for x in jnp.ones((50, 2, 3)):
+    ...     carry, ys = step.call(carry, x[None])
+    >>> ys.shape
+    (1, 2, 1)
+    """
+    if not model.streams:
+        raise ValueError(f"{model!r} does not stream: export it whole with export_model, or use causal layers.")
+    xs, *flags = _inputs(model, shape, dtype, masked, resets, constraints)
+    if xs.shape[0] % model.stride != 0:
+        raise ValueError(
+            f"pieces of a stream must be multiples of the model's stride {model.stride}, got {shape!r}; "
+            f"write {f'{model.stride}*k'!r} for the steps of a piece."
+        )
+    model = length_agnostic(model)
+
+    def start(xs: Array) -> dict[str, Array]:
+        return _named(model.initial_carry(params, _batch_shape(model, xs)))
+
+    def step(carry: dict[str, Array], xs: Array, *flags: Array) -> tuple[dict[str, Array], Array]:
+        like = jax.eval_shape(lambda: model.initial_carry(params, _batch_shape(model, xs)))
+        whole = jax.tree.unflatten(jax.tree.structure(like), [carry[name] for name in _names(like)])
+        after, ys = model.apply(params, whole, xs, **_named_flags(flags, masked, resets))
+        return _named(after), ys
+
+    return Stream(_serialize(start, platforms, xs), _serialize(step, platforms, jax.eval_shape(start, xs), xs, *flags))
+
+
+def length_agnostic(model: Layer) -> Layer:
+    """`model` with `Scan` in place of every engine, many devices folded into one.
+
+    >>> import seqjax
+    >>> length_agnostic(seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1)))
+    Serial(RNN(GRU(4), engine=Scan()), Dense(1))
+    """
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Engine):
+            return Scan()
+        if isinstance(value, Layer):
+            return length_agnostic(value)
+        return tuple(map(replaced, value)) if type(value) is tuple else value
+
+    if isinstance(model, Wavefront):
+        return length_agnostic(model.serial)
+    return dataclasses.replace(model, **{f.name: replaced(getattr(model, f.name)) for f in dataclasses.fields(model)})
+
+
+def least_steps(model: Layer, outputs: int = 1) -> int:
+    """The fewest steps of input from which `model` gives `outputs` steps of output.
+
+    >>> import seqjax
+    >>> least_steps(seqjax.Conv1D(20, width=4, stride=2, padding="valid"), 3)
+    8
+    """
+    if isinstance(model, Serial):
+        for layer in reversed(model.layers):
+            outputs = least_steps(layer, outputs)
+        return outputs
+    if isinstance(model, BatchMajor | Residual):
+        return least_steps(model.layer, outputs)
+    if isinstance(model, Conv1D):
+        return (outputs - 1) * model.stride + 1 + (model.reach if model.padding == "valid" else 0)
+    return outputs
+
+
+def _inputs(
+    model: Layer, shape: str, dtype: DTypeLike, masked: bool, resets: bool, constraints: Sequence[str]
+) -> list[jax.ShapeDtypeStruct]:
+    """`xs`, then the mask and the resets if there are such."""
+    if not isinstance(shape, str):
+        raise ValueError(f"the shape of xs is a string such as 't, b, 3', got {shape!r}.")
+    time = [dim.strip() for dim in shape.split(",")][1 if isinstance(model, BatchMajor) else 0]
+    if not time.isdigit():
+        constraints = (*constraints, f"{time} >= {least_steps(model)}")
+    xs = jax.ShapeDtypeStruct(export.symbolic_shape(shape, constraints=constraints), jnp.dtype(dtype))
+    return [xs] + [jax.ShapeDtypeStruct(step_shape(xs), jnp.dtype(bool))] * (masked + resets)
+
+
+def _batch_shape(model: Layer, xs: Array | jax.ShapeDtypeStruct) -> tuple:
+    first, *rest = step_shape(xs)
+    return (first, *rest[1:]) if isinstance(model, BatchMajor) else tuple(rest)
+
+
+def _named_flags(flags: tuple[Array, ...], masked: bool, resets: bool) -> dict[str, Mask | Resets]:
+    names = [name for name, given in (("mask", masked), ("resets", resets)) if given]
+    return dict(zip(names, flags, strict=True))
+
+
+def _names(carry: Carry) -> list[str]:
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(carry))
+    return [jax.tree_util.keystr(path, simple=True, separator=".") or "carry" for path in paths]
+
+
+def _named(carry: Carry) -> dict[str, Array]:
+    return dict(zip(_names(carry), jax.tree.leaves(carry), strict=True))
+
+
+def _serialize(function: Any, platforms: Sequence[str] | None, *inputs: Any) -> bytes:
+    return bytes(export.export(jax.jit(function), platforms=platforms)(*inputs).serialize())
