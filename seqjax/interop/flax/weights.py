@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the weights of Flax's cells are, and how seqjax' params are made of them and written back.
+
+A Flax cell has an affine map for its inputs and one for its carry, each either one for all gates
+(`dense_i`, `dense_h`) or one a gate (`ii`, `if`, ..., `hi`, `hf`, ...). Its weights are a nested dict of
+arrays, `variables["params"]` in linen and `nnx.to_pure_dict(nnx.state(cell, nnx.Param))` in nnx.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from seqjax.base import Array, Params
+from seqjax.cells.gru import GRUParams
+from seqjax.cells.lstm import LSTMParams
+from seqjax.cells.simple import SimpleParams
+from seqjax.interop.layout import reorder, to_jax, unsupported
+
+Tree = Mapping[str, Any]
+"""A nested dict of arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a Flax cell keeps its weights.
+
+    Args:
+      cell: `"Simple"`, `"LSTM"` or `"GRU"`.
+      gates: a letter each, in Flax's order.
+      ours: the same letters in seqjax' order.
+      biases: the gates with a bias on their inputs, and those with one on their carry.
+      fused: the names of the affine maps for all gates at once; `None`: one a gate, i· and h·.
+      escape: put after a name that is a Python keyword.
+    """
+
+    cell: str
+    gates: str
+    ours: str
+    biases: tuple[str, str]
+    fused: tuple[str, str] | None = None
+    escape: str = ""
+
+    def maps(self, side: int) -> list[tuple[str, str]]:
+        """The affine maps of inputs (0) or carry (1), and the gates of each."""
+        if self.fused is not None:
+            return [(self.fused[side], self.gates)]
+        names = ["ih"[side] + gate for gate in self.gates]
+        return [(name + self.escape * (name == "if"), name[1]) for name in names]
+
+    def shapes(self, in_dim: int, hidden_dim: int) -> dict[str, tuple[int, ...]]:
+        """Names such as `"ii/kernel"` and the shapes of what is there."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for side, rows in enumerate((in_dim, hidden_dim)):
+            for name, gates in self.maps(side):
+                shapes[f"{name}/kernel"] = (rows, len(gates) * hidden_dim)
+                if gates[0] in self.biases[side]:
+                    shapes[f"{name}/bias"] = (len(gates) * hidden_dim,)
+        return shapes
+
+    def read(self, owner: str, tree: Tree, hidden_dim: int) -> Params:
+        """seqjax' params.
+
+        Raises:
+          ValueError: weights that are missing, unknown, or of another shape or dtype than the rest.
+        """
+        flat = flatten(tree)
+        shapes = self.shapes(1, hidden_dim)
+        if set(flat) != set(shapes):
+            raise ValueError(f"{owner} has the params {sorted(shapes)}, got {sorted(flat)}.")
+        first = flat[f"{self.maps(0)[0][0]}/kernel"]
+        shapes = self.shapes(first.shape[0], hidden_dim)
+        flat = {name: to_jax(owner, name, flat[name], shape) for name, shape in shapes.items()}
+        if len({array.dtype for array in flat.values()}) > 1:
+            raise ValueError(
+                f"{owner}: params must be of one dtype, got { {n: str(a.dtype) for n, a in flat.items()} }."
+            )
+        zeros = jnp.zeros(hidden_dim, first.dtype)
+
+        def side(k: int, leaf: str) -> Array:
+            arrays = [flat.get(f"{name}/{leaf}", zeros) for name, _ in self.maps(k)]
+            return reorder(jnp.concatenate(arrays, axis=-1), self.gates, self.ours)
+
+        w_in, w_rec = side(0, "kernel"), side(1, "kernel")
+        if self.cell == "LSTM":
+            return LSTMParams(w_in, w_rec, side(1, "bias"))
+        if self.cell == "Simple":
+            return SimpleParams(w_in, w_rec, side(0, "bias"))
+        bias = side(0, "bias")
+        return GRUParams(w_in, w_rec, bias, side(1, "bias") if self.biases[1] else jnp.zeros_like(bias))
+
+    def write(self, owner: str, params: Params) -> dict[str, Any]:
+        """Flax's weights.
+
+        A recurrent bias that Flax has no place for is added to the input's where they are summed
+        anyway (one rounding, none if it is zero), which is so in the gates z and r of a GRU.
+
+        Raises:
+          ValueError: a bias inside the reset gate's product where this cell has none.
+        """
+        bias = jnp.zeros(params.w_in.shape[-1:], params.w_in.dtype) if params.bias is None else params.bias
+        bias_rec = getattr(params, "bias_rec", None)
+        biases = (bias, jnp.zeros_like(bias) if bias_rec is None else bias_rec)
+        if self.cell == "LSTM":
+            biases = biases[::-1]
+        if self.cell == "GRU":
+            biases = self._merged(owner, *biases)
+        flat = {}
+        for side, weights in enumerate((params.w_in, params.w_rec)):
+            for name, gates in self.maps(side):
+                for leaf, array in (("kernel", weights), ("bias", biases[side])):
+                    if leaf == "kernel" or gates[0] in self.biases[side]:
+                        flat[f"{name}/{leaf}"] = self._gates_of(array, gates)
+        return nest(flat)
+
+    def _gates_of(self, array: Array, gates: str) -> Array:
+        array = reorder(array, self.ours, self.gates)
+        width = array.shape[-1] // len(self.gates)
+        start = self.gates.index(gates)
+        return array[..., start * width : (start + len(gates)) * width]
+
+    def _merged(self, owner: str, bias: Array, bias_rec: Array) -> tuple[Array, Array]:
+        hidden = bias.shape[-1] // 3
+        inside = bias_rec[2 * hidden :]
+        if not self.biases[1] and bool(jnp.any(inside != 0)):
+            raise unsupported(
+                owner,
+                "a bias on the recurrent part of g, inside the reset gate's product",
+                "it is not zero here, and this Flax cell has none (flax#5594): use api='linen', whose GRUCell has it",
+            )
+        return bias.at[: 2 * hidden].add(bias_rec[: 2 * hidden]), bias_rec.at[: 2 * hidden].set(0)
+
+
+_LSTM = Layout("LSTM", "ifgo", "ifgo", ("", "ifgo"))
+
+LAYOUTS: dict[tuple[str, str], Layout] = {
+    ("linen", "SimpleCell"): Layout("Simple", "n", "n", ("n", ""), ("i", "h")),
+    ("linen", "LSTMCell"): _LSTM,
+    ("linen", "OptimizedLSTMCell"): _LSTM,
+    ("linen", "GRUCell"): Layout("GRU", "rzn", "zrn", ("rzn", "n")),
+    ("nnx", "SimpleCell"): Layout("Simple", "n", "n", ("n", ""), ("dense_i", "dense_h")),
+    ("nnx", "LSTMCell"): dataclasses.replace(_LSTM, escape="_"),
+    ("nnx", "OptimizedLSTMCell"): dataclasses.replace(_LSTM, fused=("dense_i", "dense_h")),
+    ("nnx", "GRUCell"): Layout("GRU", "rzn", "zrn", ("rzn", ""), ("dense_i", "dense_h")),
+}
+"""By API and class."""
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": x}}` as `{"a/b": x}`.
+
+    >>> flatten({"ii": {"kernel": 1}, "hi": {"kernel": 2, "bias": 3}})
+    {'ii/kernel': 1, 'hi/kernel': 2, 'hi/bias': 3}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`.
+
+    >>> nest({"hi/kernel": 2, "hi/bias": 3})
+    {'hi': {'kernel': 2, 'bias': 3}}
+    """
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
