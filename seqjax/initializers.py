@@ -38,6 +38,29 @@ def resolve(initializer: Initializer) -> Callable[..., Array]:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class Uniform(Described):
+    """Weights drawn from U(low, high).
+
+    Raises:
+      ValueError: `low` is not below `high`.
+
+    >>> weights = Uniform(-1.0, 1.0)(jax.random.key(0), (100,))
+    >>> bool((jnp.abs(weights) <= 1).all()), bool((weights < 0).any())
+    (True, True)
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self):
+        if not self.low < self.high:
+            raise ValueError(f"Uniform needs low < high, got {self.low!r} and {self.high!r}.")
+
+    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class ForgetGate(Described):
     """An LSTM bias of zeros with the forget gate at `value`.
 
@@ -54,6 +77,20 @@ class ForgetGate(Described):
         if len(shape) != 2 or shape[0] != 4:
             raise ValueError(f"ForgetGate fills an LSTM's bias [4, H], got shape {shape}; a GRU has no forget gate.")
         return jnp.zeros(shape, dtype).at[1].set(self.value)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class KeepGate(Described):
+    """A bias `[gates, H]` of zeros with the first gate, the one that keeps the state, at `value`.
+
+    >>> KeepGate(1.0)(jax.random.key(0), (3, 1)).ravel().tolist()
+    [1.0, 0.0, 0.0]
+    """
+
+    value: float = 1.0
+
+    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        return jnp.zeros(shape, dtype).at[0].set(self.value)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -8,27 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Cell, Described, Key, Shape
+from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.cells.gru import GRUCarry
-from seqjax.cells.indrnn import Uniform
 from seqjax.dtypes import DTypes
-from seqjax.initializers import Initializer, resolve
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class KeepGate(Described):
-    """A bias `[gates, H]` of zeros with the first gate, the one that keeps the state, at `value`.
-
-    >>> KeepGate(1.0)(jax.random.key(0), (3, 1)).ravel().tolist()
-    [1.0, 0.0, 0.0]
-    """
-
-    value: float = 1.0
-
-    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
-        return jnp.zeros(shape, dtype).at[0].set(self.value)
+from seqjax.initializers import Initializer, KeepGate, Uniform, resolve
 
 
 class DiagonalParams(NamedTuple):

@@ -8,34 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Cell, Described, Key, Shape
+from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.dtypes import DTypes
-from seqjax.initializers import Initializer, resolve
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Uniform(Described):
-    """Recurrent weights drawn from U(low, high).
-
-    Raises:
-      ValueError: `low` is not below `high`.
-
-    >>> weights = Uniform(-1.0, 1.0)(jax.random.key(0), (100,))
-    >>> bool((jnp.abs(weights) <= 1).all()), bool((weights < 0).any())
-    (True, True)
-    """
-
-    low: float
-    high: float
-
-    def __post_init__(self):
-        if not self.low < self.high:
-            raise ValueError(f"Uniform needs low < high, got {self.low!r} and {self.high!r}.")
-
-    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, self.low, self.high)
+from seqjax.initializers import Initializer, Uniform, resolve
 
 
 class IndRNNParams(NamedTuple):

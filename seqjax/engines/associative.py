@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from seqjax.plan import Plan, residual_bytes, tree_bytes
 
 CACHED = 256
 """Steps, at most, in a segment of the loop: their coefficients stay in cache."""
+
+Recurrence = Callable[..., Array]
+"""`(decay, drive, carry, *, cut) -> states`, as `linear.linear_recurrence`."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -76,7 +80,7 @@ class Associative(Engine):
         check_affine(self, cell, key)
         steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
         method, size = self.choose(xs.shape[0])
-        piece = functools.partial(run_affine, cell, method, params, initial)
+        piece = functools.partial(run_affine, cell, _recurrence(method), params, initial)
         count, rest = divmod(xs.shape[0], size)
         if count <= 1 and rest == 0:
             return piece(carry, steps)
@@ -105,7 +109,7 @@ class Associative(Engine):
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]
         method, size = self.choose(T)
-        piece = functools.partial(run_affine, cell, method)
+        piece = functools.partial(run_affine, cell, _recurrence(method))
         x = jax.ShapeDtypeStruct((size, *xs.shape[1:]), xs.dtype)
         kept = residual_bytes(
             lambda params, carry, x: piece(params, None, carry, Steps(x, None, None, None)), params, carry, x
@@ -136,20 +140,24 @@ def check_affine(engine: Engine, cell: Cell, key: Key = None) -> None:
 
 
 def run_affine(
-    cell: Cell, method: str, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+    cell: Cell, recurrence: Recurrence, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
     """Runs an affine cell over steps that are prepared already, all coefficients at once."""
     z = cell.project(params, select(steps.mask, steps.x, zeros_like(steps.x)))
     decay, drive = cell.coefficients(params, z)
-    recur = functools.partial(masked_recurrence, mask=steps.mask, resets=steps.reset, method=method)
+    recur = functools.partial(masked_recurrence, recurrence, mask=steps.mask, resets=steps.reset)
     restart = carry if initial is None else initial  # read only where there are resets
     states = jax.tree.map(recur, decay, drive, carry, restart)
     ys = cell.readout(params, states, z)
     return jax.tree.map(lambda leaf: leaf[-1], states), select(steps.mask, ys, zeros_like(ys))
 
 
+def _recurrence(method: str) -> Recurrence:
+    return functools.partial(linear.linear_recurrence, method=method)
+
+
 def masked_recurrence(
-    decay: Array, drive: Array, carry: Array, initial: Array, *, mask: Mask, resets: Resets, method: str
+    recurrence: Recurrence, decay: Array, drive: Array, carry: Array, initial: Array, *, mask: Mask, resets: Resets
 ) -> Array:
     """The states of one leaf of the carry, skipping masked steps and restarting from `initial` at resets."""
     if mask is not None:
@@ -158,4 +166,4 @@ def masked_recurrence(
         drive = jnp.where(valid, drive, jnp.zeros_like(drive))
     if resets is not None:
         drive = jnp.where(expand(resets, drive), drive + decay * initial, drive)
-    return linear.linear_recurrence(decay, drive, carry, cut=resets, method=method)
+    return recurrence(decay, drive, carry, cut=resets)

@@ -10,14 +10,16 @@ higher orders follow.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
+from seqjax.engines import associative
 from seqjax.engines.devices import Layout
 from seqjax.engines.linear import keep, solve_scan, solve_tree
-from seqjax.engines.stepping import Steps, expand, select, zeros_like
+from seqjax.engines.stepping import Steps
 
 
 def run_affine(
@@ -25,13 +27,11 @@ def run_affine(
 ) -> tuple[Carry, Array]:
     """The carry after the last step and the outputs of all steps, `[T, ...]` of which each device has its own."""
 
-    def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Carry, Array]:
-        z = cell.project(params, select(steps.mask, steps.x, zeros_like(steps.x)))
-        decay, drive = cell.coefficients(params, z)
-        recur = functools.partial(masked_recurrence, layout, method, steps)
-        states = jax.tree.map(recur, decay, drive, carry, carry if initial is None else initial)
-        ys = cell.readout(params, states, z)
-        return jax.tree.map(lambda leaf: leaf[-1:], states), select(steps.mask, ys, zeros_like(ys))
+    recurrence = functools.partial(sharded_recurrence, layout, method=method)
+
+    def piece(*arguments: Any) -> tuple[Carry, Array]:
+        last, ys = associative.run_affine(cell, recurrence, *arguments)
+        return jax.tree.map(lambda leaf: leaf[None], last), ys
 
     run = layout.map(
         piece,
@@ -40,19 +40,6 @@ def run_affine(
     )
     ends, ys = run(params, initial, carry, steps)
     return jax.tree.map(lambda leaf: leaf[-1], ends), ys
-
-
-def masked_recurrence(
-    layout: Layout, method: str, steps: Steps, decay: Array, drive: Array, carry: Array, initial: Array
-) -> Array:
-    """One leaf of the carry, skipping masked steps and restarting from `initial` at resets."""
-    if steps.mask is not None:
-        valid = expand(steps.mask, drive)
-        decay = jnp.where(valid, decay, jnp.ones_like(decay))
-        drive = jnp.where(valid, drive, jnp.zeros_like(drive))
-    if steps.reset is not None:
-        drive = jnp.where(expand(steps.reset, drive), drive + decay * initial, drive)
-    return sharded_recurrence(layout, decay, drive, carry, cut=steps.reset, method=method)
 
 
 def sharded_recurrence(

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.cells.indrnn import IndRNN, Uniform
+from seqjax.cells.indrnn import IndRNN
 from seqjax.dtypes import DTypes
 from seqjax.engines.scan import Scan
+from seqjax.initializers import Uniform
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
 DOUBLE = DTypes("float64")
