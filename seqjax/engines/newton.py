@@ -39,7 +39,10 @@ class Newton(Engine):
     to 4 times the loop's time with diagonal Jacobians, 17 times with dense ones.
 
     Convergence is judged by the true residual and finiteness alone, in the reverse pass too, for each
-    sequence. Derivatives of the gradient, and forward-mode, are refused by JAX.
+    sequence. Derivatives of the gradient, and forward-mode, are refused by JAX. Where the dynamics are
+    chaotic a small residual does not fix the answer, and neither does the loop: float32 states of a GRU
+    at a gain of 3 are 2e-3 from those of float64 after 500 steps and 0.6 after 2,000, by `Scan`, and 2e-3
+    and 0.1 by `Newton`, which gives up there and says so. Compute such runs in float64.
 
     Args:
       jacobian: `"auto"`: as the cell's `jacobian_structure` says, which is exact; `"dense"`: all of it;
