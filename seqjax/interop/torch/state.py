@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the state dict of a recurrent PyTorch module to a seqjax layer and its params."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.base import Cell, Layer, Params
+from seqjax.cells import GRU, LSTM, Simple
+from seqjax.cells.gru import GRUParams
+from seqjax.cells.lstm import LSTMParams
+from seqjax.cells.simple import SimpleParams
+from seqjax.interop.layout import param_dtypes, reorder, to_jax, unsupported
+from seqjax.layers import RNN, Bidirectional, Dropout, Serial
+
+_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(0|[1-9]\d{0,5})(_reverse)?")
+
+
+class Weights(NamedTuple):
+    """One direction of one layer, in PyTorch's layout: gates on axis 0."""
+
+    weight_ih: Any  # [G*H, D]
+    weight_hh: Any  # [G*H, P]
+    bias_ih: Any = None  # [G*H]
+    bias_hh: Any = None  # [G*H]
+    weight_hr: Any = None  # [P, H]
+
+
+def from_state_dict(
+    state: Mapping[str, Any], kind: str, *, prefix: str = "", activation: str = "tanh", dropout: float = 0.0
+) -> tuple[Layer, Params]:
+    """The weights of an `nn.RNN`, `nn.LSTM` or `nn.GRU` as a seqjax layer and its params.
+
+    Layers, directions, sizes, biases and projections are read off the names and shapes; what a state dict
+    does not say comes as arguments.
+
+    Args:
+      state: names such as `weight_ih_l0` or `bias_hh_l1_reverse` to tensors or arrays.
+      kind: `"rnn"`, `"lstm"` or `"gru"`.
+      prefix: where the module sits in a larger model, such as `"encoder.lstm."`; other names are not looked at.
+      activation: `"tanh"` or `"relu"`, of an `nn.RNN`.
+      dropout: the rate between layers.
+
+    Returns:
+      An `RNN` or `Bidirectional`, or a `Serial` of several layers, time-major; the params have the state's dtype.
+
+    Raises:
+      ValueError: a name or shape that does not belong, a layer or direction that is missing, mixed dtypes.
+
+    >>> state = {"weight_ih_l0": np.zeros((12, 3), "float32"), "weight_hh_l0": np.zeros((12, 4), "float32")}
+    >>> from_state_dict(state, "gru")[0]
+    RNN(GRU(4, reset='after', use_bias=False))
+    """
+    if kind not in _GATES:
+        raise ValueError(f"kind must be one of {sorted(_GATES)}, got {kind!r}.")
+    if activation not in ("tanh", "relu"):
+        raise unsupported("from_state_dict", f"activation={activation!r}", "PyTorch has 'tanh' and 'relu'")
+    layers = _arranged({name[len(prefix) :]: state[name] for name in state if name.startswith(prefix)}, kind, prefix)
+    pieces: list[tuple[Layer, Params]] = []
+    width = None
+    for number, directions in enumerate(layers):
+        converted = []
+        for reverse, weights in enumerate(directions):
+            owner = f"{kind} {prefix}*_l{number}{'_reverse' if reverse else ''}"
+            converted.append(_direction(owner, kind, weights, width, activation))
+        if pieces and dropout:
+            pieces.append((Dropout(dropout), ()))
+        pieces.append(_both(converted, f"{kind} {prefix}*_l{number}"))
+        width = len(directions) * _output_size(directions[0])
+    if len(pieces) == 1:
+        return pieces[0]
+    return Serial(*(layer for layer, _ in pieces)), tuple(params for _, params in pieces)
+
+
+def as_array(owner: str, name: str, value: Any) -> np.ndarray | jax.Array:
+    """A tensor, NumPy or JAX array as an array; nothing is cast."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return value
+    if not type(value).__module__.startswith("torch"):
+        raise ValueError(f"{owner}: {name} must be a tensor or an array, got {type(value).__name__}.")
+    import torch
+
+    value = value.detach().cpu()
+    if value.dtype == torch.bfloat16:  # NumPy has no such dtype of its own
+        return value.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+    return value.numpy()
+
+
+def _arranged(state: Mapping[str, Any], kind: str, prefix: str) -> list[list[Weights]]:
+    """Layer by layer, direction by direction; every name is accounted for."""
+    owner = f"{kind} {prefix!r}"
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for name, value in state.items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(
+                f"{owner}: {name!r} is no weight of a recurrent module, which are called weight_ih_l0 and the like; "
+                "give prefix= if the module is part of a larger one."
+            )
+        part, number, reverse = match.groups()
+        found.setdefault((int(number), int(reverse is not None)), {})[part] = as_array(owner, name, value)
+    if not found:
+        raise ValueError(f"{owner}: the state dict has no weights under this prefix.")
+    directions = 1 + max(reverse for _, reverse in found)
+    numbers = 1 + max(number for number, _ in found)
+    if len(found) != directions * numbers:
+        raise ValueError(
+            f"{owner}: {numbers} layers of {directions} directions expected from the names, got {sorted(found)} "
+            "as (layer, reverse)."
+        )
+    parts = {key: tuple(sorted(weights)) for key, weights in found.items()}
+    if len(set(parts.values())) > 1:
+        raise ValueError(f"{owner}: layers differ in what they have: {parts}.")
+    missing = {"weight_ih", "weight_hh"} - set(parts[0, 0])
+    if missing or ("bias_ih" in parts[0, 0]) != ("bias_hh" in parts[0, 0]):
+        raise ValueError(f"{owner}: weight_ih, weight_hh and both biases or none are needed, got {list(parts[0, 0])}.")
+    if "weight_hr" in parts[0, 0] and kind != "lstm":
+        raise ValueError(f"{owner}: weight_hr is the projection of an LSTM; {kind} has none.")
+    dtypes = {value.dtype.name for weights in found.values() for value in weights.values()}
+    if len(dtypes) > 1:
+        raise ValueError(f"{owner}: all weights must have one dtype, got {sorted(dtypes)}.")
+    return [[Weights(**found[number, reverse]) for reverse in range(directions)] for number in range(numbers)]
+
+
+def _output_size(weights: Weights) -> int:
+    return weights.weight_hh.shape[-1]
+
+
+def _direction(owner: str, kind: str, weights: Weights, in_dim: int | None, activation: str) -> tuple[Cell, Params]:
+    """A cell and its params from the weights of one direction, whose shapes must fit together."""
+    gates = _GATES[kind]
+    if weights.weight_ih.ndim != 2:
+        raise ValueError(f"{owner}: weight_ih must be [{gates}*H, D], got shape {weights.weight_ih.shape}.")
+    if weights.weight_hh.ndim != 2 or weights.weight_hh.shape[0] % gates or not weights.weight_hh.size:
+        raise ValueError(f"{owner}: weight_hh must be [{gates}*H, H or P], got shape {weights.weight_hh.shape}.")
+    H, out = weights.weight_hh.shape[0] // gates, weights.weight_hh.shape[1]
+    projects = weights.weight_hr is not None
+    if out != H and not projects:
+        guess = [name for name, g in _GATES.items() if weights.weight_hh.shape[0] == g * out]
+        advice = f"; these are the weights of kind {guess[0]!r}" if guess else ""
+        raise ValueError(f"{owner}: weight_hh must be [{gates}*H, H], got shape {weights.weight_hh.shape}{advice}.")
+    shapes = {
+        "weight_ih": (gates * H, weights.weight_ih.shape[1] if in_dim is None else in_dim),
+        "weight_hh": (gates * H, out),
+        "bias_ih": (gates * H,),
+        "bias_hh": (gates * H,),
+        "weight_hr": (out, H),
+    }
+    order = ("rzg", "zrg") if kind == "gru" else None
+
+    def take(name: str) -> jax.Array | None:
+        value = getattr(weights, name)
+        if value is None:
+            return None
+        array = to_jax(owner, name, value, shapes[name]).T
+        return array if order is None else reorder(array, *order)
+
+    w_in, w_rec, bias, bias_rec, w_proj = (take(name) for name in shapes)
+    dtypes, use_bias = param_dtypes(w_in.dtype), bias is not None
+    if kind == "gru":
+        return GRU(H, "after", use_bias=use_bias, dtypes=dtypes), GRUParams(w_in, w_rec, bias, bias_rec)
+    merged = bias + bias_rec if use_bias else None
+    if kind == "lstm":
+        cell = LSTM(H, use_bias=use_bias, proj_dim=out if projects else None, dtypes=dtypes)
+        return cell, LSTMParams(w_in, w_rec, merged, w_proj=w_proj)
+    return Simple(H, activation, use_bias, dtypes=dtypes), SimpleParams(w_in, w_rec, merged)
+
+
+def _both(directions: list[tuple[Cell, Params]], owner: str) -> tuple[Layer, Params]:
+    if len(directions) == 1:
+        cell, params = directions[0]
+        return RNN(cell), params
+    (cell, params), (other, other_params) = directions
+    if cell != other:
+        raise ValueError(f"{owner}: its directions must have the same sizes, got {cell!r} and {other!r}.")
+    return Bidirectional(RNN(cell)), (params, other_params)
