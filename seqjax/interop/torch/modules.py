@@ -19,8 +19,8 @@ def from_torch(module: Any, **options: Any) -> tuple[Layer, Params]:
     """A PyTorch module, or a state dict, as a seqjax layer and its params.
 
     Args:
-      module: an `nn.RNN`, `nn.LSTM`, `nn.GRU`; an `nn.Linear`, `nn.Conv1d`, `nn.LayerNorm`, `nn.Embedding`, `nn.Dropout`,
-        an activation, or an `nn.Sequential` of those; or a mapping, for which see `from_state_dict`.
+      module: an `nn.RNN`, `nn.LSTM` or `nn.GRU`; an `nn.Linear`, `nn.Conv1d`, `nn.LayerNorm`, `nn.Embedding`,
+        `nn.Dropout`, an activation, or an `nn.Sequential` of those; or a mapping, for which see `from_state_dict`.
       **options: those of `from_state_dict`, for a mapping.
 
     Returns:
