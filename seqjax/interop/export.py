@@ -173,7 +173,8 @@ def length_agnostic(model: Layer) -> Layer:
 
     if isinstance(model, Wavefront):
         return length_agnostic(model.serial)
-    return dataclasses.replace(model, **{f.name: replaced(getattr(model, f.name)) for f in dataclasses.fields(model)})
+    layer: Any = model
+    return dataclasses.replace(layer, **{f.name: replaced(getattr(layer, f.name)) for f in dataclasses.fields(layer)})
 
 
 def least_steps(model: Layer, outputs: int = 1) -> int:

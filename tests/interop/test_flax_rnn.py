@@ -43,11 +43,15 @@ def test_linen_params_have_the_names_and_first_values_of_flax(name):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"reverse": True}, {"reverse": True, "keep_order": True}, {"time_major": True, "reverse": True}],
-    ids=lambda options: "+".join(options) or "plain",
+    ("options", "lengths"),
+    [
+        ({}, LENGTHS),
+        ({"reverse": True}, LENGTHS),
+        ({"reverse": True, "keep_order": True}, LENGTHS),
+        ({"time_major": True, "reverse": True}, None),
+    ],
+    ids=["forward", "reverse", "reverse+keep_order", "time_major+reverse"],
 )
 @pytest.mark.parametrize(("api", "name"), [("linen", "LSTMCell"), ("nnx", "GRUCell"), ("linen", "MGUCell")])
 def test_outputs_carries_and_gradients_are_those_of_flax(api, name, options, lengths):
