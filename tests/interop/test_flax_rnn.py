@@ -257,6 +257,7 @@ def test_what_means_nothing_to_an_engine_is_refused_by_name():
         (lambda: ours_linen.RNN(gru, variable_carry="state").apply(variables, xs), "variable_carry='state'"),
         (lambda: ours_linen.RNN(gru, unroll=2, engine=Checkpointed()).apply(variables, xs), r"Scan\(unroll=2\)"),
         (lambda: ours_linen.RNN(gru).apply(variables, xs, seq_lengths=jnp.ones(3, int)), r"batch's shape \(2,\)"),
+        (lambda: ours_linen.RNN(gru).apply(variables, xs, seq_lengths=jnp.ones(2)), "lengths must be integers"),
         (lambda: ours_linen.RNN(gru).apply(variables, xs[0, 0]), "at least a time and a feature axis"),
         (lambda: ours_linen.RNN("GRU").apply(variables, xs), "a flax.linen cell or a seqjax Cell, got str"),
         (lambda: ours_nnx.RNN(nnx_gru, broadcast_rngs="dropout"), "broadcast_rngs='dropout'"),

@@ -67,6 +67,8 @@ def run_sequence(
         lengths = jnp.asarray(seq_lengths)
         if lengths.shape != batch:
             raise ValueError(f"{owner}: seq_lengths must have the batch's shape {batch}, got {lengths.shape}.")
+        if jnp.issubdtype(lengths.dtype, jnp.integer):
+            lengths = lengths.astype(int)  # of any width; the comparison with steps is exact
         mask = mask_from_lengths(lengths, T)
     if reverse:
         xs = flip(xs, lengths)
@@ -86,7 +88,7 @@ def flip(xs: Array, lengths: Array | None) -> Array:
         return jnp.flip(xs, 0)
     T = xs.shape[0]
     steps = jnp.arange(T).reshape((T,) + (1,) * lengths.ndim)
-    lengths = jnp.clip(lengths, 0, T).astype(steps.dtype)
+    lengths = jnp.clip(lengths, 0, T)
     source = jnp.where(steps < lengths, lengths - 1 - steps, steps)
     return jnp.take_along_axis(xs, source[..., None], axis=0)
 
