@@ -59,4 +59,7 @@ class Last(Layer):
         return carry, hide(ys, mask.any(0, keepdims=True))
 
     def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
-        return tuple(None if flag is None else flag.any(0, keepdims=True) for flag in (mask, resets))
+        def any_step(flags: Mask) -> Mask:
+            return None if flags is None else flags.any(0, keepdims=True)
+
+        return any_step(mask), any_step(resets)

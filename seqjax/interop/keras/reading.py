@@ -132,7 +132,7 @@ class _Reader:
         merge = record.config.get("merge_mode")
         if not isinstance(merge, str) or merge not in _MERGES:
             raise unsupported(record.owner, f"merge_mode={merge!r}", f"only {sorted(_MERGES)} are")
-        sides = []
+        sides: Pieces = []
         for part, backwards in (("forward_layer", False), ("backward_layer", True)):
             (inside,) = record.parts[part]
             if inside.class_name not in (*CELLS, "RNN"):

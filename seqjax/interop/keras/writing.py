@@ -84,8 +84,8 @@ class _Writer:
         at = 0
         while at < len(pieces):
             layer, params = pieces[at]
-            policy = policy if owners[at] is None else policy_name(owners[at])
-            at += 1
+            owner, at = owners[at], at + 1
+            policy = policy if owner is None else policy_name(owner)
             if type(layer) in self.custom:
                 written.append(self.custom[type(layer)](layer, params))
             elif isinstance(layer, RNN):
@@ -94,7 +94,7 @@ class _Writer:
                 written.append(self.recurrent(layer, params, return_sequences=not last))
             elif type(layer) in _METHODS:
                 written.append(_METHODS[type(layer)](self, layer, params))
-            elif type(layer) in (Activation, Dropout):
+            elif isinstance(layer, Activation | Dropout):
                 written.append((self.parameterless(layer, policy), []))
             else:
                 known = ", ".join(sorted(cls.__name__ for cls in (RNN, Serial, Activation, Dropout, *_METHODS)))
@@ -104,9 +104,9 @@ class _Writer:
 
     # -- recurrent layers ---------------------------------------------------------------------
 
-    def recurrent(self, layer: Layer, params: Params, **options: Any) -> tuple[Any, list]:
+    def recurrent(self, layer: RNN, params: Params, **options: Any) -> tuple[Any, list]:
         """An `RNN` as the Keras layer of its cell; `options` are Keras'."""
-        cell = layer.cell
+        cell: Any = layer.cell
         if type(cell) in self.custom:
             if options.pop("dropout", 0):
                 raise unsupported(f"to_keras: {cell!r}", "Dropout before it in a Bidirectional", "leave it out")
@@ -169,14 +169,14 @@ class _Writer:
     def _direction(self, side: Layer, params: Params, backwards: bool) -> tuple[Any, list]:
         """`[Dropout], RNN, [Last]` as one recurrent Keras layer."""
         pieces = _flatten(side, params)
-        dropout = 0.0
-        if isinstance(pieces[0][0], Dropout) and pieces[0][0].variational:
-            dropout = pieces.pop(0)[0].rate
-        last = len(pieces) == 2 and isinstance(pieces[1][0], Last)
-        if not pieces or not isinstance(pieces[0][0], RNN) or len(pieces) != 1 + last:
-            raise unsupported(f"to_keras: {side!r}", "this in Keras' Bidirectional", "an RNN is")
-        options = {"return_sequences": not last, "go_backwards": backwards, "dropout": dropout}
-        return self.recurrent(*pieces[0], **options)
+        first, dropout = pieces[0][0], 0.0
+        if isinstance(first, Dropout) and first.variational:
+            dropout, pieces = first.rate, pieces[1:]
+        layers = [layer for layer, _ in pieces]
+        if not layers or not isinstance(layers[0], RNN) or layers[1:] not in ([], [Last()]):
+            raise unsupported(f"to_keras: {side!r}", "this in Keras' Bidirectional", "an RNN is, and Last after it")
+        sequences, params = len(layers) == 1, pieces[0][1]
+        return self.recurrent(layers[0], params, return_sequences=sequences, go_backwards=backwards, dropout=dropout)
 
     # -- layers with params -------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ _METHODS: dict[type, Callable] = {
 }
 
 
-def arrays_of(owner: Cell | Layer, params: Params, *names: str) -> list[np.ndarray]:
+def arrays_of(owner: Any, params: Params, *names: str) -> list[np.ndarray]:
     """Params as arrays, in the dtype that their owner says.
 
     Raises:
@@ -250,7 +250,7 @@ def arrays_of(owner: Cell | Layer, params: Params, *names: str) -> list[np.ndarr
     return arrays
 
 
-def policy_name(owner: Cell | Layer) -> str:
+def policy_name(owner: Any) -> str:
     """The Keras policy of a cell's or layer's dtypes.
 
     Raises:

@@ -220,7 +220,7 @@ def _tensor(torch: Any, array: Any) -> Any:
 
 
 def _stack(nn: Any, stack: Stack, dtype: Any) -> Any:
-    options = {"nonlinearity": stack.activation} if stack.kind == "rnn" else {}
+    options: dict[str, Any] = {"nonlinearity": stack.activation} if stack.kind == "rnn" else {}
     if stack.proj_dim:
         options["proj_size"] = stack.proj_dim
     return getattr(nn, stack.kind.upper())(

@@ -109,10 +109,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _place(path: str | os.PathLike, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     """dtype, shape and bytes of an array."""
-    fields = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    if not isinstance(dtype, str) or len(offsets or ()) != 2 or not all(type(n) is int and n >= 0 for n in numbers):
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape", ()), fields.get("data_offsets", ())
+    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+    if not isinstance(dtype, str) or not lists or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
         raise ValueError(f"{path}: {name!r} must have a dtype, a shape and data_offsets, got {str(entry)[:80]}.")
     begin, stop = offsets
     if dtype in _DTYPES and stop - begin != math.prod(shape) * jnp.dtype(_DTYPES[dtype]).itemsize:

@@ -153,21 +153,20 @@ def _direction(owner: str, kind: str, weights: Weights, in_dim: int | None, acti
     }
     order = ("rzg", "zrg") if kind == "gru" else None
 
-    def take(name: str) -> jax.Array | None:
-        value = getattr(weights, name)
-        if value is None:
-            return None
-        array = to_jax(owner, name, value, shapes[name]).T
+    def take(name: str) -> jax.Array:
+        array = to_jax(owner, name, getattr(weights, name), shapes[name]).T
         return array if order is None else reorder(array, *order)
 
-    w_in, w_rec, bias, bias_rec, w_proj = (take(name) for name in shapes)
-    dtypes, use_bias = param_dtypes(w_in.dtype), bias is not None
+    use_bias = weights.bias_ih is not None
+    w_in, w_rec = take("weight_ih"), take("weight_hh")
+    bias, bias_rec = (take("bias_ih"), take("bias_hh")) if use_bias else (None, None)
+    dtypes = param_dtypes(w_in.dtype)
     if kind == "gru":
         return GRU(H, "after", use_bias=use_bias, dtypes=dtypes), GRUParams(w_in, w_rec, bias, bias_rec)
-    merged = bias + bias_rec if use_bias else None
+    merged = None if bias is None or bias_rec is None else bias + bias_rec
     if kind == "lstm":
         cell = LSTM(H, use_bias=use_bias, proj_dim=out if projects else None, dtypes=dtypes)
-        return cell, LSTMParams(w_in, w_rec, merged, w_proj=w_proj)
+        return cell, LSTMParams(w_in, w_rec, merged, w_proj=take("weight_hr") if projects else None)
     return Simple(H, activation, use_bias, dtypes=dtypes), SimpleParams(w_in, w_rec, merged)
 
 

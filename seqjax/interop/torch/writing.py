@@ -129,8 +129,8 @@ def _directions(model: Layer, layer: Layer, params: Params) -> list[tuple[Cell, 
     raise _no_stack(model, f"{layer!r} is none of its layers")
 
 
-def _kind(cell: Cell) -> str:
-    kinds = {Simple: "rnn", LSTM: "lstm", GRU: "gru"}
+def _kind(cell: Any) -> str:
+    kinds: dict[type, str] = {Simple: "rnn", LSTM: "lstm", GRU: "gru"}
     owner = f"to_torch: {cell!r}"
     if type(cell) not in kinds:
         raise unsupported(owner, f"{type(cell).__name__} in PyTorch", "Simple, LSTM and GRU are")
@@ -145,13 +145,13 @@ def _kind(cell: Cell) -> str:
     return kinds[type(cell)]
 
 
-def _options(cell: Simple | LSTM | GRU) -> tuple:
+def _options(cell: Any) -> tuple:
     """What all cells of a stack share."""
     _check_dtypes(cell)
     return cell.hidden_dim, getattr(cell, "proj_dim", None), cell.use_bias, cell.activation, cell.dtypes
 
 
-def _check_dtypes(owner: Cell | Layer) -> None:
+def _check_dtypes(owner: Any) -> None:
     dtypes = owner.dtypes
     if dtypes.compute not in (None, dtypes.params) or dtypes.carry not in (None, dtypes.params):
         raise unsupported(f"to_torch: {owner!r}", f"{dtypes!r} in PyTorch", "one dtype for all is")
@@ -183,7 +183,7 @@ def _stack_state(stack: Stack) -> dict[str, np.ndarray]:
     return state
 
 
-def _param(owner: Cell | Layer, name: str, params: Params, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def _param(owner: Any, name: str, params: Params, shape: tuple[int, ...] | None = None) -> np.ndarray:
     array = to_numpy(repr(owner), name, getattr(params, name), shape)
     if array.dtype != owner.dtypes.params:
         raise ValueError(f"{owner!r}: {name} is {array.dtype}, its dtypes say {owner.dtypes.params}.")
