@@ -118,7 +118,8 @@ class Cell(Described):
     def step_transpose(
         self, params: Params, residuals: Residuals, d_carry: Carry, d_y: Array
     ) -> tuple[Carry, Any, Any]:
-        """Cotangents of one step's inputs: `(d_carry, d_z, extra)`.
+        """Cotangents of one step's inputs: `(d_carry, d_z, extra)`; where z is a tuple, those of its
+        arrays side by side on the last axis, ready for one matmul.
 
         No weight gradient is computed here; `extra` is whatever `accumulate` needs
         beside `d_z` (a pytree, `()` if nothing).

@@ -82,8 +82,8 @@ class DiagonalFamily(Cell):
             bias=gates.init_bias(bias_key, self.bias_init, hidden, 3, self.dtypes) if self.use_bias else None,
         )
 
-    def project(self, params: DiagonalParams, x: Array) -> Array:
-        return gates.project_input(self, params, x)
+    def project(self, params: DiagonalParams, x: Array) -> gates.Gates:
+        return gates.project_gates(self, params, x, 3)
 
     def _zeros(self, params: DiagonalParams, batch_shape: Shape) -> Array:
         return jnp.zeros((*batch_shape, params.w_rec.shape[1]), self.dtypes.of_carry(params.w_in))
@@ -136,27 +136,27 @@ class DiagonalGRU(DiagonalFamily):
     def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> GRUCarry:
         return GRUCarry(self._zeros(params, batch_shape))
 
-    def step(self, params: DiagonalParams, carry: GRUCarry, z: Array, key: Key = None) -> tuple[GRUCarry, Array]:
+    def step(self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates, key: Key = None) -> tuple[GRUCarry, Array]:
         after, y, _ = self.step_residuals(params, carry, z)
         return after, y
 
     def step_residuals(
-        self, params: DiagonalParams, carry: GRUCarry, z: Array
+        self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates
     ) -> tuple[GRUCarry, Array, DiagonalGRUResiduals]:
         activation, gate = self._functions()
-        w_z, w_r, w_g = params.w_rec.astype(z.dtype)
-        h = carry.h.astype(z.dtype)
-        z_x, r_x, g_x = gates.split_gates(z, 3)
+        z_x, r_x, g_x = z
+        w_z, w_r, w_g = params.w_rec.astype(g_x.dtype)
+        h = carry.h.astype(g_x.dtype)
         keep = gate(z_x + w_z * h)
         r = gate(r_x + w_r * h)
         g = activation(g_x + w_g * (r * h))
         y = keep * h + (1 - keep) * g
         return GRUCarry(y.astype(carry.h.dtype)), y, DiagonalGRUResiduals(keep, r, g, h)
 
-    def step_jacobian(self, params: DiagonalParams, carry: GRUCarry, z: Array) -> GRUCarry:
+    def step_jacobian(self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates) -> GRUCarry:
         slope, gate_slope = self._slopes("jacobian")
-        w_z, w_r, w_g = params.w_rec.astype(z.dtype)
         _, _, kept = self.step_residuals(params, carry, z)
+        w_z, w_r, w_g = params.w_rec.astype(kept.g.dtype)
         through_z = (kept.before - kept.g) * gate_slope(kept.z) * w_z
         through_g = (1 - kept.z) * slope(kept.g) * w_g * (kept.r + kept.before * gate_slope(kept.r) * w_r)
         return GRUCarry((kept.z + through_z + through_g).astype(carry.h.dtype))
@@ -221,30 +221,30 @@ class DiagonalLSTM(DiagonalFamily):
         return DiagonalLSTMCarry(self._zeros(params, batch_shape))
 
     def step(
-        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: Array, key: Key = None
+        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates, key: Key = None
     ) -> tuple[DiagonalLSTMCarry, Array]:
         after, y, _ = self.step_residuals(params, carry, z)
         return after, y
 
     def step_residuals(
-        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: Array
+        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates
     ) -> tuple[DiagonalLSTMCarry, Array, DiagonalLSTMResiduals]:
         activation, gate = self._functions()
-        w_f, w_g, w_o = params.w_rec.astype(z.dtype)
-        before = carry.c.astype(z.dtype)
-        f_x, g_x, o_x = gates.split_gates(z, 3)
+        f_x, g_x, o_x = z
+        w_f, w_g, w_o = params.w_rec.astype(g_x.dtype)
+        before = carry.c.astype(g_x.dtype)
         f = gate(f_x + w_f * before)
         g = activation(g_x + w_g * before)
         c = f.astype(carry.c.dtype) * carry.c + ((1 - f) * g).astype(carry.c.dtype)
-        after = c.astype(z.dtype)
+        after = c.astype(before.dtype)
         o = gate(o_x + w_o * after)
         squashed = activation(after)
         return DiagonalLSTMCarry(c), o * squashed, DiagonalLSTMResiduals(f, g, o, before, after, squashed)
 
-    def step_jacobian(self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: Array) -> DiagonalLSTMCarry:
+    def step_jacobian(self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates) -> DiagonalLSTMCarry:
         slope, gate_slope = self._slopes("jacobian")
         _, _, kept = self.step_residuals(params, carry, z)
-        w_f, w_g, _ = params.w_rec.astype(z.dtype)
+        w_f, w_g, _ = params.w_rec.astype(kept.g.dtype)
         through_f = (kept.before - kept.g) * gate_slope(kept.f) * w_f
         through_g = (1 - kept.f) * slope(kept.g) * w_g
         return DiagonalLSTMCarry((kept.f + through_f + through_g).astype(carry.c.dtype))

@@ -42,37 +42,39 @@ class GRUResiduals(NamedTuple):
 def gru_residuals(
     params: GRUParams,
     carry: GRUCarry,
-    z: Array,
+    z: gates.Gates,
     h: Array | None = None,
     *,
     reset: str = "before",
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    epsilon: float = gates.EPSILON,
 ) -> tuple[GRUCarry, Array, GRUResiduals]:
     """One step and all that its transpose needs; the recurrent products see `h`, by default the carry's."""
     hidden = params.w_rec.shape[0]
-    h_before = carry.h.astype(z.dtype)
-    seen = h_before if h is None else h.astype(z.dtype)
-    z_x, r_x, g_x = gates.split_gates(z, 3)
+    z_x, r_x, g_x = z
+    dtype = g_x.dtype
+    h_before = carry.h.astype(dtype)
+    seen = h_before if h is None else h.astype(dtype)
 
     def squash(k: int, function: Callable[[Array], Array], x: Array) -> tuple[Array, gates.Normalized | None]:
         if params.scale is None:
             return function(x), None
         scale, offset = (gates.split_gates(p, 3)[k] for p in (params.scale, params.offset))
-        y, kept = gates.normalize(x, scale, offset)
+        y, kept = gates.normalize(x, scale, offset, epsilon)
         return function(y), kept
 
     if reset == "after":
-        product = gates.recur(seen, params.w_rec, z)
+        product = gates.recur(seen, params.w_rec, dtype)
         if params.bias_rec is not None:
-            product = product + params.bias_rec.astype(z.dtype)
+            product = product + params.bias_rec.astype(dtype)
         z_h, r_h, recurrent = gates.split_gates(product, 3)
     else:
-        z_h, r_h = gates.split_gates(gates.recur(seen, params.w_rec[:, : 2 * hidden], z), 2)
+        z_h, r_h = gates.split_gates(gates.recur(seen, params.w_rec[:, : 2 * hidden], dtype), 2)
         recurrent = None
     keep, kept_z = squash(0, gate, z_x + z_h)
     r, kept_r = squash(1, gate, r_x + r_h)
-    g_h = gates.recur(r * seen, params.w_rec[:, 2 * hidden :], z) if recurrent is None else r * recurrent
+    g_h = gates.recur(r * seen, params.w_rec[:, 2 * hidden :], dtype) if recurrent is None else r * recurrent
     g, kept_g = squash(2, activation, g_x + g_h)
     y = keep * h_before + (1 - keep) * g
     normalized = None if params.scale is None else (kept_z, kept_r, kept_g)
@@ -82,15 +84,16 @@ def gru_residuals(
 def gru_step(
     params: GRUParams,
     carry: GRUCarry,
-    z: Array,
+    z: gates.Gates,
     h: Array | None = None,
     *,
     reset: str = "before",
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    epsilon: float = gates.EPSILON,
 ) -> tuple[GRUCarry, Array]:
     """One step from `z = W_x x + b`; see `GRU` for the recurrence."""
-    carry, y, _ = gru_residuals(params, carry, z, h, reset=reset, activation=activation, gate=gate)
+    carry, y, _ = gru_residuals(params, carry, z, h, reset=reset, activation=activation, gate=gate, epsilon=epsilon)
     return carry, y
 
 
@@ -105,7 +108,7 @@ def gru_transpose(
 ) -> tuple[GRUCarry, Array, tuple | None]:
     """The transpose of one step: `(d_carry, d_z, d_activated)`."""
     hidden = params.w_rec.shape[0]
-    w_gates, w_g = params.w_rec[:, : 2 * hidden].astype(d_y.dtype), params.w_rec[:, 2 * hidden :].astype(d_y.dtype)
+    w_gates, w_g = params.w_rec[:, : 2 * hidden], params.w_rec[:, 2 * hidden :]
     d_h = d_carry.h.astype(d_y.dtype) + d_y
 
     def through(k: int, slope_of: Array, d: Array) -> tuple[Array, Array]:
@@ -118,15 +121,15 @@ def gru_transpose(
     d_zgate, d_az = through(0, gate_slope(kept.z), d_h * (kept.h_before - kept.g))
     d_g, d_ag = through(2, slope(kept.g), d_h * (1 - kept.z))
     if kept.recurrent is None:
-        d_gated = d_g @ w_g.T
+        d_gated = gates.recur_transpose(d_g, w_g)
         d_r, d_ar = through(1, gate_slope(kept.r), d_gated * kept.h_before)
-        d_before = d_h * kept.z + d_gated * kept.r + jnp.concatenate([d_zgate, d_r], -1) @ w_gates.T
+        d_before = d_h * kept.z + d_gated * kept.r + gates.recur_transpose(jnp.concatenate([d_zgate, d_r], -1), w_gates)
     else:
         d_r, d_ar = through(1, gate_slope(kept.r), d_g * kept.recurrent)
         d_product = jnp.concatenate([d_zgate, d_r, d_g * kept.r], -1)
-        d_before = d_h * kept.z + d_product @ params.w_rec.astype(d_y.dtype).T
-    d_z = jnp.concatenate([d_zgate, d_r, d_g], -1)
+        d_before = d_h * kept.z + gates.recur_transpose(d_product, params.w_rec)
     d_activated = None if kept.normalized is None else (d_az, d_ar, d_ag)
+    d_z = jnp.concatenate([d_zgate, d_r, d_g], -1)
     return GRUCarry(d_before.astype(d_carry.h.dtype)), d_z, d_activated
 
 
@@ -134,13 +137,13 @@ def gru_accumulate(params: GRUParams, kept: GRUResiduals, d_zs: Array, d_activat
     """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
     dtype = params.w_rec.dtype
     hidden = params.w_rec.shape[0]
+    d_gates, d_g = d_zs[..., : 2 * hidden], d_zs[..., 2 * hidden :]
     d_bias_rec = d_scale = d_offset = None
     if kept.recurrent is None:
-        d_gates = gates.outer_sum(kept.h_before, d_zs[..., : 2 * hidden], dtype)
-        d_g = gates.outer_sum(kept.r * kept.h_before, d_zs[..., 2 * hidden :], dtype)
-        d_rec = jnp.concatenate([d_gates, d_g], axis=1)
+        products = (kept.h_before, d_gates), (kept.r * kept.h_before, d_g)
+        d_rec = jnp.concatenate([gates.outer_sum(left, right, dtype) for left, right in products], axis=1)
     else:
-        d_product = jnp.concatenate([d_zs[..., : 2 * hidden], d_zs[..., 2 * hidden :] * kept.r], -1)
+        d_product = jnp.concatenate([d_gates, d_g * kept.r], -1)
         d_rec = gates.outer_sum(kept.h_before, d_product, dtype)
         d_bias_rec = None if params.bias_rec is None else gates.leading_sum(d_product, dtype)
     if d_activated is not None:
@@ -176,6 +179,7 @@ class GRU(Cell):
       recurrent_activation: σ.
       use_bias: whether the biases exist.
       normalize: `None` or `"layer"`.
+      epsilon: added to the variance by the normalization.
       w_in_init, w_rec_init, bias_init: initializers.
       dtypes: params, compute and carry.
 
@@ -196,6 +200,7 @@ class GRU(Cell):
     recurrent_activation: Activation = "sigmoid"
     use_bias: bool = True
     normalize: str | None = None
+    epsilon: float = gates.EPSILON
     w_in_init: Initializer = "glorot_uniform"
     w_rec_init: Initializer = "orthogonal"
     bias_init: Initializer = "zeros"
@@ -204,6 +209,7 @@ class GRU(Cell):
     def __post_init__(self):
         gates.positive("GRU", hidden_dim=self.hidden_dim)
         gates.one_of("GRU", reset=(self.reset, ("before", "after")), normalize=(self.normalize, (None, "layer")))
+        gates.positive_number("GRU", epsilon=self.epsilon)
         self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
@@ -213,6 +219,7 @@ class GRU(Cell):
             "reset": self.reset,
             "activation": activation_function(self.activation),
             "gate": activation_function(self.recurrent_activation),
+            "epsilon": self.epsilon,
         }
 
     @property
@@ -237,16 +244,18 @@ class GRU(Cell):
     def initial_carry(self, params: GRUParams, batch_shape: Shape) -> GRUCarry:
         return GRUCarry(jnp.zeros((*batch_shape, params.w_rec.shape[0]), self.dtypes.of_carry(params.w_in)))
 
-    def project(self, params: GRUParams, x: Array) -> Array:
-        return gates.project_input(self, params, x)
+    def project(self, params: GRUParams, x: Array) -> gates.Gates:
+        return gates.project_gates(self, params, x, 3)
 
-    def step(self, params: GRUParams, carry: GRUCarry, z: Array, key: Key = None) -> tuple[GRUCarry, Array]:
+    def step(self, params: GRUParams, carry: GRUCarry, z: gates.Gates, key: Key = None) -> tuple[GRUCarry, Array]:
         return gru_step(params, carry, z, **self._options())
 
-    def step_seen(self, params: GRUParams, carry: GRUCarry, h: Array, z: Array) -> tuple[GRUCarry, Array]:
+    def step_seen(self, params: GRUParams, carry: GRUCarry, h: Array, z: gates.Gates) -> tuple[GRUCarry, Array]:
         return gru_step(params, carry, z, h, **self._options())
 
-    def step_residuals(self, params: GRUParams, carry: GRUCarry, z: Array) -> tuple[GRUCarry, Array, GRUResiduals]:
+    def step_residuals(
+        self, params: GRUParams, carry: GRUCarry, z: gates.Gates
+    ) -> tuple[GRUCarry, Array, GRUResiduals]:
         return gru_residuals(params, carry, z, **self._options())
 
     def step_transpose(

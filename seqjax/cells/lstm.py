@@ -40,10 +40,8 @@ class LSTMResiduals(NamedTuple):
     f: Array
     g: Array
     o: Array
-    squashed: Array  # φ(c_t)
     c_before: Array
     h_before: Array
-    c_after: Option  # with peephole
     output: Option  # o ⊗ φ(c_t), with projection
     normalized: Option  # i, f, g, o, with layer normalization
 
@@ -58,36 +56,36 @@ def lstm_carry(params: LSTMParams, batch_shape: Shape, dtypes: DTypes) -> LSTMCa
 def lstm_residuals(
     params: LSTMParams,
     carry: LSTMCarry,
-    z: Array,
+    z: gates.Gates,
     h: Array | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    epsilon: float = gates.EPSILON,
 ) -> tuple[LSTMCarry, Array, LSTMResiduals]:
     """One step and all that its transpose needs; the recurrent product sees `h`, by default the carry's."""
-    pre = gates.split_gates(z + gates.recur(carry.h if h is None else h, params.w_rec, z), 4)
-    peep = None if params.peephole is None else params.peephole.astype(z.dtype)
-    c_before = carry.c.astype(z.dtype)
+    dtype = z[0].dtype
+    pre = gates.add_gates(z, gates.recur(carry.h if h is None else h, params.w_rec, dtype))
+    peep = None if params.peephole is None else params.peephole.astype(dtype)
+    c_before = carry.c.astype(dtype)
 
     def squash(k: int, function: Callable[[Array], Array], x: Array) -> tuple[Array, gates.Normalized | None]:
         if params.scale is None:
             return function(x), None
         scale, offset = (gates.split_gates(p, 4)[k] for p in (params.scale, params.offset))
-        y, kept = gates.normalize(x, scale, offset)
+        y, kept = gates.normalize(x, scale, offset, epsilon)
         return function(y), kept
 
     i, kept_i = squash(0, gate, pre[0] if peep is None else pre[0] + peep[0] * c_before)
     f, kept_f = squash(1, gate, pre[1] if peep is None else pre[1] + peep[1] * c_before)
     g, kept_g = squash(2, activation, pre[2])
     c = f.astype(carry.c.dtype) * carry.c + (i * g).astype(carry.c.dtype)
-    c_after = c.astype(z.dtype)
+    c_after = c.astype(dtype)
     o, kept_o = squash(3, gate, pre[3] if peep is None else pre[3] + peep[2] * c_after)
-    squashed = activation(c_after)
-    output = o * squashed
-    y = output if params.w_proj is None else output @ params.w_proj.astype(z.dtype)
+    output = o * activation(c_after)
+    y = output if params.w_proj is None else output @ params.w_proj.astype(dtype)
     residuals = LSTMResiduals(
-        i, f, g, o, squashed, c_before, carry.h.astype(z.dtype),
-        c_after=None if peep is None else c_after,
+        i, f, g, o, c_before, carry.h.astype(dtype),
         output=None if params.w_proj is None else output,
         normalized=None if params.scale is None else (kept_i, kept_f, kept_g, kept_o),
     )  # fmt: skip
@@ -97,14 +95,15 @@ def lstm_residuals(
 def lstm_step(
     params: LSTMParams,
     carry: LSTMCarry,
-    z: Array,
+    z: gates.Gates,
     h: Array | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    epsilon: float = gates.EPSILON,
 ) -> tuple[LSTMCarry, Array]:
     """One step from `z = W_x x + b`; see `LSTM` for the recurrence."""
-    carry, y, _ = lstm_residuals(params, carry, z, h, activation=activation, gate=gate)
+    carry, y, _ = lstm_residuals(params, carry, z, h, activation=activation, gate=gate, epsilon=epsilon)
     return carry, y
 
 
@@ -114,12 +113,17 @@ def lstm_transpose(
     d_carry: LSTMCarry,
     d_y: Array,
     *,
+    activation: Callable[[Array], Array],
     slope: Callable[[Array], Array],
     gate_slope: Callable[[Array], Array],
 ) -> tuple[LSTMCarry, Array, tuple]:
-    """The transpose of one step: `(d_carry, d_z, (d_activated, d_projected))`."""
+    """The transpose of one step: `(d_carry, d_z, (d_activated, d_projected))`.
+
+    φ(c_t) is computed again: in a loop that waits for memory that is cheaper than to store it.
+    """
+    squashed = activation(_c_after(kept))
     d_projected = d_carry.h.astype(d_y.dtype) + d_y
-    d_output = d_projected if params.w_proj is None else d_projected @ params.w_proj.astype(d_y.dtype).T
+    d_output = d_projected if params.w_proj is None else gates.recur_transpose(d_projected, params.w_proj)
     peep = None if params.peephole is None else params.peephole.astype(d_y.dtype)
 
     def through(k: int, slope_of: Array, d: Array) -> tuple[Array, Array]:
@@ -129,8 +133,8 @@ def lstm_transpose(
         scale = gates.split_gates(params.scale, 4)[k]
         return gates.normalize_transpose(scale, kept.normalized[k], d_activated), d_activated
 
-    d_o, d_ao = through(3, gate_slope(kept.o), d_output * kept.squashed)
-    d_c = d_carry.c + (d_output * kept.o * slope(kept.squashed)).astype(d_carry.c.dtype)
+    d_o, d_ao = through(3, gate_slope(kept.o), d_output * squashed)
+    d_c = d_carry.c + (d_output * kept.o * slope(squashed)).astype(d_carry.c.dtype)
     if peep is not None:
         d_c = d_c + (peep[2] * d_o).astype(d_c.dtype)
     d = d_c.astype(d_y.dtype)
@@ -141,10 +145,14 @@ def lstm_transpose(
     if peep is not None:
         d_c = d_c + (peep[0] * d_i + peep[1] * d_f).astype(d_c.dtype)
     d_z = jnp.concatenate([d_i, d_f, d_g, d_o], axis=-1)
-    d_h = d_z @ params.w_rec.astype(d_z.dtype).T
+    d_h = gates.recur_transpose(d_z, params.w_rec)
     d_activated = None if kept.normalized is None else (d_ai, d_af, d_ag, d_ao)
     extra = (d_activated, None if params.w_proj is None else d_projected)
     return LSTMCarry(d_h.astype(d_carry.h.dtype), d_c), d_z, extra
+
+
+def _c_after(kept: LSTMResiduals) -> Array:
+    return kept.f * kept.c_before + kept.i * kept.g
 
 
 def lstm_accumulate(params: LSTMParams, kept: LSTMResiduals, d_zs: Array, extras: tuple) -> LSTMParams:
@@ -154,7 +162,7 @@ def lstm_accumulate(params: LSTMParams, kept: LSTMResiduals, d_zs: Array, extras
     d_peephole = d_scale = d_offset = d_proj = None
     if params.peephole is not None:
         d_i, d_f, _, d_o = gates.split_gates(d_zs, 4)
-        pairs = ((d_i, kept.c_before), (d_f, kept.c_before), (d_o, kept.c_after))
+        pairs = ((d_i, kept.c_before), (d_f, kept.c_before), (d_o, _c_after(kept)))
         d_peephole = jnp.stack([gates.leading_sum(d * c, dtype) for d, c in pairs])
     if d_activated is not None:
         units = [n.unit for n in kept.normalized]
@@ -184,6 +192,7 @@ class LSTMFamily(Cell):
     recurrent_activation: Activation = "sigmoid"
     use_bias: bool = True
     normalize: str | None = None
+    epsilon: float = gates.EPSILON
     proj_dim: int | None = None
     w_in_init: Initializer = "glorot_uniform"
     w_rec_init: Initializer = "orthogonal"
@@ -194,14 +203,16 @@ class LSTMFamily(Cell):
         name = type(self).__name__
         gates.positive(name, hidden_dim=self.hidden_dim, proj_dim=self.proj_dim)
         gates.one_of(name, normalize=(self.normalize, (None, "layer")))
-        self._functions()
+        gates.positive_number(name, epsilon=self.epsilon)
+        self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
 
-    def _functions(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return {
             "activation": activation_function(self.activation),
             "gate": activation_function(self.recurrent_activation),
+            "epsilon": self.epsilon,
         }
 
     @property
@@ -227,17 +238,19 @@ class LSTMFamily(Cell):
     def initial_carry(self, params: LSTMParams, batch_shape: Shape) -> LSTMCarry:
         return lstm_carry(params, batch_shape, self.dtypes)
 
-    def project(self, params: LSTMParams, x: Array) -> Array:
-        return gates.project_input(self, params, x)
+    def project(self, params: LSTMParams, x: Array) -> gates.Gates:
+        return gates.project_gates(self, params, x, 4)
 
-    def step(self, params: LSTMParams, carry: LSTMCarry, z: Array, key: Key = None) -> tuple[LSTMCarry, Array]:
-        return lstm_step(params, carry, z, **self._functions())
+    def step(self, params: LSTMParams, carry: LSTMCarry, z: gates.Gates, key: Key = None) -> tuple[LSTMCarry, Array]:
+        return lstm_step(params, carry, z, **self._options())
 
-    def step_seen(self, params: LSTMParams, carry: LSTMCarry, h: Array, z: Array) -> tuple[LSTMCarry, Array]:
-        return lstm_step(params, carry, z, h, **self._functions())
+    def step_seen(self, params: LSTMParams, carry: LSTMCarry, h: Array, z: gates.Gates) -> tuple[LSTMCarry, Array]:
+        return lstm_step(params, carry, z, h, **self._options())
 
-    def step_residuals(self, params: LSTMParams, carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array, LSTMResiduals]:
-        return lstm_residuals(params, carry, z, **self._functions())
+    def step_residuals(
+        self, params: LSTMParams, carry: LSTMCarry, z: gates.Gates
+    ) -> tuple[LSTMCarry, Array, LSTMResiduals]:
+        return lstm_residuals(params, carry, z, **self._options())
 
     def step_transpose(
         self, params: LSTMParams, residuals: LSTMResiduals, d_carry: LSTMCarry, d_y: Array
@@ -245,7 +258,10 @@ class LSTMFamily(Cell):
         slope, gate_slope = slope_from_output(self.activation), slope_from_output(self.recurrent_activation)
         if slope is None or gate_slope is None:
             raise self._not_offered("adjoint")
-        return lstm_transpose(params, residuals, d_carry, d_y, slope=slope, gate_slope=gate_slope)
+        activation = activation_function(self.activation)
+        return lstm_transpose(
+            params, residuals, d_carry, d_y, activation=activation, slope=slope, gate_slope=gate_slope
+        )
 
     def accumulate(self, params: LSTMParams, residuals: LSTMResiduals, d_zs: Array, extras: tuple) -> LSTMParams:
         return lstm_accumulate(params, residuals, d_zs, extras)
@@ -267,6 +283,7 @@ class LSTM(LSTMFamily):
       recurrent_activation: σ.
       use_bias: whether b exists.
       normalize: `None` or `"layer"`.
+      epsilon: added to the variance by the normalization.
       proj_dim: P, or `None` for no projection.
       w_in_init, w_rec_init, bias_init: initializers; the forget gate's bias starts at 1.
       dtypes: params, compute and carry.

@@ -3,7 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +44,13 @@ def simple_residuals(
     h: Array | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
+    epsilon: float = gates.EPSILON,
 ) -> tuple[SimpleCarry, Array, SimpleResiduals]:
     """One step, plain or layer-normalized, and all that its transpose needs."""
-    a = z + gates.recur(carry.h if h is None else h, params.w_rec, z)
+    a = z + gates.recur(carry.h if h is None else h, params.w_rec, z.dtype)
     kept = None
     if params.scale is not None:
-        a, kept = gates.normalize(a, params.scale, params.offset)
+        a, kept = gates.normalize(a, params.scale, params.offset, epsilon)
     y = activation(a)
     return SimpleCarry(y.astype(carry.h.dtype)), y, SimpleResiduals(carry.h.astype(z.dtype), y, kept)
 
@@ -61,9 +62,10 @@ def simple_step(
     h: Array | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
+    epsilon: float = gates.EPSILON,
 ) -> tuple[SimpleCarry, Array]:
     """One step from `z = W_x x + b`, plain or layer-normalized; see `Simple` for the recurrence."""
-    carry, y, _ = simple_residuals(params, carry, z, h, activation=activation)
+    carry, y, _ = simple_residuals(params, carry, z, h, activation=activation, epsilon=epsilon)
     return carry, y
 
 
@@ -89,12 +91,13 @@ def batch_normalized_step(
     *,
     training: bool,
     activation: Callable[[Array], Array] = jnp.tanh,
+    epsilon: float = gates.EPSILON,
 ) -> tuple[SimpleCarry, Array]:
     """One step normalized over the batch (`training`) or by the population statistics."""
-    a = z + gates.recur(carry.h if h is None else h, params.w_rec, z)
+    a = z + gates.recur(carry.h if h is None else h, params.w_rec, z.dtype)
     moments = batch_moments(a) if training else jax.lax.stop_gradient((params.mean, params.var))
     mean, var = (m.astype(a.dtype) for m in moments)
-    unit = (a - mean) * jax.lax.rsqrt(var + gates.EPSILON)
+    unit = (a - mean) * jax.lax.rsqrt(var + epsilon)
     y = activation(params.scale.astype(a.dtype) * unit + params.offset.astype(a.dtype))
     return SimpleCarry(y.astype(carry.h.dtype)), y
 
@@ -112,7 +115,7 @@ def simple_transpose(
     d_z = d_activated
     if kept.normalized is not None:
         d_z = gates.normalize_transpose(params.scale, kept.normalized, d_activated)
-    d_h = d_z @ params.w_rec.astype(d_z.dtype).T
+    d_h = gates.recur_transpose(d_z, params.w_rec)
     return SimpleCarry(d_h.astype(d_carry.h.dtype)), d_z, None if kept.normalized is None else d_activated
 
 
@@ -142,6 +145,7 @@ class Simple(Cell):
       activation: φ.
       use_bias: whether b exists.
       normalize: `None`, `"layer"` or `"batch"`.
+      epsilon: added to the variance by the normalization.
       w_in_init, w_rec_init, bias_init: initializers.
       dtypes: params, compute and carry.
 
@@ -160,6 +164,7 @@ class Simple(Cell):
     activation: Activation = "tanh"
     use_bias: bool = True
     normalize: str | None = None
+    epsilon: float = gates.EPSILON
     w_in_init: Initializer = "glorot_uniform"
     w_rec_init: Initializer = "orthogonal"
     bias_init: Initializer = "zeros"
@@ -168,9 +173,13 @@ class Simple(Cell):
     def __post_init__(self):
         gates.positive("Simple", hidden_dim=self.hidden_dim)
         gates.one_of("Simple", normalize=(self.normalize, (None, "layer", "batch")))
-        activation_function(self.activation)
+        gates.positive_number("Simple", epsilon=self.epsilon)
+        self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
+
+    def _options(self) -> dict[str, Any]:
+        return {"activation": activation_function(self.activation), "epsilon": self.epsilon}
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -206,20 +215,19 @@ class Simple(Cell):
         return gates.project_input(self, params, x)
 
     def step(self, params: SimpleParams, carry: SimpleCarry, z: Array, key: Key = None) -> tuple[SimpleCarry, Array]:
-        activation = activation_function(self.activation)
         if self.normalize == "batch":
-            return batch_normalized_step(params, carry, z, training=key is not None, activation=activation)
-        return simple_step(params, carry, z, activation=activation)
+            return batch_normalized_step(params, carry, z, training=key is not None, **self._options())
+        return simple_step(params, carry, z, **self._options())
 
     def step_seen(self, params: SimpleParams, carry: SimpleCarry, h: Array, z: Array) -> tuple[SimpleCarry, Array]:
         if self.normalize == "batch":
             raise self._not_offered("step_seen")
-        return simple_step(params, carry, z, h, activation=activation_function(self.activation))
+        return simple_step(params, carry, z, h, **self._options())
 
     def step_residuals(
         self, params: SimpleParams, carry: SimpleCarry, z: Array
     ) -> tuple[SimpleCarry, Array, SimpleResiduals]:
-        return simple_residuals(params, carry, z, activation=activation_function(self.activation))
+        return simple_residuals(params, carry, z, **self._options())
 
     def step_transpose(
         self, params: SimpleParams, residuals: SimpleResiduals, d_carry: SimpleCarry, d_y: Array
@@ -237,12 +245,11 @@ class Simple(Cell):
     def calibrate(self, params: SimpleParams, carry: SimpleCarry, xs: Array) -> SimpleParams:
         if self.normalize != "batch":
             return params
-        activation = activation_function(self.activation)
 
         def step(carry: SimpleCarry, x: Array) -> tuple[SimpleCarry, tuple[Array, Array]]:
             z = self.project(params, x)
-            mean, var = batch_moments(z + gates.recur(carry.h, params.w_rec, z))
-            carry, _ = batch_normalized_step(params, carry, z, training=True, activation=activation)
+            mean, var = batch_moments(z + gates.recur(carry.h, params.w_rec, z.dtype))
+            carry, _ = batch_normalized_step(params, carry, z, training=True, **self._options())
             return carry, (mean, var)
 
         _, (means, variances) = jax.lax.scan(step, carry, xs)

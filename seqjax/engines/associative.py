@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import linear
-from seqjax.engines.stepping import Steps, cut, expand, join, prepare, select, zeros_like
+from seqjax.engines.stepping import Steps, cut, expand, join, prepare, select, visible, zeros_like
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 
 CACHED = 256
@@ -143,7 +143,7 @@ def run_affine(
     cell: Cell, recurrence: Recurrence, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
     """Runs an affine cell over steps that are prepared already, all coefficients at once."""
-    z = cell.project(params, select(steps.mask, steps.x, zeros_like(steps.x)))
+    z = cell.project(params, visible(steps))
     decay, drive = cell.coefficients(params, z)
     recur = functools.partial(masked_recurrence, recurrence, mask=steps.mask, resets=steps.reset)
     restart = carry if initial is None else initial  # read only where there are resets

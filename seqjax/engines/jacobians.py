@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.stepping import Steps, enter, expand, masked_step
+from seqjax.engines.stepping import Steps, expand, masked_step, reset, visible
 
 
 def batched_step(
@@ -150,8 +150,8 @@ def _closed_form(
     packing: Packing, cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
 ) -> Array:
     """The cell's own Jacobian where a step is taken, the identity where it is masked, 0 after a reset."""
-    before, x = enter(widen(initial, steps.x.shape[0]), carries, steps)
-    jacobian = cell.step_jacobian(params, before, cell.project(params, x))
+    before = reset(widen(initial, steps.x.shape[0]), carries, steps)
+    jacobian = cell.step_jacobian(params, before, cell.project(params, visible(steps)))
     if packing.structure == "diagonal":
         jacobian, identity = packing.pack(jacobian), jnp.ones((), jnp.bool)
     else:

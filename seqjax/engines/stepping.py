@@ -70,10 +70,14 @@ def zeros_like(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
-def enter(initial: Carry | None, carry: Carry, step: Steps) -> tuple[Carry, Array]:
-    """The carry after a reset, and the input with padding replaced by zeros, so that it poisons nothing."""
-    carry = carry if step.reset is None else select(step.reset, initial, carry)
-    return carry, select(step.mask, step.x, zeros_like(step.x))
+def reset(initial: Carry | None, carry: Carry, step: Steps) -> Carry:
+    """The carry that a step sees: the initial one at a reset."""
+    return carry if step.reset is None else select(step.reset, initial, carry)
+
+
+def visible(steps: Steps) -> Array:
+    """The inputs with padding replaced by zeros, so that it poisons nothing."""
+    return select(steps.mask, steps.x, zeros_like(steps.x))
 
 
 def leave(before: Carry, after: Carry, y: Array, step: Steps) -> tuple[Carry, Array]:
@@ -83,8 +87,8 @@ def leave(before: Carry, after: Carry, y: Array, step: Steps) -> tuple[Carry, Ar
 
 def masked_step(cell: Cell, params: Params, initial: Carry | None, carry: Carry, step: Steps) -> tuple[Carry, Array]:
     """`cell.step` on one step of input, with its mask, reset and key."""
-    before, x = enter(initial, carry, step)
-    after, y = cell.step(params, before, cell.project(params, x), step.key)
+    before = reset(initial, carry, step)
+    after, y = cell.step(params, before, cell.project(params, visible(step)), step.key)
     return leave(before, after, y, step)
 
 

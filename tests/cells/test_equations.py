@@ -124,7 +124,9 @@ def test_gru(reset, normalize, use_bias):
 def test_lstm_of_one_unit_by_pen_and_paper():
     # all weights 1, bias 0, x = 1, h = 0, c = 2: every gate sees 1
     params = seqjax.cells.LSTMParams(jnp.ones((1, 4)), jnp.ones((1, 4)), jnp.zeros(4))
-    carry, y = seqjax.cells.lstm_step(params, seqjax.cells.LSTMCarry(jnp.zeros(1), jnp.full(1, 2.0)), jnp.ones(4))
+    carry, y = seqjax.cells.lstm_step(
+        params, seqjax.cells.LSTMCarry(jnp.zeros(1), jnp.full(1, 2.0)), (jnp.ones(1),) * 4
+    )
     s, t = 0.7310585786300049, 0.7615941559557649  # sigmoid(1), tanh(1)
     np.testing.assert_allclose(carry.c, [2 * s + s * t], rtol=1e-12)
     np.testing.assert_allclose(y, [s * np.tanh(2 * s + s * t)], rtol=1e-12)

@@ -20,7 +20,7 @@ from seqjax import (
 )
 from seqjax.base import Cell, Engine
 from seqjax.cells import LambdaCell, RecurrentDropout, Zoneout
-from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, Scan, Truncated
+from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, Scan, Sharded, Truncated
 
 
 def cells(dtype: str) -> dict[str, Cell]:
@@ -63,6 +63,7 @@ ENGINES: dict[str, Engine] = {
     "associative-tree": Associative("tree"),
     "relaxed": Relaxed(chunk=3),
     "newton": Newton(),  # its other Jacobian, and the coupling of Relaxed, have their own tests
+    "sharded": Sharded(jax.make_mesh((1,), ("time",)), "time"),  # on eight devices in tests/engines/test_sharded.py
 }
 
 

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of steps in the hand-written pass: lengths that the contract table does not reach."""
+
+import functools
+
+import jax
+import pytest
+
+import seqjax
+from seqjax import DTypes
+from seqjax.engines.scan import Scan, block_size
+from seqjax.engines.stepping import Steps
+from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+
+DOUBLE = DTypes("float64")
+CELLS = {
+    "lstm-layer": seqjax.LSTM(3, normalize="layer", dtypes=DOUBLE),
+    "gru": seqjax.GRU(3, dtypes=DOUBLE),
+    "diagonal-lstm": seqjax.DiagonalLSTM(3, dtypes=DOUBLE),
+}
+
+
+@pytest.mark.parametrize(("T", "size"), [(74, 37), (67, 1)], ids=["two blocks", "a prime: none"])
+@pytest.mark.parametrize("name", CELLS)
+def test_blocks_of_steps_equal_the_reference_loop(name, T, size):
+    cell = CELLS[name]
+    params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True)
+    assert block_size(cell, params, Steps(xs, mask, resets, None)) == size
+    flags = {"mask": mask, "resets": resets}
+    expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
+    actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)
+    assert_close(actual, expected, 1e-10)
