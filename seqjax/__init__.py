@@ -32,6 +32,7 @@ from seqjax.layers import (
     Dense,
     Dropout,
     Embed,
+    Last,
     LayerNorm,
     Residual,
     Serial,
@@ -41,7 +42,7 @@ from seqjax.layers import (
 
 __version__ = "0.1.0"
 
-_LAZY = ("testing", "training")  # not needed to build and run a model; loaded at first use
+_LAZY = ("interop", "testing", "training")  # not needed to build and run a model; loaded at first use
 
 __all__ = [
     "GRU",
@@ -63,6 +64,7 @@ __all__ = [
     "Embed",
     "Engine",
     "IndRNN",
+    "Last",
     "Layer",
     "LayerNorm",
     "MinGRU",
@@ -76,6 +78,7 @@ __all__ = [
     "explain",
     "fold",
     "initializers",
+    "interop",
     "layers",
     "mask_from_lengths",
     "testing",

@@ -6,6 +6,7 @@ from seqjax.layers.compose import BatchMajor, Residual, Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.explain import explain
 from seqjax.layers.fold import fold
+from seqjax.layers.last import Last
 from seqjax.layers.pointwise import Activation, Dense, Embed, LayerNorm
 from seqjax.layers.regularize import BatchNorm, Dropout, calibrate
 from seqjax.layers.rnn import RNN
@@ -21,6 +22,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Embed",
+    "Last",
     "LayerNorm",
     "Residual",
     "Serial",

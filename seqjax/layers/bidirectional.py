@@ -69,12 +69,12 @@ class Bidirectional(Layer):
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         params = tuple(layer.init(k, xs) for layer, k in zip(self._layers, jax.random.split(key), strict=True))
-        for layer, p in zip(self._layers, params, strict=True):
-            steps = outputs_like(layer, p, xs).shape[0]
-            if steps != xs.shape[0]:
-                raise ValueError(
-                    f"Bidirectional needs layers that keep time; {layer!r} maps {xs.shape[0]} steps to {steps}."
-                )
+        steps = tuple(outputs_like(layer, p, xs).shape[0] for layer, p in zip(self._layers, params, strict=True))
+        if steps not in ((xs.shape[0],) * 2, (1, 1)):
+            raise ValueError(
+                "Bidirectional needs layers that keep time, or that both end in Last; "
+                f"{self._layers} map {xs.shape[0]} steps to {steps}."
+            )
         return params
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
@@ -98,6 +98,9 @@ class Bidirectional(Layer):
             params[1], carry[1], jnp.flip(xs, 0), mask=back_mask, resets=back_resets, key=fold_key(key, 1)
         )
         return (ahead, behind), _MERGES[self.merge](ys, jnp.flip(back_ys, 0))
+
+    def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
+        return self.forward.time_map(mask, resets, None if carry is None else carry[0])
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
         return tuple(plan for layer, p in zip(self._layers, params, strict=True) for plan in layer.plan(p, xs))

@@ -239,13 +239,13 @@ def test_an_embedding_is_equal_in_float64_and_comes_back_exactly():
 
 
 class LNSimpleRNNCell(L.Layer):
-    """The layer-normalized cell of Geron's notebook, with the epsilon of seqjax' cells."""
+    """The layer-normalized cell of Geron's notebook, with Keras' default epsilon."""
 
-    def __init__(self, units, activation="tanh", epsilon=1e-5, **kwargs):
+    def __init__(self, units, activation="tanh", **kwargs):
         super().__init__(**kwargs)
         self.state_size = self.output_size = units
         self.simple_rnn_cell = L.SimpleRNNCell(units, activation=None)
-        self.layer_norm = L.LayerNormalization(epsilon=epsilon)
+        self.layer_norm = L.LayerNormalization()
         self.activation = keras.activations.get(activation)
 
     def build(self, input_shape):
@@ -282,11 +282,10 @@ class PeepholeLSTMCell(L.Layer):
 
 
 def from_ln_cell(cell):
-    if cell.layer_norm.epsilon != 1e-5:
-        raise ValueError(f"seqjax' normalized cells have epsilon 1e-5, got {cell.layer_norm.epsilon}.")
     (w_in, w_rec, bias), (scale, offset) = cell.simple_rnn_cell.weights, cell.layer_norm.weights
     arrays = (jnp.asarray(v.numpy()) for v in (w_in, w_rec, bias, scale, offset))
-    return seqjax.Simple(cell.output_size, normalize="layer"), seqjax.cells.SimpleParams(*arrays)
+    found = seqjax.Simple(cell.output_size, normalize="layer", epsilon=cell.layer_norm.epsilon)
+    return found, seqjax.cells.SimpleParams(*arrays)
 
 
 def from_peephole_cell(cell):
@@ -462,13 +461,6 @@ def test_a_users_own_class_is_refused_by_name_without_a_mapping():
 
     with pytest.raises(ValueError, match="LSTM"):
         from_keras(LSTM(3))
-
-
-def test_the_epsilon_of_a_normalized_cell_is_not_taken_for_another():
-    layer = L.RNN(LNSimpleRNNCell(3, epsilon=1e-3))
-    built(layer, (None, None, 2))
-    with pytest.raises(ValueError, match="epsilon"):
-        from_keras(layer, custom=CUSTOM)
 
 
 def test_a_layer_that_is_not_built_is_refused():

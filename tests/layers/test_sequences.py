@@ -248,6 +248,26 @@ REFUSALS = {
 }
 
 
+def test_bidirectional_around_last_takes_the_step_that_each_direction_reaches_last():
+    rnn = seqjax.RNN(seqjax.Simple(2, dtypes=F64))
+    ends = seqjax.Serial(rnn, seqjax.Last())
+    model = seqjax.Serial(seqjax.Bidirectional(ends), dense(3))
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3, 2)))
+    mask = jnp.asarray(np.arange(5)[:, None] < np.array([5, 3, 0]))
+    params = model.init(jax.random.key(0), xs)
+    _, ys = model.apply(params, model.initial_carry(params, (3,)), xs, mask=mask)
+
+    (ahead, _), (behind, _) = params[0]
+    for b, length in enumerate([5, 3]):
+        h = {"ahead": np.zeros(2), "behind": np.zeros(2)}
+        for name, weights, times in (("ahead", ahead, range(length)), ("behind", behind, reversed(range(length)))):
+            for t in times:
+                h[name] = np.tanh(xs[t, b] @ weights.w_in + h[name] @ weights.w_rec + weights.bias)
+        expected = np.concatenate([h["ahead"], h["behind"]]) @ params[1].kernel + params[1].bias
+        np.testing.assert_allclose(ys[0, b], expected, atol=1e-12)
+    np.testing.assert_array_equal(ys[0, 2], 0)  # padding alone
+
+
 @pytest.mark.parametrize("what", REFUSALS)
 def test_bad_input_is_refused_with_what_to_do(what):
     act, message = REFUSALS[what]
