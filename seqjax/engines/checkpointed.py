@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -84,14 +85,26 @@ class Checkpointed(Engine):
         return Plan(repr(cell), repr(self), why, memory, T)
 
     def sizes(self, T: int) -> tuple[int, ...]:
-        """Steps in a segment at each level, outermost first.
+        """Steps in a segment at each level, outermost first: divisors of T where any is near, so that nothing is left over.
 
-        >>> Checkpointed().sizes(10_000), Checkpointed(levels=2).sizes(1_000_000)
-        ((100,), (10000, 100))
+        >>> Checkpointed().sizes(10_000), Checkpointed().sizes(997), Checkpointed(levels=2).sizes(1_000_000)
+        ((100,), (32,), (10000, 100))
         """
-        inner = self.segment or max(1, round(T ** (1 / (self.levels + 1))))
-        inner = min(inner, T)
-        return tuple(round(inner * (T / inner) ** (k / self.levels)) for k in reversed(range(self.levels)))
+        inner = min(self.segment or near_divisor(T, T ** (1 / (self.levels + 1))), T)
+        count = -(-T // inner)
+        outer = (inner * near_divisor(count, count ** (k / self.levels)) for k in reversed(range(1, self.levels)))
+        return (*outer, inner)
+
+
+def near_divisor(n: int, target: float) -> int:
+    """The divisor of `n` nearest to `target` by ratio, or `target` rounded if none is within a factor of two.
+
+    >>> near_divisor(100_000, 316.2), near_divisor(997, 31.6)
+    (250, 32)
+    """
+    within = range(max(1, math.ceil(target / 2)), min(n, int(2 * target)) + 1)
+    divisors = [d for d in within if n % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / target)), default=max(1, round(target)))
 
 
 def run_segments(
