@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flax cells with random weights, as functions of their weights."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,10 +20,16 @@ def random_like(shapes, seed=0):
     return jax.tree.map(lambda a: jnp.asarray((random.normal(size=a.shape) * 0.5).astype(a.dtype)), shapes)
 
 
+def drawn(cell, in_dim=D):
+    """Random params of a seqjax cell, without compiling its `init`."""
+    return random_like(jax.eval_shape(lambda key: cell.init(key, in_dim), jax.random.key(0)))
+
+
 def inputs(*shape, dtype="float64", seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
+@functools.cache
 def linen_cell(name, param_dtype="float64", **options):
     """A linen cell and random params for it."""
     cell = getattr(nn, name)(H, param_dtype=jnp.dtype(param_dtype), **options)
@@ -34,12 +42,17 @@ def linen_cell(name, param_dtype="float64", **options):
 
 def nnx_cell(name, param_dtype="float64", **options):
     """An nnx cell with random params, which are returned beside it."""
+    cell, tree = _abstract_nnx_cell(name, param_dtype, **options)
+    return with_params(cell, tree), tree
+
+
+@functools.cache
+def _abstract_nnx_cell(name, param_dtype, **options):
     if name == "SimpleCell":
         options = {"dtype": jnp.dtype(param_dtype), **options}
     make = getattr(nnx, name)
     cell = nnx.eval_shape(lambda: make(D, H, param_dtype=jnp.dtype(param_dtype), rngs=nnx.Rngs(0), **options))
-    tree = random_like(nnx.to_pure_dict(nnx.state(cell, nnx.Param)))
-    return with_params(cell, tree), tree
+    return cell, random_like(nnx.to_pure_dict(nnx.state(cell, nnx.Param)))
 
 
 def with_params(module, tree):

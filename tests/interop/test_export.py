@@ -71,9 +71,11 @@ MODELS = {
 }
 
 
-def drawn(model, features):
-    """Params of the model."""
-    return jax.jit(lambda key: model.init(key, jax.ShapeDtypeStruct((50, 2, features), jnp.float32)))(jax.random.key(0))
+def drawn(model, *like):
+    """Random params of the model, for inputs of the shape `like`."""
+    xs, random = jax.ShapeDtypeStruct(like, jnp.float32), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: model.init(key, xs), jax.random.key(0))
+    return jax.tree.map(lambda a: jnp.asarray((random.normal(size=a.shape) * 0.5).astype(a.dtype)), shapes)
 
 
 def apply(model, params, xs, mask=None):
@@ -89,7 +91,7 @@ def apply(model, params, xs, mask=None):
 def exchange(tmp_path_factory):
     """Params and inputs handed to a process without seqjax, and the outputs that came back."""
     folder, random = tmp_path_factory.mktemp("export"), np.random.default_rng(0)
-    params = {name: drawn(*given) for name, given in MODELS.items()}
+    params = {name: drawn(model, 50, 2, features) for name, (model, features) in MODELS.items()}
     inputs = {"stream": random.normal(size=(PIECES[-1], 2, 2)).astype("float32")}
     for i, (T, B) in enumerate(SHAPES):
         xs = random.normal(size=(T, B, 1)).astype("float32")
@@ -154,7 +156,7 @@ def test_every_engine_is_exported_as_the_loop():
     exported = length_agnostic(model)
     assert repr(exported).count("engine=Scan()") == 4
     assert "Checkpointed" not in repr(exported)
-    params = jax.jit(lambda key: model.init(key, jax.ShapeDtypeStruct((2, 9, 3), jnp.float32)))(jax.random.key(0))
+    params = drawn(model, 2, 9, 3)
     xs = np.random.default_rng(0).normal(size=(2, 9, 3)).astype("float32")
     artifact = jax.export.deserialize(export_model(model, params, "b, t, 3", constraints=["t <= 100"]))
     _, expected = jax.jit(lambda xs: model.apply(params, model.initial_carry(params, (2,)), xs))(xs)
@@ -169,7 +171,7 @@ def test_a_wavefront_is_exported_as_its_serial_model():
 
 def test_resets_reach_the_exported_model():
     model = seqjax.RNN(seqjax.GRU(3))
-    params = drawn(model, 2)
+    params = drawn(model, 50, 2, 2)
     xs = np.random.default_rng(0).normal(size=(6, 2)).astype("float32")
     resets = np.array([False, False, False, True, False, False])
     artifact = jax.export.deserialize(export_model(model, params, "t, 2", resets=True))
@@ -180,7 +182,7 @@ def test_resets_reach_the_exported_model():
 
 def test_one_artifact_is_compiled_for_several_platforms():
     model = seqjax.RNN(seqjax.Simple(3))
-    artifact = jax.export.deserialize(export_model(model, drawn(model, 2), "t, b, 2", platforms=("cpu", "cuda")))
+    artifact = jax.export.deserialize(export_model(model, drawn(model, 50, 2, 2), "t, b, 2", platforms=("cpu", "cuda")))
     assert artifact.platforms == ("cpu", "cuda")
     assert artifact.call(jnp.ones((4, 2, 2), jnp.float32)).shape == (4, 2, 3)
     assert "stablehlo.while" in artifact.mlir_module()
@@ -205,7 +207,7 @@ def test_the_least_length_is_that_which_stacked_convolutions_need(steps):
 
 def test_a_sequence_shorter_than_the_convolution_is_refused_by_the_artifact():
     model = mission_model("valid")
-    artifact = jax.export.deserialize(export_model(model, drawn(model, 1), "t, b, 1"))
+    artifact = jax.export.deserialize(export_model(model, drawn(model, 50, 2, 1), "t, b, 1"))
     with pytest.raises(ValueError, match="shapes"):
         artifact.call(jnp.ones((3, 2, 1), jnp.float32))
 

@@ -21,7 +21,7 @@ F64 = jnp.float64
 
 
 def test_a_linen_cell_keeps_the_laws():
-    check_cell(LinenCell(nn.MGUCell(3, param_dtype=F64)))
+    check_cell(LinenCell(nn.SimpleCell(3, param_dtype=F64)))
 
 
 def test_an_nnx_cell_keeps_the_laws():

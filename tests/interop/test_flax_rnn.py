@@ -17,7 +17,7 @@ from seqjax.engines import Checkpointed, Scan
 from seqjax.interop.flax import linen as ours_linen
 from seqjax.interop.flax import nnx as ours_nnx
 from seqjax.testing import assert_close, reference_loop
-from tests.interop.flax_models import B, D, H, T, flax_cell, inputs, linen_cell, nnx_cell, run_flax, with_params
+from tests.interop.flax_models import B, D, H, T, drawn, flax_cell, inputs, linen_cell, nnx_cell, run_flax, with_params
 
 PAIRS = {"linen": (nn.RNN, ours_linen.RNN), "nnx": (nnx.RNN, ours_nnx.RNN)}
 NAMES = ("SimpleCell", "LSTMCell", "GRUCell")
@@ -44,16 +44,15 @@ def test_linen_params_have_the_names_and_first_values_of_flax(name):
 
 
 @pytest.mark.parametrize(
-    ("options", "lengths"),
+    ("api", "name", "options", "lengths"),
     [
-        ({}, LENGTHS),
-        ({"reverse": True}, LENGTHS),
-        ({"reverse": True, "keep_order": True}, LENGTHS),
-        ({"time_major": True, "reverse": True}, None),
+        ("linen", "LSTMCell", {}, LENGTHS),
+        ("linen", "MGUCell", {"reverse": True}, LENGTHS),
+        ("nnx", "GRUCell", {"reverse": True, "keep_order": True}, LENGTHS),
+        ("nnx", "LSTMCell", {"reverse": True}, LENGTHS),
+        ("linen", "GRUCell", {"time_major": True, "reverse": True}, None),
     ],
-    ids=["forward", "reverse", "reverse+keep_order", "time_major+reverse"],
 )
-@pytest.mark.parametrize(("api", "name"), [("linen", "LSTMCell"), ("nnx", "GRUCell"), ("linen", "MGUCell")])
 def test_outputs_carries_and_gradients_are_those_of_flax(api, name, options, lengths):
     cell, tree = flax_cell(api, name)
     xs, weights = inputs(B, T, D), inputs(B, T, H, seed=2)
@@ -94,14 +93,13 @@ def test_options_of_the_layer_are_overridden_by_those_of_a_call(api):
         assert_close(actual, expected, 1e-12)
 
 
-@pytest.mark.parametrize("api", ["linen", "nnx"])
-def test_the_engine_is_a_choice(api):
-    cell, tree = flax_cell(api, "LSTMCell")
-    xs, our_rnn = inputs(B, 9, D), PAIRS[api][1]
+def test_the_engine_is_a_choice():
+    cell, tree = linen_cell("LSTMCell")
+    xs = inputs(B, 9, D)
 
     def loss(engine):
         def of(tree):
-            return jnp.sum(run_flax(api, lambda cell: our_rnn(cell, engine=engine), cell, tree, xs) ** 2)
+            return jnp.sum(run_flax("linen", lambda cell: ours_linen.RNN(cell, engine=engine), cell, tree, xs) ** 2)
 
         return jax.jit(jax.value_and_grad(of))(tree)
 
@@ -183,20 +181,22 @@ def test_a_seqjax_cell_inside_a_linen_model_has_params_of_its_own_names():
 def test_noise_in_the_recurrence_is_for_training_alone():
     cell, xs = Zoneout(seqjax.Simple(H), 0.5), inputs(B, T, D, dtype="float32")
     linen = ours_linen.RNN(cell)
-    variables = jax.jit(linen.init)(jax.random.key(0), xs)
+    variables = {"params": drawn(cell)._asdict()}
     in_nnx = ours_nnx.RNN(cell, in_features=D, rngs=nnx.Rngs(0))
 
-    def run_linen(seed):
-        rngs = None if seed is None else {"dropout": jax.random.key(seed)}
-        return jax.jit(lambda rngs: linen.apply(variables, xs, rngs=rngs))(rngs)
+    @jax.jit
+    def run_linen(key):
+        return linen.apply(variables, xs, rngs=None if key is None else {"dropout": key})
 
-    def run_nnx(seed):
-        return in_nnx(xs, rngs=None if seed is None else nnx.Rngs(dropout=seed))
+    @nnx.jit
+    def run_nnx(key):
+        return in_nnx(xs, rngs=None if key is None else nnx.Rngs(dropout=key))
 
     for run in (run_linen, run_nnx):
-        np.testing.assert_array_equal(run(None), run(None))
-        assert not np.allclose(run(1), run(None))
-        assert not np.allclose(run(1), run(2))
+        calm, one, two = run(None), run(jax.random.key(1)), run(jax.random.key(2))
+        assert not np.allclose(one, calm)
+        assert not np.allclose(one, two)
+        np.testing.assert_array_equal(one, run(jax.random.key(1)))
 
 
 class Dropping(nnx.RNNCellBase):
@@ -235,17 +235,22 @@ class LinenDropping(nn.RNNCellBase):
 def test_a_flax_cell_keeps_its_own_noise():
     xs = inputs(B, T, D, dtype="float32")
     model = ours_nnx.RNN(Dropping(nnx.Rngs(0)))
-    assert not np.allclose(model(xs), model(xs))
+    run = nnx.jit(lambda model: model(xs))
+    assert not np.allclose(run(model), run(model))  # the stream goes on
     model.eval()
-    np.testing.assert_array_equal(model(xs), model(xs))
-    np.testing.assert_allclose(model(xs), nnx.RNN(model.cell)(xs), atol=1e-6)
+    np.testing.assert_array_equal(run(model), run(model))
+    np.testing.assert_allclose(run(model), nnx.RNN(model.cell)(xs), atol=1e-6)
 
-    noisy = ours_linen.RNN(LinenDropping())
-    variables = noisy.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, xs)
-    one, two = (noisy.apply(variables, xs, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
-    assert not np.allclose(one, two)
-    calm = LinenDropping(deterministic=True)
-    np.testing.assert_allclose(ours_linen.RNN(calm).apply(variables, xs), nn.RNN(calm).apply(variables, xs), atol=1e-6)
+    noisy, calm = LinenDropping(), LinenDropping(deterministic=True)
+    variables = {
+        "params": {
+            "cell": {"Dense_0": {"kernel": inputs(D + H, H, dtype="float32"), "bias": inputs(H, dtype="float32")}}
+        }
+    }
+    apply = jax.jit(lambda key: ours_linen.RNN(noisy).apply(variables, xs, rngs={"dropout": key}))
+    assert not np.allclose(apply(jax.random.key(0)), apply(jax.random.key(1)))
+    actual, expected = (jax.jit(lambda rnn=rnn: rnn(calm).apply(variables, xs))() for rnn in (ours_linen.RNN, nn.RNN))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_what_means_nothing_to_an_engine_is_refused_by_name():
