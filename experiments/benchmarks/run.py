@@ -4,7 +4,7 @@
 import runpy
 import sys
 
-NAMES = ("affine", "engines", "parallel")
+NAMES = ("affine", "engines", "layers", "parallel")
 
 
 def main() -> None:

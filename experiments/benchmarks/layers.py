@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One recurrent layer, seqjax against the other libraries: forward, training step, compilation, memory.
+
+A training step is the gradient of every weight of the sum of squares of all outputs. All systems get the same weights
+and inputs and take turns in one run; before, their outputs and gradients are compared, and one that does not agree is
+not timed. Each is compared with the seqjax cell that has its equations: haiku's GRU with `reset="before"`, the others'
+with `reset="after"`; haiku's simple core with a rectified one. A GRU's recurrent biases are zeros, as not all have them.
+
+Runs on processors, with as many threads as said, each number in a process of its own that is bound to so many cores.
+"""
+
+import dataclasses
+import functools
+import gc
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import seqjax
+from experiments.benchmarks import agreement, layers_report, measure, roofline
+from experiments.benchmarks.peers import PEERS, Peer, installed
+from experiments.benchmarks.systems import ENGINES, Programs, System, Task, of_seqjax
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+Kind = Literal["simple", "lstm", "gru"]
+
+CELLS: dict[str, dict[str, Callable]] = {
+    "simple": {
+        "tanh": functools.partial(seqjax.Simple, activation="tanh"),
+        "relu": functools.partial(seqjax.Simple, activation="relu"),
+    },
+    "lstm": {"plain": seqjax.LSTM},
+    "gru": {
+        "after": functools.partial(seqjax.GRU, reset="after"),
+        "before": functools.partial(seqjax.GRU, reset="before"),
+    },
+}
+"""Kind, form, cell; the first form is the one that most libraries have."""
+GATES = {"simple": 1, "lstm": 4, "gru": 3}
+QUICK = ("32x50x20x1", "32x200x64", "128x100x128", "1x10000x64")
+GRID = (*QUICK[:2], "32x1000x128", "64x200x256", "16x500x512", QUICK[3], QUICK[2], "8x10000x64")
+REFERENCE = "seqjax Scan(adjoint=False)"
+PASSES = ("forward", "step")
+FEWEST_TURNS, MOST_TURNS = 3, 101
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    kinds: tuple[Kind, ...] = ("simple", "lstm", "gru")
+    entries: tuple[str, ...] = GRID
+    """BxTxH, where D = H, or BxTxHxD."""
+    quick: bool = False
+    """The small entries alone."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights, inputs and computation."""
+    threads: tuple[int, ...] = (1, 2)
+    budget: float = 4.0
+    """Seconds of turns for each kind of cell on each entry; three turns are taken in any case."""
+    output: pathlib.Path = RESULTS / "layers.jsonl"
+    """The plot goes beside it."""
+
+
+class Entry(NamedTuple):
+    """Batch, steps, units, features."""
+
+    B: int
+    T: int
+    H: int
+    D: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Entry":
+        """From BxTxH or BxTxHxD.
+
+        Raises:
+          ValueError: another text.
+
+        >>> Entry.parse("32x200x64"), Entry.parse("32x50x20x1").D
+        (Entry(B=32, T=200, H=64, D=64), 1)
+        """
+        sizes = [int(part) for part in text.split("x") if part.isdecimal()]
+        if len(sizes) != text.count("x") + 1 or len(sizes) not in (3, 4) or min(sizes) < 1:
+            raise ValueError(f"an entry is BxTxH or BxTxHxD, such as 32x200x64, got {text!r}.")
+        return cls(*sizes, *([] if len(sizes) == 4 else [sizes[2]]))
+
+
+def task(kind: str, form: str, entry: Entry, dtype: str) -> Task:
+    """Weights uniform in ±1/√H, as PyTorch draws them, and normal inputs."""
+    cell = CELLS[kind][form](entry.H, dtypes=seqjax.DTypes(dtype))
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), entry.D))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: jnp.asarray(random.uniform(-1, 1, a.shape) / entry.H**0.5, a.dtype), shapes)
+    if kind == "gru" and params.bias_rec is not None:
+        params = params._replace(bias_rec=jnp.zeros_like(params.bias_rec))
+    xs = random.normal(size=(entry.T, entry.B, entry.D))
+    return Task(cell, params, xs.astype(jnp.dtype(dtype)))
+
+
+def in_float32(given: Task) -> Task:
+    """The same numbers, computed in float32."""
+    cell = dataclasses.replace(given.cell, dtypes=seqjax.DTypes())
+    return Task(cell, jax.tree.map(lambda a: a.astype("float32"), given.params), given.xs.astype("float32"))
+
+
+def contestants(kind: str, given: Mapping[str, Task], peers: Mapping[str, Peer]) -> dict[tuple[str, str], Callable]:
+    """`{(form, system): build}` for every form that a peer has, and the kind's first."""
+    builds: dict[tuple[str, str], Callable[[], System]] = {}
+    for form in given:
+        fitting = {name: peer for name, peer in peers.items() if peer.forms.get(kind) == form}
+        if fitting or form == next(iter(CELLS[kind])):
+            builds |= {
+                (form, name): functools.partial(of_seqjax, engine, given[form]) for name, engine in ENGINES.items()
+            }
+            builds |= {(form, name): functools.partial(peer.build, given[form]) for name, peer in fitting.items()}
+    return builds
+
+
+def reference(given: Task) -> tuple[np.ndarray, Any]:
+    """Outputs and gradients in float32 by autodiff of a plain loop."""
+    system = of_seqjax(ENGINES[REFERENCE], in_float32(given))
+    programs = system.programs()
+    return system.outputs(programs.forward()), system.gradients(programs.step())
+
+
+def run_entry(
+    kind: Kind, entry: Entry, dtype: str, budget: float, peers: Mapping[str, Peer], machine: Mapping[str, float]
+) -> list[dict]:
+    """One row for each system on one entry of the grid: agreement, then times.
+
+    Args:
+      kind, entry, dtype: the work.
+      budget: seconds.
+      peers: the libraries beside seqjax.
+      machine: the rate of a large matmul, and the memory bandwidth.
+    """
+    tasks = {form: task(kind, form, entry, dtype) for form in CELLS[kind]}
+    builds = contestants(kind, tasks, peers)
+    expected = {form: reference(tasks[form]) for form in dict.fromkeys(form for form, _ in builds)}
+    rows: dict[tuple[str, str], dict] = {}
+    running: dict[tuple[str, str], Programs] = {}
+    costs = dict.fromkeys(PASSES, 0.0)
+    for (form, name), build in builds.items():
+        row = {"kind": kind, **entry._asdict(), "dtype": dtype, "form": form, "system": name, "agrees": False}
+        row["on_jax"] = name in ENGINES or peers[name].on_jax
+        rows[form, name] = row
+        try:
+            system = build()
+            programs = system.programs()
+            results, seconds = zip(*(timed(getattr(programs, which)) for which in PASSES), strict=True)
+            found = agreement.errors(system.outputs(results[0]), system.gradients(results[1]), expected[form])
+        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            row["why"] = f"{type(error).__name__}: {error}"[:300]
+            continue
+        row |= {f"{what}_error": value for what, value in found._asdict().items()}
+        row |= {"compile_seconds": programs.compile_seconds, "temporary_bytes": programs.temporary_bytes}
+        row["agrees"] = agreement.agree(found, dtype)
+        if not row["agrees"]:
+            row["why"] = f"other numbers: {found}"
+            continue
+        running[form, name] = programs
+        costs = {which: costs[which] + cost for which, cost in zip(PASSES, seconds, strict=True)}
+    del expected
+    take_turns(rows, running, entry, GATES[kind], dtype, costs, budget, machine)
+    del running
+    jax.clear_caches()
+    gc.collect()
+    return list(rows.values())
+
+
+def timed(thunk: Callable[[], Any]) -> tuple[Any, float]:
+    """The result and the seconds of a call."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(thunk())
+    return result, time.perf_counter() - start
+
+
+def take_turns(
+    rows: dict[tuple[str, str], dict],
+    running: Mapping[tuple[str, str], Programs],
+    entry: Entry,
+    gates: int,
+    dtype: str,
+    costs: Mapping[str, float],
+    budget: float,
+    machine: Mapping[str, float],
+) -> None:
+    """Adds to each row: seconds, how many times faster `Auto()` is, and the share of the roofline."""
+    loop, loop_flop = roofline.recurrence(entry.B, entry.T, entry.H, gates, dtype)
+    for factor, which in ((1, "forward"), (3, "step")):
+        turns = int(np.clip(budget / len(PASSES) / costs[which], FEWEST_TURNS, MOST_TURNS))
+        thunks = {f"{form} {name}": getattr(programs, which) for (form, name), programs in running.items()}
+        seconds = measure.interleave({**thunks, "roofline": loop}, turns, warmup=0)
+        flop = factor * roofline.flop(**entry._asdict(), G=gates)
+        least = np.multiply(seconds["roofline"], flop / loop_flop)
+        for form, name in running:
+            row, own = rows[form, name], seconds[f"{form} {name}"]
+            row |= machine
+            row["matmul_rate"] = float(loop_flop / np.median(seconds["roofline"]))
+            row |= {f"{which}_turns": turns, f"{which}_seconds": float(np.median(own))}
+            row[f"{which}_roofline"] = measure.ratios(least, own)["median"]
+            row[f"{which}_large_roofline"] = flop / machine["large_matmul_rate"] / row[f"{which}_seconds"]
+            ours = seconds.get(f"{form} seqjax Auto()")
+            if ours is not None:
+                row[f"{which}_speedup"] = measure.ratios(own, ours)
+
+
+def run_grid(config: Config, threads: int) -> None:
+    """Measures everything with so many threads and appends to the result file. In a process of its own."""
+    versions = installed()
+    if versions["torch"] is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    peers = {name: peer for name, peer in PEERS.items() if versions[name] is not None}
+    machine = {"large_matmul_rate": roofline.large_matmul_rate(config.dtype), "bandwidth": roofline.bandwidth()}
+    absent = [name for name in PEERS if name not in peers]
+    print(f"\n{threads} thread(s); peers {versions}; left out, as absent: {absent or 'none'}", flush=True)
+    measure.record(config.output, {"peers": versions, "threads": threads, **machine})
+    for kind in config.kinds:
+        for text in QUICK if config.quick else config.entries:
+            start = time.perf_counter()
+            rows = run_entry(kind, Entry.parse(text), config.dtype, config.budget, peers, machine)
+            for row in rows:
+                measure.record(config.output, {"threads": threads, **row})
+            off = [f"{row['system']} [{row['form']}]: {row['why']}" for row in rows if not row["agrees"]]
+            print(
+                f"{kind} {text}: {len(rows)} systems, {time.perf_counter() - start:.1f} s", *off, sep="\n  ", flush=True
+            )
+
+
+def bound(config: Config, threads: int) -> None:
+    """`run_grid` in a new process on the first `threads` cores of this one."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+    changed = {
+        "XLA_FLAGS": flags.strip(),
+        "OMP_NUM_THREADS": str(threads),
+        "JAX_PLATFORMS": "cpu",
+        "KERAS_BACKEND": "jax",
+    }
+    before, cores = dict(os.environ), os.sched_getaffinity(0)
+    process = multiprocessing.get_context("spawn").Process(target=run_grid, args=(config, threads))
+    try:
+        os.environ.update(changed)
+        os.sched_setaffinity(0, sorted(cores)[:threads])
+        process.start()
+    finally:
+        os.sched_setaffinity(0, cores)
+        os.environ.clear()
+        os.environ.update(before)
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"the run with {threads} thread(s) ended with exit code {process.exitcode}.")
+
+
+def main(config: Config) -> None:
+    """Measures, prints a table, writes `results/layers.jsonl` and `results/layers.png`."""
+    for text in config.entries:
+        Entry.parse(text)
+    measure.start(config.output)
+    for threads in config.threads:
+        if threads > len(os.sched_getaffinity(0)):
+            print(f"left out: {threads} threads, as this process may use {len(os.sched_getaffinity(0))} core(s).")
+            continue
+        bound(config, threads)
+    rows = [row for row in measure.read(config.output)[1] if "system" in row]
+    layers_report.table(rows)
+    for row in layers_report.summary(rows):
+        measure.record(config.output, row)
+        print(layers_report.sentence(row))
+    layers_report.plot(rows, config.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
