@@ -85,7 +85,7 @@ class Checkpointed(Engine):
         return Plan(repr(cell), repr(self), why, memory, T)
 
     def sizes(self, T: int) -> tuple[int, ...]:
-        """Steps in a segment at each level, outermost first: divisors of T where any is near, so that nothing is left over.
+        """Steps in a segment at each level, outermost first: divisors of T, where any is near, leave no rest.
 
         >>> Checkpointed().sizes(10_000), Checkpointed().sizes(997), Checkpointed(levels=2).sizes(1_000_000)
         ((100,), (32,), (10000, 100))
