@@ -4,9 +4,9 @@
 A training step is the gradient of every weight of the sum of squares of all outputs. All systems get the same weights
 and inputs and take turns in one run; before, their outputs and gradients are compared, and one that does not agree is
 not timed. Each is compared with the seqjax cell that has its equations: haiku's GRU with `reset="before"`, the others'
-with `reset="after"`; haiku's simple core with a rectified one. A GRU's recurrent biases are zeros, as not all have them.
+with `reset="after"`; haiku's simple core with a rectified one. A GRU's recurrent biases are zeros: not all have them.
 
-Runs on processors, with as many threads as said, each number in a process of its own that is bound to so many cores.
+Runs on processors, one process after the other for each number of threads, bound to so many cores.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights, inputs and computation."""
     threads: tuple[int, ...] = (1, 2)
-    budget: float = 4.0
+    budget: float = 3.0
     """Seconds of turns for each kind of cell on each entry; three turns are taken in any case."""
     output: pathlib.Path = RESULTS / "layers.jsonl"
     """The plot goes beside it."""
@@ -118,17 +118,20 @@ def contestants(kind: str, given: Mapping[str, Task], peers: Mapping[str, Peer])
     for form in given:
         fitting = {name: peer for name, peer in peers.items() if peer.forms.get(kind) == form}
         if fitting or form == next(iter(CELLS[kind])):
-            builds |= {
-                (form, name): functools.partial(of_seqjax, engine, given[form]) for name, engine in ENGINES.items()
-            }
-            builds |= {(form, name): functools.partial(peer.build, given[form]) for name, peer in fitting.items()}
+            makers = {name: functools.partial(of_seqjax, engine) for name, engine in ENGINES.items()}
+            makers |= {name: peer.build for name, peer in fitting.items()}
+            builds |= {(form, name): functools.partial(make, given[form]) for name, make in makers.items()}
     return builds
 
 
-def reference(given: Task) -> tuple[np.ndarray, Any]:
-    """Outputs and gradients in float32 by autodiff of a plain loop."""
-    system = of_seqjax(ENGINES[REFERENCE], in_float32(given))
-    programs = system.programs()
+def prepared(build: Callable[[], System]) -> tuple[System, Programs]:
+    """The system and its programs, compiled."""
+    system = build()
+    return system, system.programs()
+
+
+def results(system: System, programs: Programs) -> tuple[np.ndarray, Any]:
+    """Outputs and gradients."""
     return system.outputs(programs.forward()), system.gradients(programs.step())
 
 
@@ -145,20 +148,29 @@ def run_entry(
     """
     tasks = {form: task(kind, form, entry, dtype) for form in CELLS[kind]}
     builds = contestants(kind, tasks, peers)
-    expected = {form: reference(tasks[form]) for form in dict.fromkeys(form for form, _ in builds)}
+    known = {
+        (form, REFERENCE): prepared(functools.partial(of_seqjax, ENGINES[REFERENCE], in_float32(tasks[form])))
+        for form in dict.fromkeys(form for form, _ in builds)
+    }
+    expected = {form: results(*pair) for (form, _), pair in known.items()}
+    if dtype != "float32":
+        known.clear()
     rows: dict[tuple[str, str], dict] = {}
     running: dict[tuple[str, str], Programs] = {}
-    costs = dict.fromkeys(PASSES, 0.0)
+    cost = 0.0
     for (form, name), build in builds.items():
         row = {"kind": kind, **entry._asdict(), "dtype": dtype, "form": form, "system": name, "agrees": False}
         row["on_jax"] = name in ENGINES or peers[name].on_jax
         rows[form, name] = row
         try:
-            system = build()
-            programs = system.programs()
-            results, seconds = zip(*(timed(getattr(programs, which)) for which in PASSES), strict=True)
-            found = agreement.errors(system.outputs(results[0]), system.gradients(results[1]), expected[form])
-        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            system, programs = known.pop((form, name), None) or prepared(build)
+            start = time.perf_counter()
+            outputs, gradients = results(system, programs)
+            cost += time.perf_counter() - start
+            found = agreement.errors(outputs, gradients, expected[form])
+        except Exception as error:  # of another library: said in the row
+            if name in ENGINES:
+                raise
             row["why"] = f"{type(error).__name__}: {error}"[:300]
             continue
         row |= {f"{what}_error": value for what, value in found._asdict().items()}
@@ -168,45 +180,35 @@ def run_entry(
             row["why"] = f"other numbers: {found}"
             continue
         running[form, name] = programs
-        costs = {which: costs[which] + cost for which, cost in zip(PASSES, seconds, strict=True)}
-    del expected
-    take_turns(rows, running, entry, GATES[kind], dtype, costs, budget, machine)
-    del running
+    turns = int(np.clip(budget / cost, FEWEST_TURNS, MOST_TURNS))
+    take_turns(rows, running, entry, kind, dtype, turns, machine)
+    del known, expected, running
     jax.clear_caches()
     gc.collect()
     return list(rows.values())
-
-
-def timed(thunk: Callable[[], Any]) -> tuple[Any, float]:
-    """The result and the seconds of a call."""
-    start = time.perf_counter()
-    result = jax.block_until_ready(thunk())
-    return result, time.perf_counter() - start
 
 
 def take_turns(
     rows: dict[tuple[str, str], dict],
     running: Mapping[tuple[str, str], Programs],
     entry: Entry,
-    gates: int,
+    kind: str,
     dtype: str,
-    costs: Mapping[str, float],
-    budget: float,
+    turns: int,
     machine: Mapping[str, float],
 ) -> None:
     """Adds to each row: seconds, how many times faster `Auto()` is, and the share of the roofline."""
-    loop, loop_flop = roofline.recurrence(entry.B, entry.T, entry.H, gates, dtype)
+    loop, loop_flop = roofline.recurrence(entry.B, entry.H, GATES[kind], dtype)
     for factor, which in ((1, "forward"), (3, "step")):
-        turns = int(np.clip(budget / len(PASSES) / costs[which], FEWEST_TURNS, MOST_TURNS))
         thunks = {f"{form} {name}": getattr(programs, which) for (form, name), programs in running.items()}
         seconds = measure.interleave({**thunks, "roofline": loop}, turns, warmup=0)
-        flop = factor * roofline.flop(**entry._asdict(), G=gates)
+        flop = factor * roofline.flop(**entry._asdict(), G=GATES[kind])
         least = np.multiply(seconds["roofline"], flop / loop_flop)
         for form, name in running:
             row, own = rows[form, name], seconds[f"{form} {name}"]
             row |= machine
             row["matmul_rate"] = float(loop_flop / np.median(seconds["roofline"]))
-            row |= {f"{which}_turns": turns, f"{which}_seconds": float(np.median(own))}
+            row |= {"turns": turns, f"{which}_seconds": float(np.median(own))}
             row[f"{which}_roofline"] = measure.ratios(least, own)["median"]
             row[f"{which}_large_roofline"] = flop / machine["large_matmul_rate"] / row[f"{which}_seconds"]
             ours = seconds.get(f"{form} seqjax Auto()")
@@ -233,9 +235,8 @@ def run_grid(config: Config, threads: int) -> None:
             for row in rows:
                 measure.record(config.output, {"threads": threads, **row})
             off = [f"{row['system']} [{row['form']}]: {row['why']}" for row in rows if not row["agrees"]]
-            print(
-                f"{kind} {text}: {len(rows)} systems, {time.perf_counter() - start:.1f} s", *off, sep="\n  ", flush=True
-            )
+            took = f"{time.perf_counter() - start:.1f} s"
+            print(f"{kind} {text}: {len(rows)} systems, {took}", *off, sep="\n  ", flush=True)
 
 
 def bound(config: Config, threads: int) -> None:

@@ -80,8 +80,8 @@ def sentence(row: Row) -> str:
     """A row of `summary` in words."""
     extreme = "least" if "least" in row else "most"
     return (
-        f"{row['threads']} thread(s), {row['dtype']}, {row['kind']}: {row['summary']}: geometric mean "
-        f"{row['geometric_mean']:.2f} over {row['entries']} entries, {extreme} {row[extreme]:.2f} ({row[f'{extreme}_at']})"
+        f"{row['threads']} thread(s), {row['dtype']}, {row['kind']}: {row['summary']}: {row['geometric_mean']:.2f} "
+        f"(geometric mean of {row['entries']} entries), {extreme} {row[extreme]:.2f} at {row[f'{extreme}_at']}"
     )
 
 
@@ -155,7 +155,7 @@ def _of(name: str, columns: Mapping[str, list[Row]]) -> list[Row | None]:
 
 
 def _line(name: str, cells: Iterable[str]) -> None:
-    print(f"{name:34}" + "".join(f"{cell:>24}" for cell in cells))
+    print(f"{name:37}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def _times(row: Row | None) -> str:
