@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the arrays of a recurrence are padded and cut into blocks of the batch, one block a program."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from seqjax.base import Array
+from seqjax.kernels.launch import SMALLEST, Part, pad, power_of_two
+
+
+class Blocks(NamedTuple):
+    """`T` steps of `B` sequences of `H` units; a program owns `rows` sequences."""
+
+    T: int
+    B: int
+    H: int
+    rows: int
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return (-(-self.B // self.rows),)
+
+    @property
+    def batch(self) -> int:
+        """B, padded."""
+        return self.grid[0] * self.rows
+
+    @property
+    def hidden(self) -> int:
+        """H, padded."""
+        return power_of_two(self.H, SMALLEST)
+
+    def states(self, *arrays: Array) -> tuple[Part, ...]:
+        """`[B, H]` each."""
+        spec = pl.BlockSpec((self.rows, self.hidden), lambda i: (i, 0))
+        return tuple(Part(pad(pad(a, 0, self.batch), 1, self.hidden), spec) for a in arrays)
+
+    def sequences(self, *arrays: Array) -> tuple[Part, ...]:
+        """`[T, B, H]` each."""
+        return tuple(Part(pad(pad(a, 1, self.batch), 2, self.hidden), self._sequence()) for a in arrays)
+
+    def gates(self, array: Array, count: int) -> Part:
+        """`[T, B, count * H]` or `[T, B, count, H]`."""
+        apart = array.reshape(self.T, self.B, count, self.H)
+        return Part(pad(pad(apart, 1, self.batch), 3, self.hidden), self._sequence(count))
+
+    def flags(self, flags: Array | None) -> Part | None:
+        """`[T, B]`."""
+        if flags is None:
+            return None
+        return Part(pad(flags, 1, self.batch), pl.BlockSpec((self.T, self.rows), lambda i: (0, i)))
+
+    def weights(self, w_rec: Array, gates: int, *, transposed: bool = False) -> Part:
+        """`[H, G*H]`, as one matrix for each gate."""
+        apart = w_rec.reshape(self.H, gates, self.H)
+        apart = apart.transpose((1, 2, 0) if transposed else (1, 0, 2))
+        padded = pad(pad(apart, 1, self.hidden), 2, self.hidden)
+        return Part(padded, pl.BlockSpec(padded.shape, lambda i: (0, 0, 0)))
+
+    def bias(self, bias: Array | None, gates: int) -> Part | None:
+        """`[G*H]`, a row for each gate."""
+        if bias is None:
+            return None
+        apart = pad(bias.reshape(gates, self.H), 1, self.hidden)
+        return Part(apart, pl.BlockSpec(apart.shape, lambda i: (0, 0)))
+
+    def new_states(self, count: int, dtype: Any) -> tuple[Part, ...]:
+        """Room for `count` results `[B, H]`."""
+        shape = jax.ShapeDtypeStruct((self.batch, self.hidden), dtype)
+        return (Part(shape, pl.BlockSpec((self.rows, self.hidden), lambda i: (i, 0))),) * count
+
+    def new_sequences(self, count: int, dtype: Any) -> tuple[Part, ...]:
+        """Room for `count` results `[T, B, H]`."""
+        shape = jax.ShapeDtypeStruct((self.T, self.batch, self.hidden), dtype)
+        return (Part(shape, self._sequence()),) * count
+
+    def new_gates(self, count: int, dtype: Any) -> Part | None:
+        """Room for a result `[T, B, count, H]`."""
+        if count == 0:
+            return None
+        return Part(jax.ShapeDtypeStruct((self.T, self.batch, count, self.hidden), dtype), self._sequence(count))
+
+    def cut(self, tree: Any, batch_axis: int) -> Any:
+        """Results without their padding."""
+
+        def cut(array: Array) -> Array:
+            return jnp.moveaxis(jnp.moveaxis(array, batch_axis, 0)[: self.B], 0, batch_axis)[..., : self.H]
+
+        return tree if (self.B, self.H) == (self.batch, self.hidden) else jax.tree.map(cut, tree)
+
+    def _sequence(self, *count: int) -> pl.BlockSpec:
+        shape = (self.T, self.rows, *count, self.hidden)
+        return pl.BlockSpec(shape, lambda i: (0, i, 0, 0)[: len(shape)])

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of each recurrence and its transpose, as a kernel sees them: gates apart, products handed in.
+
+`product(k, h)` is `W_hk h` for gate k, with its bias where there is one, and `transposed(k, d)` is `W_hkᵀ d`.
+States, gates and cotangents are `[rows, H]` in at least float32; equations are those of the cells.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array
+
+States = tuple[Array, ...]
+Product = Callable[[int, Array], Array]
+Function = Callable[[Array], Array]
+
+
+class Functions(NamedTuple):
+    """φ, σ, and their slopes as functions of their outputs."""
+
+    activation: Function = jnp.tanh
+    gate: Function = jax.nn.sigmoid
+    slope: Function = lambda y: 1 - y * y
+    gate_slope: Function = lambda y: y * (1 - y)
+
+
+class Kind(NamedTuple):
+    """A recurrence: how many arrays there are of each sort, a step and its transpose.
+
+    `forward(z, states, product, functions) -> (states, kept)`;
+    `reverse(kept, before, after, d_states, transposed, functions) -> (d_states, d_z)`.
+    The state `h` comes first.
+    """
+
+    name: str
+    gates: int
+    states: int
+    kept: int  # beside the states, which are kept as well
+    forward: Callable[..., tuple[States, tuple[Array, ...]]]
+    reverse: Callable[..., tuple[States, tuple[Array, ...]]]
+
+
+def _simple(z: Sequence[Array], states: States, product: Product, of: Functions):
+    return (of.activation(z[0] + product(0, states[0])),), ()
+
+
+def _simple_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
+    d_z = d[0] * of.slope(after[0])
+    return (transposed(0, d_z),), (d_z,)
+
+
+def _lstm(z: Sequence[Array], states: States, product: Product, of: Functions):
+    h, c = states
+    i, f, g, o = (
+        function(z[k] + product(k, h)) for k, function in enumerate((of.gate, of.gate, of.activation, of.gate))
+    )
+    c = f * c + i * g
+    return (o * of.activation(c), c), (i, f, g, o)
+
+
+def _lstm_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
+    i, f, g, o = kept
+    squashed = of.activation(f * before[1] + i * g)  # not from `after`: rounded, and kept where it is masked
+    d_c = d[1] + d[0] * o * of.slope(squashed)
+    d_z = (
+        d_c * g * of.gate_slope(i),
+        d_c * before[1] * of.gate_slope(f),
+        d_c * i * of.slope(g),
+        d[0] * squashed * of.gate_slope(o),
+    )
+    d_h = transposed(0, d_z[0]) + transposed(1, d_z[1]) + transposed(2, d_z[2]) + transposed(3, d_z[3])
+    return (d_h, d_c * f), d_z
+
+
+def _gru_after(z: Sequence[Array], states: States, product: Product, of: Functions):
+    h = states[0]
+    keep = of.gate(z[0] + product(0, h))
+    r = of.gate(z[1] + product(1, h))
+    recurrent = product(2, h)
+    g = of.activation(z[2] + r * recurrent)
+    return (keep * h + (1 - keep) * g,), (keep, r, g, recurrent)
+
+
+def _gru_after_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
+    keep, r, g, recurrent = kept
+    d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
+    d_g = d[0] * (1 - keep) * of.slope(g)
+    d_r = d_g * recurrent * of.gate_slope(r)
+    d_h = d[0] * keep + transposed(0, d_keep) + transposed(1, d_r) + transposed(2, d_g * r)
+    return (d_h,), (d_keep, d_r, d_g)
+
+
+def _gru_before(z: Sequence[Array], states: States, product: Product, of: Functions):
+    h = states[0]
+    keep = of.gate(z[0] + product(0, h))
+    r = of.gate(z[1] + product(1, h))
+    g = of.activation(z[2] + product(2, r * h))
+    return (keep * h + (1 - keep) * g,), (keep, r, g)
+
+
+def _gru_before_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
+    keep, r, g = kept
+    d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
+    d_g = d[0] * (1 - keep) * of.slope(g)
+    d_gated = transposed(2, d_g)
+    d_r = d_gated * before[0] * of.gate_slope(r)
+    d_h = d[0] * keep + d_gated * r + transposed(0, d_keep) + transposed(1, d_r)
+    return (d_h,), (d_keep, d_r, d_g)
+
+
+SIMPLE = Kind("simple", 1, 1, 0, _simple, _simple_transpose)
+LSTM = Kind("lstm", 4, 2, 4, _lstm, _lstm_transpose)
+GRU_AFTER = Kind("gru-after", 3, 1, 4, _gru_after, _gru_after_transpose)
+GRU_BEFORE = Kind("gru-before", 3, 1, 3, _gru_before, _gru_before_transpose)
