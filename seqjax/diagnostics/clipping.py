@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clipping did over a training run, from its metrics."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from seqjax.training.records import Line
+
+
+class ClipHistory(NamedTuple):
+    """Clipping and gradient norms over training, of the steps that were logged."""
+
+    steps: np.ndarray
+    """`[blocks]`: the last step of each block."""
+    clipped: np.ndarray
+    """`[blocks]`: the part of its steps whose gradient was clipped."""
+    skipped: np.ndarray
+    """`[blocks]`: the part of its steps that were skipped, as not finite."""
+    norms: np.ndarray
+    """`[blocks]`: the median of its gradient norms before clipping; NaN where none was finite."""
+    clip_fraction: float
+    """Over the whole run."""
+    skip_count: int
+    """Over the whole run."""
+
+
+def clip_history(lines: Iterable[Line], blocks: int = 50) -> ClipHistory:
+    """The fraction of training steps whose gradient was clipped, block by block.
+
+    Args:
+      lines: of a run's `metrics.jsonl`, as `training.read_metrics` reads them or `Run.history` has them.
+      blocks: in how many blocks of steps, at most; lines are shared out evenly.
+
+    Returns:
+      The history.
+
+    Raises:
+      ValueError: no lines of training metrics, or no blocks.
+
+    >>> history = clip_history(
+    ...     [{"step": t, "grad_norm": 9.0 / t, "clipped": t < 4, "skipped": False} for t in range(1, 7)], blocks=2
+    ... )
+    >>> history.clip_fraction, history.steps.tolist(), history.clipped.tolist(), history.norms.tolist()
+    (0.5, [3, 6], [1.0, 0.0], [4.5, 1.8])
+    """
+    if blocks < 1:
+        raise ValueError(f"blocks must be at least 1, got {blocks}.")
+    known = [line for line in lines if {"clipped", "skipped", "grad_norm"} <= line.keys()]
+    if not known:
+        raise ValueError("there are no lines with clipped, skipped and grad_norm: are these the metrics of a run?")
+    parts = np.array_split(np.arange(len(known)), min(blocks, len(known)))
+    clipped = np.array([bool(line["clipped"]) for line in known], float)
+    skipped = np.array([bool(line["skipped"]) for line in known], float)
+    norms = np.array([np.nan if line["grad_norm"] is None else line["grad_norm"] for line in known], float)
+    finite = [norms[part][np.isfinite(norms[part])] for part in parts]
+    return ClipHistory(
+        steps=np.array([known[part[-1]]["step"] for part in parts]),
+        clipped=np.array([clipped[part].mean() for part in parts]),
+        skipped=np.array([skipped[part].mean() for part in parts]),
+        norms=np.array([np.median(some) if some.size else np.nan for some in finite]),
+        clip_fraction=float(clipped.mean()),
+        skip_count=int(skipped.sum()),
+    )

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Jacobians of single steps along a trajectory, and their spectra."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array
+from seqjax.diagnostics.probe import StateLayout
+from seqjax.diagnostics.trajectory import Trajectory
+
+
+def push(trajectory: Trajectory, layout: StateLayout, state: Array, x: Array, tangents: Array) -> Array:
+    """J_t times tangents `[K, ..., N]` at one step, from its state `[..., N]` and input `[..., D]`."""
+    cell, params = trajectory.cell, trajectory.params
+
+    def step(state: Array) -> Array:
+        return layout.pack(cell.step(params, layout.unpack(state), cell.project(params, x))[0])
+
+    _, pushed = jax.linearize(step, state)
+    return jax.vmap(pushed)(tangents)
+
+
+def step_jacobians(trajectory: Trajectory) -> Array:
+    """J_t = ∂carry_t/∂carry_{t-1} at every step of a trajectory.
+
+    Args:
+      trajectory: of a recurrent layer, see `trajectories`; `trajectory.every(k)` for every k-th step.
+
+    Returns:
+      `[T, ..., N, N]` over the real vectors of `StateLayout`: for an LSTM of H units N = 2 H, h before
+      c. Masked steps have the Jacobian that a step from zeros would have; a step with a reset that of
+      a step from the initial carry.
+
+    >>> import seqjax
+    >>> from seqjax.diagnostics import trajectories
+    >>> model, xs = seqjax.RNN(seqjax.LSTM(4)), jnp.ones((5, 2, 1))
+    >>> (seen,) = trajectories(model, model.init(jax.random.key(0), xs), xs)
+    >>> step_jacobians(seen).shape
+    (5, 2, 8, 8)
+    """
+    return jax.lax.map(lambda at: _jacobian(trajectory, *at), (_states(trajectory), trajectory.xs))
+
+
+def _states(trajectory: Trajectory) -> Array:
+    return trajectory.layout.pack(trajectory.carries)
+
+
+def _jacobian(trajectory: Trajectory, state: Array, x: Array) -> Array:
+    unit = jnp.eye(state.shape[-1], dtype=state.dtype)
+    columns = unit.reshape(len(unit), *[1] * (state.ndim - 1), -1)
+    tangents = jnp.broadcast_to(columns, (len(unit), *state.shape))
+    return jnp.moveaxis(push(trajectory, trajectory.layout, state, x, tangents), 0, -1)
+
+
+class Spectrum(NamedTuple):
+    """Of the Jacobian of every step; NaN where a step is masked."""
+
+    singular_values: Array
+    """`[T, ..., N]`, largest first: how much the step stretches."""
+    eigenvalue_moduli: Array
+    """`[T, ..., N]`, largest first; the first is the spectral radius."""
+
+
+def jacobian_spectrum(trajectory: Trajectory) -> Spectrum:
+    """Singular values and moduli of the eigenvalues of every step's Jacobian.
+
+    A largest singular value below 1 at every step means that gradients must vanish; above 1 they may
+    explode. What they do over many steps is told by `lyapunov_exponents`. One step's Jacobians are
+    held at a time.
+
+    Args:
+      trajectory: of a recurrent layer; `trajectory.every(k)` looks at every k-th step.
+
+    Returns:
+      The spectra, over the real vectors of `StateLayout`.
+
+    >>> import seqjax
+    >>> from seqjax.diagnostics import trajectories
+    >>> model, xs = seqjax.RNN(seqjax.Simple(4, activation="identity")), jnp.ones((5, 1))
+    >>> (seen,) = trajectories(model, model.init(jax.random.key(0), xs), xs)  # orthogonal recurrent weights
+    >>> bool(jnp.allclose(jacobian_spectrum(seen).singular_values, 1, atol=1e-5))
+    True
+
+    Source: Pascanu, Mikolov and Bengio 2013, section 2.1.
+    """
+
+    def spectrum(at: tuple[Array, Array]) -> Spectrum:
+        jacobian = _jacobian(trajectory, *at)
+        moduli = jnp.abs(jnp.linalg.eigvals(jacobian))
+        return Spectrum(jnp.linalg.svd(jacobian, compute_uv=False), jnp.sort(moduli, axis=-1, descending=True))
+
+    found = jax.lax.map(spectrum, (_states(trajectory), trajectory.xs))
+    if trajectory.mask is None:
+        return found
+    return Spectrum(*(jnp.where(trajectory.mask[..., None], values, jnp.nan) for values in found))

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory horizon: how much the last output still depends on inputs of long ago."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, step_shape
+from seqjax.diagnostics.trajectory import time_major
+
+
+def memory_profile(
+    model: Layer,
+    params: Params,
+    xs: Array,
+    *,
+    carry: Carry | None = None,
+    mask: Mask = None,
+    resets: Resets = None,
+    projections: int | None = None,
+    key: Key = None,
+) -> Array:
+    """‖∂y_T/∂x_t‖ (Frobenius) against the lag T - t, in steps of the input.
+
+    Exact by one reverse pass for each of the F outputs. With `projections` K it is estimated from K
+    passes with v ~ N(0, I): E‖vᵀJ‖² = ‖J‖², with a relative standard deviation of the norm of at most
+    1/sqrt(2K). Evaluation alone: no dropout, population statistics, so that sequences are independent.
+
+    Args:
+      model: any layer, under any engines, strided or not.
+      params: its params.
+      xs: `[T, ..., D]`; `[B, T, ..., D]`, with mask and resets to match, for a `BatchMajor` model.
+      carry: to start from; by default the initial one.
+      mask, resets: as for `Layer.apply`. y_T is the last unmasked output of each sequence, and lags
+        count from its last unmasked input.
+      projections: K, or `None` for the exact norm.
+      key: draws the projections.
+
+    Returns:
+      `[T, ...]`, axis 0 the lag from 0 on, for every sequence; NaN at lags that reach before its first step.
+
+    Raises:
+      ValueError: integer inputs, which have no derivative; projections without a key.
+
+    >>> import seqjax
+    >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
+    >>> params = model.init(jax.random.key(0), jnp.ones((50, 2, 1)))
+    >>> profile = memory_profile(model, params, jnp.ones((50, 2, 1)))
+    >>> profile.shape, bool((profile[0] > profile[-1]).all())
+    ((50, 2), True)
+
+    Source: the sensitivity of Hochreiter et al. 2001, section 3; Hutchinson 1990 for the projections.
+    """
+    model, xs, mask, resets = time_major(model, xs, mask, resets)
+    if not jnp.issubdtype(xs.dtype, jnp.floating):
+        raise ValueError(
+            f"xs are {xs.dtype}, and outputs have no derivative in ids; look at the layers behind Embed: "
+            "Serial(*model.layers[1:]) on its outputs."
+        )
+    if projections is not None and (projections < 1 or key is None):
+        raise ValueError(f"random projections need a key and at least one of them, got projections={projections}.")
+    start = model.initial_carry(params, step_shape(xs)[1:]) if carry is None else carry
+    out_mask, _ = model.time_map(mask, resets, start)
+
+    def last_output(xs: Array) -> Array:
+        _, ys = model.apply(params, start, xs, mask=mask, resets=resets)
+        if out_mask is None:
+            return ys[-1]
+        return jnp.take_along_axis(ys, _last(out_mask)[None, ..., None], axis=0)[0]
+
+    y, pull = jax.vjp(last_output, xs)
+
+    def squares(direction: Array) -> Array:
+        return jnp.sum(jnp.square(pull(direction)[0].astype(jnp.promote_types(xs.dtype, jnp.float32))), -1)
+
+    if projections is None:
+        directions, scale = jnp.eye(y.shape[-1], dtype=y.dtype), 1
+        total = jax.lax.map(lambda unit: squares(jnp.broadcast_to(unit, y.shape)), directions).sum(0)
+    else:
+        keys, scale = jax.random.split(key, projections), projections
+        total = jax.lax.map(lambda k: squares(jax.random.normal(k, y.shape, y.dtype)), keys).sum(0)
+    return _by_lag(jnp.sqrt(total / scale), mask)
+
+
+def _last(mask: Array) -> Array:
+    """The last unmasked step of each sequence."""
+    return len(mask) - 1 - jnp.argmax(jnp.flip(mask, 0), axis=0)
+
+
+def _by_lag(norms: Array, mask: Mask) -> Array:
+    """`[T, ...]` over steps as `[T, ...]` over lags from the last unmasked one."""
+    if mask is None:
+        return jnp.flip(norms, 0)
+    lags = jnp.arange(len(norms)).reshape(-1, *[1] * (norms.ndim - 1))
+    step = _last(mask) - lags
+    return jnp.where(step >= 0, jnp.take_along_axis(norms, jnp.maximum(step, 0), axis=0), jnp.nan)
+
+
+class Horizon(NamedTuple):
+    """How far back a memory reaches."""
+
+    lag: Array
+    """`[...]` int: from this lag on the profile stays below the fraction of its largest value."""
+    reached: Array
+    """`[...]` bool: whether it falls so far at all within the sequence; if not, `lag` is its length."""
+
+
+def memory_horizon(profile: Array, fraction: float = 0.01) -> Horizon:
+    """The lag from which a profile stays below a fraction of its largest value.
+
+    Args:
+      profile: `[T, ...]` over lags, as `memory_profile` gives it; NaN where there is no such lag.
+      fraction: of the largest value.
+
+    Returns:
+      The lag, and whether the profile falls so far at all.
+
+    >>> memory_horizon(0.5 ** jnp.arange(20.0))  # 2⁻⁶ > 0.01 > 2⁻⁷
+    Horizon(lag=Array(7, dtype=int32), reached=Array(True, dtype=bool))
+    >>> memory_horizon(0.9 ** jnp.arange(20.0))
+    Horizon(lag=Array(20, dtype=int32), reached=Array(False, dtype=bool))
+    """
+    lags = jnp.arange(len(profile), dtype=jnp.int32).reshape(-1, *[1] * (profile.ndim - 1))
+    above = profile > fraction * jnp.nanmax(profile, axis=0)
+    lag = jnp.max(jnp.where(above, lags + 1, jnp.zeros_like(lags)), axis=0)
+    return Horizon(lag, lag < jnp.sum(~jnp.isnan(profile), axis=0))

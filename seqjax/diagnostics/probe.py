@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cell that shows its state at every step, and through which gradients in that state can be read."""
+
+import dataclasses
+import math
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from seqjax.base import Array, Carry, Cell, Key, Params, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class StateLayout:
+    """A carry as one real vector `[..., N]`: leaves side by side, complex ones as real, then imaginary parts.
+
+    >>> from seqjax.cells import LSTMCarry
+    >>> layout = StateLayout.of(LSTMCarry(jnp.zeros((2, 3)), jnp.ones((2, 3))), batch_ndim=1)
+    >>> layout.names, layout.size, layout.pack(LSTMCarry(jnp.zeros((2, 3)), jnp.ones((2, 3))))[0].tolist()
+    (('h', 'c'), 6, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    """
+
+    names: tuple[str, ...]
+    treedef: Any
+    shapes: tuple[Shape, ...]
+    dtypes: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, carry: Carry, batch_ndim: int) -> Self:
+        """The layout of carries like `carry`, whose leaves have `batch_ndim` batch axes."""
+        paths, treedef = jax.tree_util.tree_flatten_with_path(carry)
+        return cls(
+            tuple(jax.tree_util.keystr(path, simple=True, separator=".") or "carry" for path, _ in paths),
+            treedef,
+            tuple(leaf.shape[batch_ndim:] for _, leaf in paths),
+            tuple(jnp.dtype(leaf.dtype) for _, leaf in paths),
+        )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Real numbers of each leaf."""
+        parts = (2 if _is_complex(dtype) else 1 for dtype in self.dtypes)
+        return tuple(n * math.prod(shape) for n, shape in zip(parts, self.shapes, strict=True))
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return sum(self.widths)
+
+    @property
+    def dtype(self) -> Any:
+        """The widest real dtype among the leaves."""
+        return widest(*(jnp.finfo(d).dtype for d in self.dtypes if jnp.issubdtype(d, jnp.inexact)))
+
+    def pack(self, carry: Carry) -> Array:
+        """`[..., N]` in `dtype`."""
+        parts = []
+        for leaf, shape in zip(jax.tree.leaves(carry), self.shapes, strict=True):
+            flat = leaf.reshape(*leaf.shape[: leaf.ndim - len(shape)], -1)
+            parts += [flat.real, flat.imag] if _is_complex(leaf.dtype) else [flat]
+        return jnp.concatenate([part.astype(self.dtype) for part in parts], -1)
+
+    def split(self, vector: Array) -> dict[str, Array]:
+        """The part of each leaf, by name."""
+        ends = [sum(self.widths[: k + 1]) for k in range(len(self.widths) - 1)]
+        return dict(zip(self.names, jnp.split(vector, ends, axis=-1), strict=True))
+
+    def unpack(self, vector: Array) -> Carry:
+        """The inverse of `pack`."""
+        leaves = []
+        for part, shape, dtype in zip(self.split(vector).values(), self.shapes, self.dtypes, strict=True):
+            if _is_complex(dtype):
+                real = part.astype(jnp.finfo(dtype).dtype)
+                part = jax.lax.complex(*jnp.split(real, 2, axis=-1))
+            leaves.append(part.reshape(*part.shape[:-1], *shape).astype(dtype))
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+def _is_complex(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def widest(*dtypes: Any) -> Any:
+    """The dtype of most bytes."""
+    return max((jnp.dtype(dtype) for dtype in dtypes), key=lambda dtype: dtype.itemsize)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Probe(Cell):
+    """A cell whose inputs also hold a perturbation of its state, and whose outputs also hold the state.
+
+    carry_t = step(carry_{t-1}, x_t) + δ_t,  y_t of that carry_t: with inputs `[x_t, δ_t]` the outputs are
+    `[y_t, carry_{t-1}]`, states as vectors `[..., N]` of `StateLayout`. At δ = 0 its numbers are the
+    cell's, and the gradient of a loss in δ_t is dL/dcarry_t: along every path, through the output of
+    step t too, as δ_t is added where the step has made the new carry and before it makes y_t from it.
+
+    It runs under every engine that needs no capability of a cell. Its params and carry are the cell's.
+
+    Args:
+      cell: any cell.
+      in_dim: D, the cell's own inputs.
+      in_dtype: their dtype.
+
+    >>> import seqjax
+    >>> cell = Probe(seqjax.GRU(4), 3)
+    >>> params = cell.init(jax.random.key(0), 3 + 4)
+    >>> xs = jnp.ones((5, 2, 3 + 4)).at[..., 3:].set(0)
+    >>> carry, ys = seqjax.engines.Scan().run(cell, params, cell.initial_carry(params, (2,)), xs)
+    >>> ys.shape, bool((ys[1:, :, 4:] == ys[:-1, :, :4]).all())  # of a GRU the output is the state
+    ((5, 2, 8), True)
+    """
+
+    cell: Cell
+    in_dim: int
+    in_dtype: str = "float32"
+
+    @property
+    def stochastic(self) -> bool:
+        return self.cell.stochastic
+
+    @property
+    def couples_batch(self) -> bool:
+        return self.cell.couples_batch
+
+    def init(self, key: Array, in_dim: int) -> Params:
+        return self.cell.init(key, self.in_dim)
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return self.cell.initial_carry(params, batch_shape)
+
+    def project(self, params: Params, x: Array) -> tuple[Any, Array]:
+        own, delta = x[..., : self.in_dim], x[..., self.in_dim :]
+        return self.cell.project(params, own.astype(self.in_dtype)), delta
+
+    def step(self, params: Params, carry: Carry, z: tuple[Any, Array], key: Key = None) -> tuple[Carry, Array]:
+        z, delta = z
+        layout = StateLayout.of(carry, delta.ndim - 1)
+        after, y = perturbed_step(self.cell, params, carry, z, key, layout.unpack(delta))
+        return after, jnp.concatenate([y.astype(delta.dtype), layout.pack(carry).astype(delta.dtype)], -1)
+
+
+def perturbed_step(
+    cell: Cell, params: Params, carry: Carry, z: Any, key: Key, delta: Carry
+) -> tuple[Carry, Array]:
+    """`cell.step` with `delta` added to the new carry where it is made: what the step makes of it sees it.
+
+    So the gradient in `delta` of an LSTM's c_t is the one in c_t, through h_t = o ⊗ tanh(c_t) as well.
+    The step is traced and evaluated operation by operation.
+    """
+    closed, shapes = jax.make_jaxpr(cell.step, return_shape=True)(params, carry, z, key)
+    structure = jax.tree.structure(shapes)
+    count = len(jax.tree.leaves(shapes[0]))
+    deltas = [*jax.tree.leaves(delta), *[None] * (structure.num_leaves - count)]
+    outputs = _evaluate(closed, jax.tree.leaves((params, carry, z, key)), deltas)
+    return jax.tree.unflatten(structure, outputs)
+
+
+def _evaluate(closed: core.ClosedJaxpr, args: list, deltas: list[Array | None]) -> list:
+    """The outputs of a jaxpr, each with its delta (if it has one) added where it is made."""
+    jaxpr = closed.jaxpr
+    made_by = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
+    at: dict[Any, list[Array]] = {}
+    aside: list[Array | None] = []  # deltas of outputs that are inputs or constants, and not made here
+    for var, delta in zip(jaxpr.outvars, deltas, strict=True):
+        made = not isinstance(var, core.Literal) and var in made_by
+        aside.append(None if made else delta)
+        if made and delta is not None:
+            at.setdefault(_before_casts(var, made_by), []).append(delta)
+
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, core.Literal) else values[var]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(var) for var in equation.invars]
+        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+        if inner is not None and any(var in at for var in equation.outvars):
+            sums = [_total(at.get(var, [])) for var in equation.outvars]
+            outputs = _evaluate(inner, inputs, sums)  # a step that was jitted: go inside
+        else:
+            options = equation.primitive.get_bind_params(equation.params)
+            outputs = equation.primitive.bind(*inputs, **options)
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+            outputs = [_plus(o, _total(at.get(var, []))) for var, o in zip(equation.outvars, outputs, strict=True)]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [_plus(read(var), delta) for var, delta in zip(jaxpr.outvars, aside, strict=True)]
+
+
+def _before_casts(var: Any, made_by: dict) -> Any:
+    """The variable that `var` is a mere cast of: a carry in another dtype than the output is one."""
+    while made_by[var].primitive.name == "convert_element_type":
+        source = made_by[var].invars[0]
+        if isinstance(source, core.Literal) or source not in made_by:
+            break
+        var = source
+    return var
+
+
+def _total(deltas: list[Array]) -> Array | None:
+    return None if not deltas else sum(deltas[1:], deltas[0])
+
+
+def _plus(value: Array, delta: Array | None) -> Array:
+    return value if delta is None else value + delta.astype(value.dtype)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saturation: how often gates and activations stand at their bounds, where their slopes vanish."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array
+from seqjax.cells import gates
+from seqjax.cells.activations import Activation, activation_function
+from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
+from seqjax.cells.gru import GRU
+from seqjax.cells.indrnn import IndRNN
+from seqjax.cells.lstm import LSTMFamily
+from seqjax.cells.minimal import MinGRU, MinLSTM
+from seqjax.cells.noise import RecurrentDropout, Zoneout
+from seqjax.cells.rg_lru import RGLRU
+from seqjax.cells.simple import Simple
+from seqjax.diagnostics.trajectory import Trajectory
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "tanh": (-1.0, 1.0),
+    "hard_tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "hard_sigmoid": (0.0, 1.0),
+    "relu": (0.0, math.inf),
+    "softplus": (0.0, math.inf),
+    "elu": (-1.0, math.inf),
+    "selu": (-1.7580993408473766, math.inf),
+}
+"""The values that an activation approaches where its slope vanishes."""
+
+
+class GateValues(NamedTuple):
+    """The values of a gate or an activation along a trajectory."""
+
+    values: Array
+    """`[T, ..., H]`."""
+    activation: Activation
+    """What made them: it has the bounds."""
+
+
+def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
+    """The gates and activations of a cell at every step, by name.
+
+    | cell                           | gates   | activations                                 |
+    |--------------------------------|---------|---------------------------------------------|
+    | `Simple`, `IndRNN`             |         | `h`                                         |
+    | `LSTM`, `PeepholeLSTM`         | i, f, o | `g`, and `phi_c` = φ(c_t)                   |
+    | `GRU`, `DiagonalGRU`           | z, r    | `g`                                         |
+    | `DiagonalLSTM`                 | f, o    | `g`, `phi_c`                                |
+    | `MinGRU`                       | z       | none: its candidate is linear               |
+    | `MinLSTM`                      | f       | none; f is the normalized f', and i' 1 - f' |
+    | `RGLRU`                        | r, i    | none                                        |
+    | `Zoneout`, `RecurrentDropout`  | of the cell inside, in evaluation                     |
+
+    Other cells have no gates that are known here.
+
+    Args:
+      trajectory: of a recurrent layer.
+
+    Returns:
+      Values by name, recomputed from the states; `{}` for a cell that is not in the table.
+
+    >>> import seqjax
+    >>> from seqjax.diagnostics import trajectories
+    >>> model, xs = seqjax.RNN(seqjax.GRU(4)), jnp.ones((5, 2, 1))
+    >>> (seen,) = trajectories(model, model.init(jax.random.key(0), xs), xs)
+    >>> {name: (gate.values.shape, gate.activation) for name, gate in gate_values(seen).items()}
+    {'z': ((5, 2, 4), 'sigmoid'), 'r': ((5, 2, 4), 'sigmoid'), 'g': ((5, 2, 4), 'tanh')}
+    """
+    cell, params, carries = trajectory.cell, trajectory.params, trajectory.carries
+    while isinstance(cell, Zoneout | RecurrentDropout):
+        cell = cell.cell
+    z = cell.project(params, trajectory.xs)
+    if isinstance(cell, Simple | IndRNN):
+        return {"h": GateValues(cell.step(params, carries, z)[1], cell.activation)}
+    if isinstance(cell, MinGRU):
+        return {"z": GateValues(jax.nn.sigmoid(gates.split_gates(z, 2)[0]), "sigmoid")}
+    if isinstance(cell, MinLSTM):
+        return {"f": GateValues(cell.coefficients(params, z)[0].h, "sigmoid")}
+    if isinstance(cell, RGLRU):
+        r, i = gates.split_gates(jax.nn.sigmoid(z.gates), 2)
+        return {"r": GateValues(r, "sigmoid"), "i": GateValues(i, "sigmoid")}
+    if not isinstance(cell, LSTMFamily | GRU | DiagonalGRU | DiagonalLSTM):
+        return {}
+    _, _, kept = cell.step_residuals(params, carries, z)
+    found = {
+        name: GateValues(getattr(kept, name), cell.activation if name == "g" else cell.recurrent_activation)
+        for name in kept._fields
+        if name in ("i", "f", "g", "o", "z", "r")
+    }
+    if isinstance(cell, LSTMFamily):
+        c = kept.f * kept.c_before + kept.i * kept.g
+        found["phi_c"] = GateValues(activation_function(cell.activation)(c), cell.activation)
+    if isinstance(cell, DiagonalLSTM):
+        found["phi_c"] = GateValues(kept.squashed, cell.activation)
+    return found
+
+
+class Saturation(NamedTuple):
+    """How often the units of a gate stand at a bound, over unmasked steps and sequences."""
+
+    low: Array
+    """`[H]`: the part of the time that each unit is within epsilon of the lower bound; 0 if it has none."""
+    high: Array
+    """`[H]`: the same of the upper bound."""
+
+    @property
+    def fraction(self) -> Array:
+        """Of all values, those at either bound: a scalar."""
+        return jnp.mean(self.low + self.high)
+
+
+def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Saturation]:
+    """How often each gate and activation of a layer is within `epsilon` of its bounds.
+
+    A gate at a bound passes no gradient to its own weights; what it does to the state depends on the
+    gate: an LSTM's f at 1 remembers, at 0 forgets; a tanh at ±1 is blind to its inputs. A relu's lower
+    bound is where it is off.
+
+    Args:
+      trajectory: of a recurrent layer, see `trajectories`.
+      epsilon: how near counts.
+
+    Returns:
+      `Saturation` by the names of `gate_values`; activations without bounds, and functions of your
+      own, are left out.
+
+    >>> import seqjax
+    >>> from seqjax.diagnostics import trajectories
+    >>> model, xs = seqjax.RNN(seqjax.Simple(1, w_in_init="ones", w_rec_init="zeros")), jnp.array([[0.0], [9.0]])
+    >>> (seen,) = trajectories(model, model.init(jax.random.key(0), xs), xs)
+    >>> float(saturation(seen)["h"].fraction)  # tanh(0), tanh(9)
+    0.5
+
+    Source: Karpathy, Johnson and Fei-Fei 2016, section 4.2, for the fractions left and right.
+    """
+    found = {}
+    for name, gate in gate_values(trajectory).items():
+        bounds = BOUNDS.get(gate.activation) if isinstance(gate.activation, str) else None
+        if bounds is not None:
+            low, high = bounds
+            found[name] = Saturation(
+                _fraction(gate.values, trajectory.mask, lambda v, low=low: v <= low + epsilon),
+                _fraction(gate.values, trajectory.mask, lambda v, high=high: v >= high - epsilon),
+            )
+    return found
+
+
+def _fraction(values: Array, mask: Array | None, test: Callable[[Array], Array]) -> Array:
+    """`[H]`: the part of unmasked values that pass."""
+    weights = jnp.ones(values.shape[:-1], bool) if mask is None else mask
+    passed = test(values) & weights[..., None]
+    axes = tuple(range(values.ndim - 1))
+    return passed.sum(axes).astype(jnp.float32) / jnp.maximum(weights.sum(), 1).astype(jnp.float32)

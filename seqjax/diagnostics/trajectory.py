@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The states of every recurrent layer inside a model, and where to add to them: the model with probes in it."""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape, step_shape
+from seqjax.diagnostics.probe import Probe, StateLayout, widest
+from seqjax.engines.associative import Associative
+from seqjax.engines.auto import Auto
+from seqjax.engines.newton import Newton
+from seqjax.engines.relaxed import Relaxed
+from seqjax.engines.sharded import Sharded
+from seqjax.layers.compose import BatchMajor
+from seqjax.layers.rnn import RNN
+from seqjax.layers.wavefront import Wavefront
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """What a recurrent layer saw at each of its T steps. A pytree, so it may leave a jitted function.
+
+    Attributes:
+      name: where in the model's params the layer is, and its cell: `"0 GRU(20)"`.
+      cell: the layer's.
+      params: the cell's.
+      carries: like the cell's carry, each leaf `[T, ...]`: what step t started from, after its reset;
+        zeros where step t is masked.
+      xs: `[T, ..., D]`, the layer's inputs, zeros where they are masked.
+      mask: `[T, ...]` bool or None.
+    """
+
+    name: str = dataclasses.field(metadata={"static": True})
+    cell: Cell = dataclasses.field(metadata={"static": True})
+    params: Params
+    carries: Carry
+    xs: Array
+    mask: Mask
+
+    @property
+    def layout(self) -> StateLayout:
+        """Of its carries as vectors `[T, ..., N]`."""
+        return StateLayout.of(self.carries, self.xs.ndim - 1)
+
+    def every(self, stride: int) -> Self:
+        """Every `stride`-th step of it, for what looks at steps one by one."""
+        kept = jax.tree.map(lambda a: a[::stride], (self.carries, self.xs, self.mask))
+        return dataclasses.replace(self, **dict(zip(("carries", "xs", "mask"), kept, strict=True)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ProbedParams:
+    """Params of `Probed`: its layer's, and what is added to the states."""
+
+    params: Params
+    deltas: Array  # [T, ..., N]
+    cell: Cell = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ProbedCarry:
+    """Carry of `Probed`: its layer's, and after `apply` what the layer saw."""
+
+    carry: Carry
+    seen: Trajectory | None = None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Probed(Layer):
+    """A recurrent layer whose params hold a perturbation of its states, and whose last carry their trajectory."""
+
+    layer: RNN
+
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> ProbedParams:
+        params = self.layer.init(key, xs)
+        layout = _layout(self.layer.cell, params, xs)
+        return ProbedParams(params, jnp.zeros((*step_shape(xs), layout.size), layout.dtype), self.layer.cell)
+
+    def initial_carry(self, params: ProbedParams, batch_shape: Shape) -> ProbedCarry:
+        return ProbedCarry(self.layer.initial_carry(params.params, batch_shape))
+
+    def apply(
+        self,
+        params: ProbedParams,
+        carry: ProbedCarry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[ProbedCarry, Array]:
+        cell, in_dim = self.layer.cell, xs.shape[-1]
+        layout = _layout(cell, params.params, xs)
+        y = jax.eval_shape(self.layer.apply, params.params, carry.carry, xs[:1])[1]
+        dtype = widest(xs.dtype, y.dtype, layout.dtype)
+        probe = dataclasses.replace(self.layer, cell=Probe(cell, in_dim, jnp.dtype(xs.dtype).name))
+        inputs = jnp.concatenate([xs.astype(dtype), params.deltas.astype(dtype)], -1)
+        after, outputs = probe.apply(params.params, carry.carry, inputs, mask=mask, resets=resets, key=key)
+        features = y.shape[-1]
+        xs = xs if mask is None else jnp.where(mask[..., None], xs, jnp.zeros_like(xs))
+        states = layout.unpack(outputs[..., features:])
+        seen = Trajectory(repr(cell), cell, params.params, states, xs, mask)
+        return ProbedCarry(after, seen), outputs[..., :features].astype(y.dtype)
+
+
+def _layout(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> StateLayout:
+    batch_shape = step_shape(xs)[1:]
+    return StateLayout.of(jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), len(batch_shape))
+
+
+def with_probes(model: Layer) -> Layer:
+    """`model` with every recurrent layer in it, however deep, probed.
+
+    Engines that are parallel in time are replaced by `Auto`, which gives the same numbers; `Scan`,
+    `Checkpointed`, `Truncated` and engines of your own are kept, so that what truncation cuts is seen to be cut.
+
+    >>> import seqjax
+    >>> with_probes(seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1)))
+    Serial(Probed(RNN(GRU(4))), Dense(1))
+    """
+    if isinstance(model, RNN):
+        return Probed(dataclasses.replace(model, engine=_sequential(model.engine)))
+    if isinstance(model, Wavefront):
+        return with_probes(model.serial)
+    inside: dict[str, Any] = {}
+    for field in dataclasses.fields(model):  # type: ignore[arg-type]
+        value = getattr(model, field.name)
+        if isinstance(value, Layer):
+            inside[field.name] = with_probes(value)
+        elif isinstance(value, tuple) and any(isinstance(item, Layer) for item in value):
+            inside[field.name] = tuple(with_probes(item) if isinstance(item, Layer) else item for item in value)
+    return dataclasses.replace(model, **inside) if inside else model  # type: ignore[type-var]
+
+
+def _sequential(engine: Engine) -> Engine:
+    return Auto() if isinstance(engine, Associative | Newton | Relaxed | Sharded) else engine
+
+
+def probed_params(probed: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct) -> Params:
+    """The params of `with_probes(model)` from the model's: perturbations of zero beside them.
+
+    Raises:
+      ValueError: a model without a recurrent layer.
+    """
+    like = jax.eval_shape(probed.init, jax.random.key(0), jax.ShapeDtypeStruct(xs.shape, xs.dtype))
+    if not named(like, ProbedParams):
+        raise ValueError(f"{probed!r} has no recurrent layer, whose states could be looked at.")
+
+    def fill(node: Any, given: Params) -> Params:
+        if not isinstance(node, ProbedParams):
+            return given
+        return dataclasses.replace(node, params=given, deltas=jnp.zeros(node.deltas.shape, node.deltas.dtype))
+
+    return jax.tree.map(fill, like, params, is_leaf=lambda node: isinstance(node, ProbedParams))
+
+
+def probed_carry(probed: Layer, params: Params, carry: Carry | None, batch_shape: Shape) -> Carry:
+    """The carry of `with_probes(model)` from the model's; `None`: the initial one."""
+    initial = probed.initial_carry(params, batch_shape)
+    if carry is None:
+        return initial
+
+    def fill(node: Any, given: Carry) -> Carry:
+        return ProbedCarry(given) if isinstance(node, ProbedCarry) else given
+
+    return jax.tree.map(fill, initial, carry, is_leaf=lambda node: isinstance(node, ProbedCarry))
+
+
+def named(tree: Any, kind: type) -> dict[str, Any]:
+    """The nodes of a kind in `tree`, by their path: `{"0": ..., "1.0": ...}`, `""` where it is the tree itself."""
+    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, kind))[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): node for path, node in nodes if isinstance(node, kind)
+    }
+
+
+def layer_name(path: str, cell: Cell) -> str:
+    """`"0 GRU(20)"`, or `"GRU(20)"` where the model is that layer alone."""
+    return f"{path} {cell!r}".strip()
+
+
+def time_major(model: Layer, xs: Array, *flags: Array | None) -> tuple[Any, ...]:
+    """The model without `BatchMajor` around it, and inputs, mask and resets to match."""
+    if not isinstance(model, BatchMajor):
+        return model, xs, *flags
+    return model.layer, *(None if a is None else jnp.swapaxes(a, 0, 1) for a in (xs, *flags))
+
+
+def trajectories(
+    model: Layer,
+    params: Params,
+    xs: Array,
+    *,
+    carry: Carry | None = None,
+    mask: Mask = None,
+    resets: Resets = None,
+    key: Key = None,
+) -> tuple[Trajectory, ...]:
+    """What each recurrent layer of a model sees and carries, step by step.
+
+    Args:
+      model: any layer with recurrent layers in it, under any engines.
+      params: its params.
+      xs: `[T, ..., D]`; `[B, T, ..., D]`, with mask and resets to match, for a `BatchMajor` model.
+      carry: to start from; by default the initial one.
+      mask, resets, key: as for `Layer.apply`.
+
+    Returns:
+      A `Trajectory` for each recurrent layer, in the order of the params. Each has as many steps as its
+      layer sees: fewer behind a strided layer. A backward direction's run backward in time.
+
+    Raises:
+      ValueError: a model without a recurrent layer.
+
+    >>> import seqjax
+    >>> model = seqjax.Serial(seqjax.Conv1D(3, 2, stride=2), seqjax.RNN(seqjax.LSTM(4)), seqjax.Dense(1))
+    >>> params = model.init(jax.random.key(0), jnp.ones((10, 2, 1)))
+    >>> (seen,) = trajectories(model, params, jnp.ones((10, 2, 1)))
+    >>> seen.name, seen.xs.shape, seen.carries.c.shape
+    ('1 LSTM(4)', (5, 2, 3), (5, 2, 4))
+    """
+    model, xs, mask, resets = time_major(model, xs, mask, resets)
+    probed = with_probes(model)
+    params = probed_params(probed, params, xs)
+    start = probed_carry(probed, params, carry, step_shape(xs)[1:])
+    after, _ = probed.apply(params, start, xs, mask=mask, resets=resets, key=key)
+    nodes = named(after, ProbedCarry)
+    return tuple(dataclasses.replace(n.seen, name=layer_name(p, n.seen.cell)) for p, n in nodes.items())
