@@ -3,7 +3,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +20,18 @@ from seqjax.diagnostics.trajectory import (
 )
 
 
-class GradientFlow(NamedTuple):
-    """Gradients in the states of one recurrent layer."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GradientFlow:
+    """Gradients in the states of one recurrent layer. A pytree, so it may leave a jitted function.
 
-    layer: str
-    """Its place in the params, and its cell: `"0 LSTM(20)"`."""
+    Attributes:
+      layer: its place in the params, and its cell: `"0 LSTM(20)"`.
+      norms: for each leaf of the carry, `h` and `c` say, ‖dL/dh_t‖₂ over features, `[T, ...]` for every sequence.
+    """
+
+    layer: str = dataclasses.field(metadata={"static": True})
     norms: dict[str, Array]
-    """For each leaf of the carry, `h` and `c` say, ‖dL/dh_t‖₂ over features, `[T, ...]` for every sequence."""
 
     @property
     def total(self) -> Array:

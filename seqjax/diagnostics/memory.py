@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, step_shape
 from seqjax.diagnostics.trajectory import time_major
+from seqjax.dtypes import at_least_float32
 
 
 def memory_profile(
@@ -72,7 +73,7 @@ def memory_profile(
     y, pull = jax.vjp(last_output, xs)
 
     def squares(direction: Array) -> Array:
-        return jnp.sum(jnp.square(pull(direction)[0].astype(jnp.promote_types(xs.dtype, jnp.float32))), -1)
+        return jnp.sum(jnp.square(pull(direction)[0].astype(at_least_float32(xs.dtype))), -1)
 
     if projections is None:
         directions, scale = jnp.eye(y.shape[-1], dtype=y.dtype), 1
@@ -124,4 +125,4 @@ def memory_horizon(profile: Array, fraction: float = 0.01) -> Horizon:
     lags = jnp.arange(len(profile), dtype=jnp.int32).reshape(-1, *[1] * (profile.ndim - 1))
     above = profile > fraction * jnp.nanmax(profile, axis=0)
     lag = jnp.max(jnp.where(above, lags + 1, jnp.zeros_like(lags)), axis=0)
-    return Horizon(lag, lag < jnp.sum(~jnp.isnan(profile), axis=0))
+    return Horizon(lag, lag < jnp.sum(~jnp.isnan(profile), axis=0, dtype=jnp.int32))

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trajectories, Jacobians and Lyapunov exponents."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import seqjax
+from seqjax.cells import LambdaCell
+from seqjax.cells.simple import SimpleParams
+from seqjax.diagnostics import jacobian_spectrum, lyapunov_exponents, step_jacobians, trajectories
+from tests.diagnostics.by_hand import DOUBLE, differences, lstm_step, random_params
+
+
+def looked_at(cell, function, params, xs, **flags):
+    def run(params, xs, flags):
+        (seen,) = trajectories(seqjax.RNN(cell), params, xs, **flags)
+        return function(seen)
+
+    return jax.tree.map(np.asarray, jax.jit(run)(params, xs, flags))
+
+
+def linear(matrix):
+    """h_t = A h_{t-1} + x_t."""
+    n = len(matrix)
+    cell = seqjax.Simple(n, activation="identity", dtypes=DOUBLE)
+    return cell, SimpleParams(np.eye(n), np.asarray(matrix).T, np.zeros(n))
+
+
+def scalar(step, start):
+    return LambdaCell(lambda key, in_dim: (), step, lambda params, batch: jnp.full((*batch, 1), start))
+
+
+LSTM = seqjax.LSTM(2, dtypes=DOUBLE)
+
+
+@pytest.fixture(scope="module")
+def lstm():
+    """Params, inputs with a mask and a reset, and the states that each step starts from, by hand."""
+    params = random_params(LSTM, 1)
+    xs = np.random.default_rng(1).normal(size=(5, 2, 1))
+    mask, resets = np.ones((5, 2), bool), np.zeros((5, 2), bool)
+    mask[1, 0], resets[3, 1] = False, True
+    states, h, c = [], np.zeros((2, 2)), np.zeros((2, 2))
+    for t in range(5):
+        h, c = (np.where(resets[t][:, None], 0, a) for a in (h, c))
+        states.append(np.concatenate([h, c], -1))
+        h, c = (
+            np.where(mask[t][:, None], new, old)
+            for new, old in zip(lstm_step(params, h, c, xs[t]), (h, c), strict=True)
+        )
+    flags = {"mask": jnp.array(mask), "resets": jnp.array(resets)}
+    return params, np.where(mask[..., None], xs, np.nan), flags, np.stack(states)
+
+
+def test_trajectory_holds_what_each_step_started_from(lstm):
+    params, xs, flags, states = lstm
+    seen = looked_at(LSTM, lambda seen: (seen.carries.h, seen.carries.c, seen.xs), params, xs, **flags)
+    mask = np.asarray(flags["mask"])
+    np.testing.assert_allclose(np.concatenate(seen[:2], -1)[mask], states[mask], rtol=1e-10, atol=1e-14)
+    np.testing.assert_array_equal(seen[2], np.nan_to_num(xs))
+
+
+def test_jacobians_are_those_of_finite_differences(lstm):
+    params, xs, flags, states = lstm
+
+    def step(t, b):
+        return lambda state: np.concatenate(lstm_step(params, state[:2], state[2:], xs[t, b]))
+
+    jacobians, spectrum, exponents = looked_at(
+        LSTM, lambda s: (step_jacobians(s), jacobian_spectrum(s), lyapunov_exponents(s, 4)), params, xs, **flags
+    )
+    volumes = [[], []]
+    for t in range(5):
+        for b in range(2):
+            if (t, b) == (1, 0):  # masked
+                assert np.isnan(spectrum.singular_values[t, b]).all()
+                continue
+            expected = differences(step(t, b), states[t, b])
+            np.testing.assert_allclose(jacobians[t, b], expected, atol=1e-8)
+            np.testing.assert_allclose(
+                spectrum.singular_values[t, b], np.linalg.svd(expected, compute_uv=False), atol=1e-8
+            )
+            moduli = np.sort(np.abs(np.linalg.eigvals(expected)))[::-1]
+            np.testing.assert_allclose(spectrum.eigenvalue_moduli[t, b], moduli, atol=1e-7)
+            volumes[b].append(np.linalg.slogdet(expected)[1])
+    # all exponents together are the mean logarithm of the change of volume
+    np.testing.assert_allclose(exponents.sum(-1), [np.mean(v) for v in volumes], rtol=1e-6)
+
+
+def test_exponents_of_a_linear_map_are_the_logarithms_of_its_eigenvalues():
+    turn = np.random.default_rng(0).normal(size=(3, 3))
+    cell, params = linear(turn @ np.diag([0.9, -0.5, 0.2]) @ np.linalg.inv(turn))
+    found = looked_at(cell, lambda s: lyapunov_exponents(s, 3, discard=60), params, np.ones((200, 1, 3)))
+    np.testing.assert_allclose(found[0], np.log([0.9, 0.5, 0.2]), rtol=1e-9)
+
+
+def test_logistic_map_doubles_distances():
+    cell = scalar(lambda params, h, x: (4 * h * (1 - h), h), 0.3)
+    found = looked_at(cell, lyapunov_exponents, (), np.zeros((5000, 1)))
+    assert found[0] == pytest.approx(np.log(2), abs=2e-3)
+
+
+def test_fixed_point_attracts_at_its_slope():
+    fixed = 1.0
+    for _ in range(200):
+        fixed = np.tanh(1.5 * fixed)
+    cell = scalar(lambda params, h, x: (jnp.tanh(1.5 * h), h), 0.4)
+    found = looked_at(cell, lambda s: lyapunov_exponents(s, discard=200), (), np.zeros((300, 1)))
+    assert found[0] == pytest.approx(np.log(1.5 * (1 - fixed**2)), rel=1e-9)
+
+
+def test_masked_steps_do_not_count():
+    cell, params = linear([[0.5]])
+    mask = jnp.array([[True, False], [False, False], [True, False]])
+    found = looked_at(cell, lyapunov_exponents, params, np.ones((3, 2, 1)), mask=mask)
+    np.testing.assert_allclose(found[0], [np.log(0.5)], rtol=1e-12)
+    assert np.isnan(found[1])
+
+
+def test_complex_state_turns_in_a_plane():
+    cell = seqjax.LRU(1, state_dim=1, dtypes=DOUBLE)
+    params = random_params(cell, 1)
+    exponents, spectrum = looked_at(
+        cell, lambda s: (lyapunov_exponents(s, 2), jacobian_spectrum(s)), params, np.ones((6, 1))
+    )
+    log_modulus = -np.exp(params.nu_log[0])
+    np.testing.assert_allclose(exponents, [log_modulus] * 2, rtol=1e-9)
+    np.testing.assert_allclose(spectrum.singular_values, np.full((6, 2), np.exp(log_modulus)), rtol=1e-9)
+
+
+def test_every_second_step_is_kept():
+    cell, params = linear([[0.5]])
+    seen = looked_at(cell, lambda s: s.every(2).carries.h, params, np.ones((5, 1)))
+    np.testing.assert_allclose(seen[:, 0], [0, 1.5, 1.875])
+
+
+def test_bad_counts_are_refused():
+    cell, params = linear([[0.5]])
+    (seen,) = trajectories(seqjax.RNN(cell), params, jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="count must be from 1 to the 1 numbers"):
+        lyapunov_exponents(seen, 2)
+    with pytest.raises(ValueError, match="discard must leave a step"):
+        lyapunov_exponents(seen, discard=3)

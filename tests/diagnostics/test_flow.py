@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import seqjax
+from seqjax import engines
+from seqjax.cells import LambdaCell
+from seqjax.diagnostics import gradient_flow
+from seqjax.layers import Wavefront
+from tests.diagnostics.by_hand import DOUBLE, LEAKY, leaky, lstm_step, random_params
+
+A, T = 0.7, 9
+
+
+def last(ys, mask):
+    return ys[-1].sum()
+
+
+def flow(model, params, xs, loss=last, **flags):
+    run = jax.jit(lambda params, xs, flags: gradient_flow(model, params, xs, loss, **flags)[-1].norms)
+    return jax.tree.map(np.asarray, run(params, xs, flags))
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        engines.Auto(),
+        engines.Scan(unroll=2),
+        engines.Scan(adjoint=False),
+        engines.Checkpointed(segment=4),
+        engines.Newton(),  # parallel: replaced by one that gives the same numbers
+    ],
+)
+def test_gradient_of_a_linear_recurrence_decays_by_its_factor_under_every_engine(engine):
+    norms = flow(seqjax.RNN(LEAKY, engine), leaky(A), np.ones((T, 2, 1)))
+    np.testing.assert_allclose(norms["h"], np.tile(A ** np.arange(T)[::-1, None], (1, 2)), rtol=1e-12)
+
+
+def test_loss_over_the_whole_sequence_sums_the_paths():
+    norms = flow(seqjax.RNN(LEAKY), leaky(A), np.ones((T, 1)), lambda ys, mask: ys.sum())
+    np.testing.assert_allclose(norms["h"], [sum(A**k for k in range(T - t)) for t in range(T)], rtol=1e-12)
+
+
+def test_what_truncation_cuts_is_seen_to_be_cut():
+    norms = flow(seqjax.RNN(LEAKY, engines.Truncated(4)), leaky(A), np.ones((8, 1)))
+    np.testing.assert_allclose(norms["h"], [0, 0, 0, 0, A**3, A**2, A, 1], rtol=1e-12)
+
+
+def test_masked_steps_have_no_gradient_and_do_not_count_and_resets_cut_it():
+    mask = np.array([[1, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1]], bool).T
+    resets = np.array([[0] * 6, [0, 0, 1, 0, 0, 0]], bool).T
+    xs = np.where(mask[..., None], 1.0, np.nan)
+    norms = flow(
+        seqjax.RNN(LEAKY), leaky(A), xs, lambda ys, mask: ys[4].sum(), mask=jnp.array(mask), resets=jnp.array(resets)
+    )
+    np.testing.assert_allclose(norms["h"][:, 0], [A**3, A**2, A, 0, 1, 0], rtol=1e-12)
+    np.testing.assert_allclose(norms["h"][:, 1], [0, 0, A**2, A, 1, 0], rtol=1e-12)
+
+
+def test_lower_layer_sums_the_paths_through_the_upper_one():
+    model = seqjax.Serial(seqjax.RNN(LEAKY), seqjax.Residual(seqjax.RNN(LEAKY)))
+    lower, upper = jax.jit(lambda xs: gradient_flow(model, (leaky(0.9), leaky(0.5)), xs, last))(np.ones((T, 1)))
+    assert (lower.layer[:2], upper.layer[:2]) == ("0 ", "1 ")
+    paths = [sum(0.5 ** (T - 1 - s) * 0.9 ** (s - t) for s in range(t, T)) + 0.9 ** (T - 1 - t) for t in range(T)]
+    np.testing.assert_allclose(lower.norms["h"], paths, rtol=1e-12)
+    np.testing.assert_allclose(upper.norms["h"], 0.5 ** np.arange(T)[::-1], rtol=1e-12)
+    np.testing.assert_allclose(lower.total, paths, rtol=1e-12)
+
+
+def test_directions_of_time_and_wavefronts_are_looked_into():
+    both = seqjax.Serial(seqjax.Bidirectional(seqjax.RNN(LEAKY)))
+    params = ((leaky(0.9), leaky(0.5)),)
+    ahead, behind = jax.jit(lambda xs: gradient_flow(both, params, xs, last))(np.ones((T, 1)))
+    assert (ahead.layer[:4], behind.layer[:4]) == ("0.0 ", "0.1 ")
+    np.testing.assert_allclose(ahead.norms["h"], 0.9 ** np.arange(T)[::-1], rtol=1e-12)
+    np.testing.assert_allclose(behind.norms["h"], [1] + [0] * (T - 1))  # its first step is the last
+    wavefront = Wavefront(LEAKY, 2, jax.make_mesh((1,), ("layer",)), "layer")
+    norms = flow(wavefront, (leaky(0.9), leaky(0.5)), np.ones((T, 1)))
+    np.testing.assert_allclose(norms["h"], 0.5 ** np.arange(T)[::-1], rtol=1e-12)
+
+
+def test_batch_major_is_taken_as_it_is():
+    norms = flow(seqjax.BatchMajor(seqjax.RNN(LEAKY)), leaky(A), np.ones((2, T, 1)))
+    np.testing.assert_allclose(norms["h"], np.tile(A ** np.arange(T)[::-1, None], (1, 2)), rtol=1e-12)
+
+
+def test_memory_cell_of_an_lstm_has_the_path_through_its_output():
+    cell, steps = seqjax.LSTM(2, dtypes=DOUBLE), 4
+    params = random_params(cell, 1)
+    xs = np.random.default_rng(1).normal(size=(steps, 1))
+
+    def loss(at, which, unit, size):
+        h = c = np.zeros(2)
+        for t in range(steps):
+            delta = size * np.eye(2)[unit]
+            h, c = lstm_step(params, h, c, xs[t], delta if (t, which) == (at, "c") else 0)
+            h = h + (delta if (t, which) == (at, "h") else 0)
+        return (h**2).sum()
+
+    norms = flow(seqjax.RNN(cell), params, xs, lambda ys, mask: (ys[-1] ** 2).sum())
+    for which in ("h", "c"):
+        slopes = [
+            [(loss(t, which, unit, 1e-6) - loss(t, which, unit, -1e-6)) / 2e-6 for unit in (0, 1)]
+            for t in range(steps)
+        ]
+        np.testing.assert_allclose(norms[which], np.linalg.norm(slopes, axis=-1), rtol=1e-7, atol=1e-12)
+
+
+def test_complex_state_counts_both_parts():
+    cell = seqjax.LRU(1, state_dim=1, dtypes=DOUBLE)
+    params = random_params(cell, 1)
+    modulus = np.exp(-np.exp(params.nu_log[0]))
+    norms = flow(seqjax.RNN(cell), params, np.ones((T, 1)))
+    expected = np.hypot(params.c_re[0, 0], params.c_im[0, 0]) * modulus ** np.arange(T)[::-1]
+    np.testing.assert_allclose(norms["h"], expected, rtol=1e-10)
+
+
+def test_output_made_of_the_state_sees_it():
+    cell = seqjax.DiagonalLSTM(1, dtypes=DOUBLE)
+    params = random_params(cell, 1)
+    _, w_g, w_o = params.w_rec[:, 0]
+    f, g, o = (params.w_in + params.bias)[0]  # of one step from c = 0 with x = 1
+    c = (1 - 1 / (1 + np.exp(-f))) * np.tanh(g)
+    gate = 1 / (1 + np.exp(-(o + w_o * c)))
+    slope = gate * (1 - gate) * w_o * np.tanh(c) + gate * (1 - np.tanh(c) ** 2)
+    np.testing.assert_allclose(flow(seqjax.RNN(cell), params, np.ones((1, 1)))["c"], [abs(slope)], rtol=1e-10)
+
+
+def two(params, h, x, step):
+    h = jnp.tanh(params * h + x)
+    return h, jax.nn.relu(h * step)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_step_of_the_user_is_entered_jitted_or_not(jitted):
+    step = functools.partial(two, step=3.0)
+    cell = LambdaCell(lambda key, in_dim: jnp.ones(()), jax.jit(step) if jitted else step, lambda p, b: jnp.zeros((*b, 1)))
+    xs = np.array([[0.3], [0.4]])
+    h = np.tanh(0.3)
+    norms = flow(seqjax.RNN(cell), np.array(0.5), xs)
+    np.testing.assert_allclose(norms["carry"], [3 * (1 - np.tanh(0.5 * h + 0.4) ** 2) * 0.5, 3], rtol=1e-10)
+
+
+def test_state_kept_in_a_wider_dtype_than_the_output():
+    cell = seqjax.IndRNN(1, activation="identity", dtypes=seqjax.DTypes("float32", compute="bfloat16", carry="float32"))
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float32), leaky(0.5))
+    norms = flow(seqjax.RNN(cell), params, np.ones((4, 1), jnp.bfloat16))
+    np.testing.assert_allclose(norms["h"], [0.125, 0.25, 0.5, 1])  # exact in bfloat16
+
+
+def test_model_without_recurrence_is_refused():
+    model = seqjax.Dense(1)
+    xs = jnp.ones((3, 1), jnp.float32)
+    with pytest.raises(ValueError, match="no recurrent layer"):
+        gradient_flow(model, model.init(jax.random.key(0), xs), xs, last)
