@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether two systems compute the same, before their times are compared."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from seqjax.base import Params
+import seqjax
+from experiments.benchmarks.systems import Task, of_seqjax
+from seqjax.base import Array, Params
+from seqjax.engines import Scan
 
 
 class Errors(NamedTuple):
@@ -18,6 +24,20 @@ class Errors(NamedTuple):
 TOLERANCES = {"float32": Errors(1e-4, 1e-3), "bfloat16": Errors(0.05, 0.25)}
 """Against a float32 run. In bfloat16, autodiff adds up a weight's gradient step by step in 8 bits of mantissa: this is
 what the libraries do, and a wrong equation is wrong by about 1."""
+
+
+def reference(given: Task) -> tuple[np.ndarray, Params]:
+    """Outputs and gradients, the same numbers computed in float32, by autodiff of a plain loop."""
+    cell = dataclasses.replace(given.cell, dtypes=seqjax.DTypes())
+    params = jax.tree.map(lambda a: a.astype("float32"), given.params)
+    system = of_seqjax(Scan(adjoint=False), Task(cell, params, given.xs.astype("float32")))
+
+    def loss(params: Params, xs: Array) -> tuple[Array, Array]:
+        ys = system.apply(params, xs)
+        return jnp.sum(jnp.square(ys)), ys
+
+    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(system.params, system.xs)
+    return np.asarray(outputs), gradients
 
 
 def errors(outputs: np.ndarray, gradients: Params, expected: tuple[np.ndarray, Params]) -> Errors:

@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -47,8 +47,12 @@ CELLS: dict[str, dict[str, Callable]] = {
 GATES = {"simple": 1, "lstm": 4, "gru": 3}
 QUICK = ("32x50x20x1", "32x200x64", "128x100x128", "1x10000x64")
 GRID = (*QUICK[:2], "32x1000x128", "64x200x256", "16x500x512", QUICK[3], QUICK[2], "8x10000x64")
-REFERENCE = "seqjax Scan(adjoint=False)"
+AUTO = "seqjax Auto()"
 PASSES = ("forward", "step")
+Key = tuple[str, str]
+"""Form and system."""
+Key = tuple[str, str]
+"""Form and system."""
 FEWEST_TURNS, MOST_TURNS = 3, 101
 
 
@@ -106,33 +110,16 @@ def task(kind: str, form: str, entry: Entry, dtype: str) -> Task:
     return Task(cell, params, xs.astype(jnp.dtype(dtype)))
 
 
-def in_float32(given: Task) -> Task:
-    """The same numbers, computed in float32."""
-    cell = dataclasses.replace(given.cell, dtypes=seqjax.DTypes())
-    return Task(cell, jax.tree.map(lambda a: a.astype("float32"), given.params), given.xs.astype("float32"))
-
-
-def contestants(kind: str, given: Mapping[str, Task], peers: Mapping[str, Peer]) -> dict[tuple[str, str], Callable]:
-    """`{(form, system): build}` for every form that a peer has, and the kind's first."""
-    builds: dict[tuple[str, str], Callable[[], System]] = {}
+def contestants(kind: str, given: Mapping[str, Task], peers: Mapping[str, Peer]) -> dict[Key, Callable[[], System]]:
+    """How to build every system: of a form that one peer alone has, that peer and `Auto()`."""
+    builds: dict[Key, Callable[[], System]] = {}
     for form in given:
-        fitting = {name: peer for name, peer in peers.items() if peer.forms.get(kind) == form}
-        if fitting or form == next(iter(CELLS[kind])):
-            makers = {name: functools.partial(of_seqjax, engine) for name, engine in ENGINES.items()}
-            makers |= {name: peer.build for name, peer in fitting.items()}
-            builds |= {(form, name): functools.partial(make, given[form]) for name, make in makers.items()}
+        usual = form == next(iter(CELLS[kind]))
+        fitting = {name: peer.build for name, peer in peers.items() if peer.forms.get(kind) == form}
+        engines = ENGINES if usual else {AUTO: ENGINES[AUTO]} if fitting else {}
+        makers = {name: functools.partial(of_seqjax, engine) for name, engine in engines.items()} | fitting
+        builds |= {(form, name): functools.partial(make, given[form]) for name, make in makers.items()}
     return builds
-
-
-def prepared(build: Callable[[], System]) -> tuple[System, Programs]:
-    """The system and its programs, compiled."""
-    system = build()
-    return system, system.programs()
-
-
-def results(system: System, programs: Programs) -> tuple[np.ndarray, Any]:
-    """Outputs and gradients."""
-    return system.outputs(programs.forward()), system.gradients(programs.step())
 
 
 def run_entry(
@@ -146,51 +133,67 @@ def run_entry(
       peers: the libraries beside seqjax.
       machine: the rate of a large matmul, and the memory bandwidth.
     """
-    tasks = {form: task(kind, form, entry, dtype) for form in CELLS[kind]}
-    builds = contestants(kind, tasks, peers)
-    known = {
-        (form, REFERENCE): prepared(functools.partial(of_seqjax, ENGINES[REFERENCE], in_float32(tasks[form])))
-        for form in dict.fromkeys(form for form, _ in builds)
-    }
-    expected = {form: results(*pair) for (form, _), pair in known.items()}
-    if dtype != "float32":
-        known.clear()
-    rows: dict[tuple[str, str], dict] = {}
-    running: dict[tuple[str, str], Programs] = {}
-    cost = 0.0
-    for (form, name), build in builds.items():
-        row = {"kind": kind, **entry._asdict(), "dtype": dtype, "form": form, "system": name, "agrees": False}
-        row["on_jax"] = name in ENGINES or peers[name].on_jax
-        rows[form, name] = row
-        try:
-            system, programs = known.pop((form, name), None) or prepared(build)
-            start = time.perf_counter()
-            outputs, gradients = results(system, programs)
-            cost += time.perf_counter() - start
-            found = agreement.errors(outputs, gradients, expected[form])
-        except Exception as error:  # of another library: said in the row
-            if name in ENGINES:
-                raise
-            row["why"] = f"{type(error).__name__}: {error}"[:300]
-            continue
-        row |= {f"{what}_error": value for what, value in found._asdict().items()}
-        row |= {"compile_seconds": programs.compile_seconds, "temporary_bytes": programs.temporary_bytes}
-        row["agrees"] = agreement.agree(found, dtype)
-        if not row["agrees"]:
-            row["why"] = f"other numbers: {found}"
-            continue
-        running[form, name] = programs
+    rows, running, cost = checked(kind, entry, dtype, peers)
     turns = int(np.clip(budget / cost, FEWEST_TURNS, MOST_TURNS))
     take_turns(rows, running, entry, kind, dtype, turns, machine)
-    del known, expected, running
+    running.clear()
     jax.clear_caches()
     gc.collect()
     return list(rows.values())
 
 
+def checked(
+    kind: str, entry: Entry, dtype: str, peers: Mapping[str, Peer]
+) -> tuple[dict[Key, dict], dict[Key, Programs], float]:
+    """A row for each system, the programs of those that agree, and the seconds that each took once, in all."""
+    tasks = {form: task(kind, form, entry, dtype) for form in CELLS[kind]}
+    builds = contestants(kind, tasks, peers)
+    labels = {"kind": kind, **entry._asdict(), "dtype": dtype}
+    rows: dict[Key, dict] = {
+        (form, name): {
+            **labels,
+            "form": form,
+            "system": name,
+            "on_jax": name in ENGINES or peers[name].on_jax,
+            "agrees": False,
+        }
+        for form, name in builds
+    }
+
+    def each(keys: Iterable[Key], function: Callable[[Key], Any]) -> dict[Key, Any]:
+        """The function of every system that came so far; what another library raises is said in its row."""
+        found = {}
+        for key in keys:
+            try:
+                found[key] = function(key)
+            except Exception as error:
+                if key[1] in ENGINES:
+                    raise
+                rows[key]["why"] = f"{type(error).__name__}: {error}"[:300]
+        return found
+
+    # all are built, then compiled, then run: compiling empties JAX's caches, which the other two fill
+    systems = each(builds, lambda key: builds[key]())
+    programs = each(systems, lambda key: systems[key].programs())
+    expected = {form: agreement.reference(tasks[form]) for form in dict.fromkeys(form for form, _ in builds)}
+    start = time.perf_counter()
+    outputs = each(programs, lambda key: systems[key].outputs(programs[key].forward()))
+    gradients = each(outputs, lambda key: systems[key].gradients(programs[key].step()))
+    cost = time.perf_counter() - start
+    errors = each(gradients, lambda key: agreement.errors(outputs[key], gradients[key], expected[key[0]]))
+    for key, found in errors.items():
+        row, ready = rows[key], programs[key]
+        row |= {f"{what}_error": value for what, value in found._asdict().items()}
+        row |= {"compile_seconds": ready.compile_seconds, "temporary_bytes": ready.temporary_bytes}
+        row["agrees"] = agreement.agree(found, dtype)
+        if not row["agrees"]:
+            row["why"] = f"other numbers: {found}"
+    return rows, {key: programs[key] for key in errors if rows[key]["agrees"]}, cost
+
+
 def take_turns(
-    rows: dict[tuple[str, str], dict],
-    running: Mapping[tuple[str, str], Programs],
+    rows: dict[Key, dict],
+    running: Mapping[Key, Programs],
     entry: Entry,
     kind: str,
     dtype: str,
@@ -211,7 +214,7 @@ def take_turns(
             row |= {"turns": turns, f"{which}_seconds": float(np.median(own))}
             row[f"{which}_roofline"] = measure.ratios(least, own)["median"]
             row[f"{which}_large_roofline"] = flop / machine["large_matmul_rate"] / row[f"{which}_seconds"]
-            ours = seconds.get(f"{form} seqjax Auto()")
+            ours = seconds.get(f"{form} {AUTO}")
             if ours is not None:
                 row[f"{which}_speedup"] = measure.ratios(own, ours)
 

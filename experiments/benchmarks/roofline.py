@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LARGE = 1024
-LOOP_FLOP = 1e8
+LOOP_FLOP = 4e8
 BANDWIDTH_BYTES = 2**27
 
 
