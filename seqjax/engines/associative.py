@@ -3,7 +3,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import linear
-from seqjax.engines.stepping import Steps, cut, expand, join, prepare, select, visible, zeros_like
+from seqjax.engines.stepping import Steps, cut, expand, prepare, scan_pieces, select, visible, zeros_like
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 
 CACHED = 256
@@ -36,14 +35,16 @@ class Associative(Engine):
 
     Args:
       method: `"scan"`, a loop: best on a CPU, where it runs at the speed of memory; `"tree"`,
-        `lax.associative_scan`, depth log T: best on an accelerator; `"auto"`: `"scan"` where
-        `jax.default_backend()` is a CPU, otherwise `"tree"`. Numbers agree to rounding.
-      segment: steps in a segment; `None`: all for the tree, and for the loop the largest divisor of T
-        from 128 to 256, so that no copies are made for a rest, or 256 where there is none.
+        `lax.associative_scan`, depth log T: best on an accelerator; `"kernel"`, a kernel for NVIDIA GPUs
+        that runs chunks of time at once, and `"interpreter"`, the same run by Pallas' interpreter, for
+        tests; `"auto"`: `"scan"` where `jax.default_backend()` is a CPU, otherwise `"tree"`. Numbers agree
+        to rounding.
+      segment: steps in a segment; `None`: for the loop the largest divisor of T from 128 to 256, so that
+        no copies are made for a rest, or 256 where there is none; for the others all.
 
     Raises:
       ValueError: an unknown method, a segment that is not a positive integer; in `run`, a cell
-        that is not affine.
+        that is not affine, `"kernel"` without a GPU.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> from seqjax.cells.minimal import MinGRU
@@ -80,17 +81,22 @@ class Associative(Engine):
         check_affine(self, cell, key)
         steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
         method, size = self.choose(xs.shape[0])
-        piece = functools.partial(run_affine, cell, _recurrence(method), params, initial)
+        run = functools.partial(run_affine, cell, _recurrence(method), params, initial)
         count, rest = divmod(xs.shape[0], size)
         if count <= 1 and rest == 0:
-            return piece(carry, steps)
-        pieces, steps = cut(steps, count, size)
-        # inside a scan the loop itself keeps XLA from merging the two forward passes
-        carry, ys = jax.lax.scan(jax.checkpoint(piece, prevent_cse=False), carry, pieces)
+            return run(carry, steps)
+
+        def piece(carry: Carry, piece: Steps, _: None) -> tuple[Carry, tuple[Array, None]]:
+            # inside a scan the loop itself keeps XLA from merging the two forward passes
+            carry, ys = jax.checkpoint(run, prevent_cse=False)(carry, piece)
+            return carry, (ys, None)
+
+        whole, last = cut(steps, count * size)
+        carry, (ys, _) = scan_pieces(piece, carry, whole, size)
         if rest == 0:
-            return carry, join(ys)
-        carry, rest_ys = piece(carry, steps)
-        return carry, join(ys, rest_ys)
+            return carry, ys
+        carry, rest_ys = run(carry, last)
+        return carry, jnp.concatenate([ys, rest_ys])
 
     def choose(self, T: int) -> tuple[str, int]:
         """The method, and the steps in a segment, for a sequence of `T` steps.
@@ -101,7 +107,7 @@ class Associative(Engine):
         method = self.method
         if method == "auto":
             method = "scan" if jax.default_backend() == "cpu" else "tree"
-        if self.segment is not None or method == "tree":
+        if self.segment is not None or method != "scan":
             return method, min(T, self.segment or T)
         divisors = (size for size in range(CACHED, CACHED // 2 - 1, -1) if T % size == 0)
         return method, min(T, next(divisors, CACHED))
@@ -115,8 +121,11 @@ class Associative(Engine):
             lambda params, carry, x: piece(params, None, carry, Steps(x, None, None, None)), params, carry, x
         )
         count = -(-T // size)
-        depth = T if method == "scan" else count * 2 * math.ceil(math.log2(max(size, 2)))
-        how = "a loop on the carry alone" if method == "scan" else "a tree over time"
+        rest = T % size
+        depth = T // size * linear.depth(method, size) + (linear.depth(method, rest) if rest else 0)
+        how = {"scan": "a loop on the carry alone", "tree": "a tree over time"}.get(
+            method, "a kernel over chunks of time"
+        )
         why = how if count == 1 else f"{how}, segments of {size} steps, recomputed in the reverse pass"
         return Plan(repr(cell), repr(self), why, kept + (count - 1) * tree_bytes(carry), depth)
 

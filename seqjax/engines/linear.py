@@ -9,6 +9,8 @@ derives forward mode, reverse mode and every higher order, each as a recurrence 
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 from seqjax.base import Array
 from seqjax.engines.stepping import expand
 
-METHODS = ("scan", "tree")
+METHODS = ("scan", "tree", "kernel", "interpreter")
 
 
 def linear_recurrence(
@@ -31,13 +33,15 @@ def linear_recurrence(
       initial: h_0 `[..., N]`; `None`: zeros.
       cut: `[T, ...]` bool; where it is True h_t = b_t, and nothing of what came before, not even
         NaN, passes on.
-      method: `"scan"`, a loop at the speed of memory; `"tree"`, `lax.associative_scan`, of depth log T.
+      method: `"scan"`, a loop at the speed of memory; `"tree"`, `lax.associative_scan`, of depth log T;
+        `"kernel"`, chunks of time at once by a kernel for NVIDIA GPUs; `"interpreter"`, that kernel run by
+        Pallas' interpreter, on any device: slow, for tests.
 
     Returns:
       h_1 ... h_T, `[T, ..., N]`.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit, an unknown method.
+      ValueError: shapes or dtypes that do not fit, an unknown method, `"kernel"` without a GPU.
 
     >>> linear_recurrence(jnp.array([[2.0], [3.0]]), jnp.array([[1.0], [1.0]])).tolist()
     [[1.0], [4.0]]
@@ -47,7 +51,7 @@ def linear_recurrence(
     if initial is not None:
         first = decay[0] * keep(None if cut is None else cut[0], initial)
         drive = drive.at[0].add(first)
-    solve = functools.partial(solve_scan if method == "scan" else solve_tree, decay, cut)
+    solve = functools.partial(solver(method), decay, cut)
 
     def residual(states: Array) -> Array:
         before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
@@ -65,6 +69,8 @@ def check(decay: Array, drive: Array, initial: Array | None, cut: Array | None, 
     """`decay` with as many axes as `drive`, if all fits."""
     if method not in METHODS:
         raise ValueError(f"linear_recurrence: method must be one of {list(METHODS)}, got {method!r}.")
+    if method == "kernel":
+        check_kernel()
     arrays = {"decay": decay, "initial": drive[0] if initial is None else initial}
     for name, array in arrays.items():
         if array.dtype != drive.dtype:
@@ -82,6 +88,44 @@ def check(decay: Array, drive: Array, initial: Array | None, cut: Array | None, 
 def keep(cut: Array | None, state: Array) -> Array:
     """`state`, but zero where it is cut off."""
     return state if cut is None else jnp.where(expand(cut, state), jnp.zeros_like(state), state)
+
+
+def depth(method: str, T: int) -> int:
+    """Steps of a recurrence of `T` that wait for each other.
+
+    >>> depth("scan", 1000), depth("tree", 1000), depth("kernel", 2**20)
+    (1000, 20, 2052)
+    """
+    if method == "scan" or T == 1:
+        return T
+    if method == "tree":
+        return 2 * math.ceil(math.log2(T))
+    from seqjax.kernels.linear import CHUNK
+
+    count = -(-T // CHUNK)
+    return T if count == 1 else 2 * CHUNK + depth(method, count)
+
+
+def check_kernel() -> None:
+    """Refuses a machine that the kernel does not run on.
+
+    Raises:
+      ValueError: naming the methods that would work.
+    """
+    from seqjax.kernels.launch import available
+
+    if not available():
+        raise ValueError(
+            "method 'kernel' needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, and runs here on "
+            f"{jax.default_backend()!r} with jax {jax.__version__}; use 'scan' or 'tree', or 'interpreter' to try it."
+        )
+
+
+def solver(method: str) -> Callable[..., Array]:
+    """The function `(decay, cut, drive, *, reverse) -> states` of a method."""
+    if method in ("kernel", "interpreter"):
+        return functools.partial(solve_kernel, interpret=method == "interpreter")
+    return solve_scan if method == "scan" else solve_tree
 
 
 def solve_scan(decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False) -> Array:
@@ -118,3 +162,14 @@ def solve_tree(decay: Array, cut: Array | None, drive: Array, *, reverse: bool =
         return jnp.where(c2, a2, a2 * a1), jnp.where(c2, b2, a2 * b1 + b2), c1 | c2
 
     return jax.lax.associative_scan(compose, (decay, drive, constant), reverse=reverse)[1]
+
+
+def solve_kernel(
+    decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False, interpret: bool = False
+) -> Array:
+    """As `solve_scan`, by a kernel to which a decay of 0 is a cut."""
+    from seqjax.kernels.linear import solve  # Pallas is loaded by those who use it
+
+    if cut is not None:
+        decay = jnp.where(expand(cut, drive), jnp.zeros_like(decay), decay)
+    return solve(decay, drive, reverse=reverse, interpret=interpret)
