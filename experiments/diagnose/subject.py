@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is looked into: a model from its checkpoint, data to run it on, and the metrics of its training."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.diagnose.config import Config
+from experiments.forecast import config as forecast
+from experiments.forecast import data
+from experiments.forecast.models import MODELS
+from experiments.forecast.train import FINAL
+from seqjax import training
+from seqjax.base import Layer, Params
+from seqjax.layers import BatchMajor
+
+
+class Subject(NamedTuple):
+    """A model, with what to run it on. Time is axis 0."""
+
+    name: str
+    model: Layer
+    params: Params
+    step: int
+    """Of training, when it was saved."""
+    inputs: str
+    """What `xs` are, in words."""
+    xs: np.ndarray
+    """`[T, B, D]`."""
+    targets: np.ndarray | None
+    """`[T', B, F]`, or None: then the loss is the mean square of the outputs."""
+    history: Sequence[Mapping[str, Any]]
+    """The lines of its metrics; none if they are not kept."""
+
+
+def find(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """The folder of a model, and where its checkpoints are: its finished state if there is one.
+
+    Raises:
+      ValueError: there is no checkpoint, or there are several models.
+    """
+    path = path.resolve()
+    if path.name == "checkpoints":
+        path = path.parent
+    if path.name == FINAL and training.latest(path) is not None:
+        return path.parent, path
+    if training.latest(path / FINAL) is not None:
+        return path, path / FINAL
+    if training.latest(path) is not None:
+        return path, path
+    below = sorted(p.name for p in path.glob("*") if p.is_dir() and _has_checkpoint(p))
+    if len(below) == 1:
+        return find(path / below[0])
+    if below:
+        raise ValueError(f"{path} has several models; choose one: {', '.join(str(path / name) for name in below)}.")
+    raise ValueError(f"{path} has no checkpoint; give the folder of a run.")
+
+
+def _has_checkpoint(path: pathlib.Path) -> bool:
+    return training.latest(path) is not None or training.latest(path / FINAL) is not None
+
+
+def load(config: Config) -> tuple[Subject, pathlib.Path]:
+    """The subject that the command names, and its folder.
+
+    Raises:
+      ValueError: no such checkpoint or data, or data that do not fit the model.
+      OSError: data that cannot be read.
+    """
+    folder, saved = find(config.checkpoint)
+    loaded = training.load(saved)
+    metrics = folder / "metrics.jsonl"
+    history = training.read_metrics(metrics) if metrics.exists() else []
+    metadata = loaded.metadata if "data" in loaded.metadata else loaded.metadata.get("config", {})
+    if metadata.get("model") in MODELS and {"config", "data"} <= set(metadata):
+        name = f"{metadata['model']} of {folder.parent.name}"
+        inputs, xs, targets = _windows(config, metadata)
+    else:
+        name, targets = folder.name, None
+        inputs, xs = _arrays(config, training.read_manifest(saved)["inputs"], isinstance(loaded.model, BatchMajor))
+    model = loaded.model.layer if isinstance(loaded.model, BatchMajor) else loaded.model
+    return Subject(name, model, loaded.params, loaded.step, inputs, xs, targets, history), folder
+
+
+def _windows(config: Config, metadata: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
+    """Windows of a forecasting task, scaled as the training data was, spread evenly."""
+    if config.data is None and config.column is not None:
+        raise ValueError("--column goes with --data, which is not given.")
+    trained, known = forecast.Config.from_json(metadata["config"]), metadata["data"]
+    window, positions = known["window"], MODELS[metadata["model"]].positions
+    source, column, station = (
+        (trained.source, trained.column, trained.station)
+        if config.data is None
+        else (config.data, config.column, config.station)
+    )
+    if source == "synthetic" or config.data is None:
+        task = data.load_task(source, column, station, window)
+        rows, what = task.valid, f"validation windows of {task.name}"
+    else:
+        series = data.load_series(source, column, station)
+        if len(series.values) < window + data.HORIZON:
+            raise ValueError(
+                f"{series.name} has {len(series.values)} rows; the model needs {window} and {data.HORIZON} after them."
+            )
+        values = data.Scaler(**known["scaler"]).scale(series.values)
+        rows = np.lib.stride_tricks.sliding_window_view(values, window + data.HORIZON)
+        what = f"windows of {series.name}"
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, config.sequences, dtype=int))]
+    xs, targets = data.time_major(chosen, window, positions)
+    return f"{len(chosen)} {what}, {window} steps each", xs, targets
+
+
+def _arrays(config: Config, inputs: Mapping[str, Any], batch_major: bool) -> tuple[str, np.ndarray]:
+    """An array of the user's, or random numbers of the shape that the model was initialized for."""
+    shape, dtype = tuple(inputs["shape"]), jnp.dtype(inputs["dtype"])
+    if config.data is None:
+        if jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError("the model takes ids, which are not made up here; give some as --data FILE.npy.")
+        xs = np.random.default_rng(config.seed).normal(size=shape)
+        what = "random normal numbers, as there is no --data"
+    else:
+        xs, what = np.load(config.data, allow_pickle=False), pathlib.Path(config.data).name
+        if xs.ndim != len(shape) or xs.shape[2:] != shape[2:]:
+            raise ValueError(f"{config.data} has shape {xs.shape}; the model was made for {list(shape)}.")
+    xs = xs.swapaxes(0, 1) if batch_major else xs
+    xs = xs[:, : config.sequences] if xs.ndim > 2 else xs
+    return f"{what}: {list(xs.shape)}", np.asarray(xs, dtype)
