@@ -33,6 +33,9 @@ from seqjax.layers.compose import BatchMajor, Residual, Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.wavefront import Wavefront
 
+LOOP = Scan(adjoint=False)
+"""The engine of artifacts: it sizes nothing by the length, and there is no reverse pass to write by hand."""
+
 
 class Stream(NamedTuple):
     """Two artifacts: `start(xs) -> carry` and `step(carry, xs[, mask][, resets]) -> (carry, ys)`."""
@@ -54,7 +57,7 @@ def export_model(
 ) -> bytes:
     """`ys = f(xs[, mask][, resets])`, from the initial carry, in evaluation mode.
 
-    Every engine is replaced by `Scan`, which alone works for a length that is not known yet; engines
+    Every engine is replaced by the plain loop, which works for a length that is not known yet; engines
     give the same numbers. A lower bound on the length that convolutions need is added by itself.
 
     Args:
@@ -157,16 +160,16 @@ def export_stream(
 
 
 def length_agnostic(model: Layer) -> Layer:
-    """`model` with `Scan` in place of every engine, many devices folded into one.
+    """`model` with the plain loop in place of every engine, many devices folded into one.
 
     >>> import seqjax
     >>> length_agnostic(seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1)))
-    Serial(RNN(GRU(4), engine=Scan()), Dense(1))
+    Serial(RNN(GRU(4), engine=Scan(adjoint=False)), Dense(1))
     """
 
     def replaced(value: Any) -> Any:
         if isinstance(value, Engine):
-            return Scan()
+            return LOOP
         if isinstance(value, Layer):
             return length_agnostic(value)
         return tuple(map(replaced, value)) if type(value) is tuple else value

@@ -154,7 +154,7 @@ def test_every_engine_is_exported_as_the_loop():
     )
     model = seqjax.BatchMajor(seqjax.Serial(*layers))
     exported = length_agnostic(model)
-    assert repr(exported).count("engine=Scan()") == 4
+    assert repr(exported).count("engine=Scan(adjoint=False)") == 4
     assert "Checkpointed" not in repr(exported)
     params = drawn(model, 2, 9, 3)
     xs = np.random.default_rng(0).normal(size=(2, 9, 3)).astype("float32")
@@ -166,7 +166,7 @@ def test_every_engine_is_exported_as_the_loop():
 def test_a_wavefront_is_exported_as_its_serial_model():
     mesh = jax.make_mesh((1,), ("layer",))
     stack = seqjax.layers.Wavefront(seqjax.GRU(4), 2, mesh, "layer")
-    assert length_agnostic(stack) == seqjax.Serial(*[seqjax.RNN(seqjax.GRU(4), engines.Scan())] * 2)
+    assert length_agnostic(stack) == seqjax.Serial(*[seqjax.RNN(seqjax.GRU(4), engines.Scan(adjoint=False))] * 2)
 
 
 def test_resets_reach_the_exported_model():
