@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, cut, join, prepare, zeros_like
+from seqjax.engines.stepping import Steps, cut, prepare, scan_pieces, zeros_like
 from seqjax.plan import Plan, tree_bytes
 
 
@@ -120,12 +120,12 @@ def run_segments(
     T = steps.x.shape[0]
     if not sizes or sizes[0] >= T:
         return scan.run_steps(cell, params, initial, carry, steps)
-    pieces, rest = cut(steps, T // sizes[0], sizes[0])
-    carry, ys = _recomputed(cell, scan, sizes[1:], params, initial, carry, pieces)
     if T % sizes[0] == 0:
-        return carry, join(ys)
+        return _recomputed(cell, scan, sizes, params, initial, carry, steps)
+    whole, rest = cut(steps, T - T % sizes[0])
+    carry, ys = _recomputed(cell, scan, sizes, params, initial, carry, whole)
     carry, rest_ys = run_segments(cell, scan, sizes[1:], params, initial, carry, rest)
-    return carry, join(ys, rest_ys)
+    return carry, jnp.concatenate([ys, rest_ys])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -136,38 +136,39 @@ def _recomputed(
     params: Params,
     initial: Carry | None,
     carry: Carry,
-    pieces: Steps,
+    steps: Steps,
 ) -> tuple[Carry, Array]:
-    """Runs `pieces [count, size, ...]`; its gradient keeps the carries between them alone."""
-    return jax.lax.scan(functools.partial(run_segments, cell, scan, sizes, params, initial), carry, pieces)
+    """Runs whole segments of `sizes[0]` steps; its gradient keeps the carries between them alone."""
+    return _forward(cell, scan, sizes, params, initial, carry, steps)[0]
 
 
-def _forward(cell, scan, sizes, params, initial, carry, pieces):
-    def segment(carry: Carry, piece: Steps) -> tuple[Carry, tuple[Array, Carry]]:
-        after, ys = run_segments(cell, scan, sizes, params, initial, carry, piece)
+def _forward(cell, scan, sizes, params, initial, carry, steps):
+    def segment(carry: Carry, piece: Steps, _) -> tuple[Carry, tuple[Array, Carry]]:
+        after, ys = run_segments(cell, scan, sizes[1:], params, initial, carry, piece)
         return after, (ys, carry)
 
-    after, (ys, carries) = jax.lax.scan(segment, carry, pieces)
-    return (after, ys), (params, initial, carries, pieces)
+    after, (ys, carries) = scan_pieces(segment, carry, steps, sizes[0])
+    return (after, ys), (params, initial, carries, steps)
 
 
 def _reverse(cell, scan, sizes, kept, cotangents):
-    params, initial, carries, pieces = kept
+    params, initial, carries, steps = kept
     d_carry, d_ys = cotangents
 
-    def segment(state: tuple, inputs: tuple) -> tuple[tuple, Array]:
+    def segment(state: tuple, inputs: tuple[Steps, Array], carry: Carry) -> tuple[tuple, tuple[Array, None]]:
         d_carry, d_params, d_initial = state
-        carry, piece, d_ys = inputs
+        piece, d_ys = inputs
 
         def run(params: Params, initial: Carry | None, carry: Carry, x: Array) -> tuple[Carry, Array]:
-            return run_segments(cell, scan, sizes, params, initial, carry, piece._replace(x=x))
+            return run_segments(cell, scan, sizes[1:], params, initial, carry, piece._replace(x=x))
 
         _, transpose = jax.vjp(run, params, initial, carry, piece.x)
         more_params, more_initial, d_carry, d_x = transpose((d_carry, d_ys))
-        return (d_carry, _add(d_params, more_params), _add(d_initial, more_initial)), d_x
+        return (d_carry, _add(d_params, more_params), _add(d_initial, more_initial)), (d_x, None)
 
     state = d_carry, zeros_like(params), zeros_like(initial)
-    (d_carry, d_params, d_initial), d_x = jax.lax.scan(segment, state, (carries, pieces, d_ys), reverse=True)
+    state, (d_x, _) = scan_pieces(segment, state, (steps, d_ys), sizes[0], carries, reverse=True)
+    d_carry, d_params, d_initial = state
     return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
 
 

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.stepping import (
     Steps,
-    cut,
-    join,
     leave,
     masked_step,
     prepare,
     reset,
+    scan_pieces,
     select,
     visible,
     zeros_like,
@@ -83,13 +82,14 @@ class Scan(Engine):
         return Plan(repr(cell), repr(self), how, T * self.step_bytes(cell, params, carry, xs), T)
 
     def step_bytes(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> int:
-        """Bytes that a gradient keeps of each step: residuals, and cotangents until they are contracted."""
+        """Bytes that a gradient keeps of each step: residuals, and cotangents where no block contracts them."""
         x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
         if self._by_hand(cell):
             z = jax.eval_shape(cell.project, params, x)
             _, y, residuals = jax.eval_shape(cell.step_residuals, params, carry, z)
             _, d_z, extra = jax.eval_shape(cell.step_transpose, params, residuals, carry, y)
-            return tree_bytes((residuals, d_z, extra))
+            whole = block_size(cell, params, Steps(xs, None, None, None)) == 1
+            return tree_bytes((residuals, d_z, extra) if whole else residuals)
 
         def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
             return cell.step(params, carry, cell.project(params, x))
@@ -172,9 +172,9 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
         d_projected, d_xs = project_transpose(apart(d_zs, zs))
         return state, _add(d_params, d_projected), d_xs
 
-    def add_block(state: tuple, inputs: tuple[Steps, Any, Array]) -> tuple[tuple, Array]:
+    def add_block(state: tuple, inputs: tuple[Steps, Any, Array], _: None) -> tuple[tuple, tuple[Array, None]]:
         (state, d_params), (state_before, more, d_xs) = state, block(state[0], inputs)
-        return (state_before, _add(d_params, more)), d_xs
+        return (state_before, _add(d_params, more)), (d_xs, None)
 
     state, inputs = (d_carry, zeros_like(initial)), (steps, residuals, d_ys)
     T = steps.x.shape[0]
@@ -182,11 +182,9 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
     if size in (1, T):
         (d_carry, d_initial), d_params, d_xs = block(state, inputs)
     else:
-        blocks, _ = cut(inputs, T // size, size)
-        ((d_carry, d_initial), d_params), d_xs = jax.lax.scan(
-            add_block, (state, zeros_like(params)), blocks, reverse=True
-        )
-        d_xs = join(d_xs)
+        start = state, zeros_like(params)
+        (state, d_params), (d_xs, _) = scan_pieces(add_block, start, inputs, size, reverse=True)
+        d_carry, d_initial = state
     return d_params, d_initial, d_carry, Steps(d_xs, None, None, None)
 
 
@@ -212,17 +210,15 @@ def blockwise(
     def alone(carry: Carry, now: Steps) -> tuple[Carry, Any]:
         return step(carry, now, cell.project(params, visible(now)))
 
-    def block(carry: Carry, some: Steps) -> tuple[Carry, Any]:
-        zs = cell.project(params, visible(some))
-        return jax.lax.scan(lambda carry, now: step(carry, *now), carry, (some._replace(x=None), zs), unroll=unroll)
+    def block(carry: Carry, some: Steps, _: None) -> tuple[Carry, tuple[Any, None]]:
+        inputs = some._replace(x=None), cell.project(params, visible(some))
+        carry, outputs = jax.lax.scan(lambda carry, now: step(carry, *now), carry, inputs, unroll=unroll)
+        return carry, (outputs, None)
 
     if size == 1:
         return jax.lax.scan(alone, carry, steps, unroll=unroll)
-    if size == T:
-        return block(carry, steps)
-    blocks, _ = cut(steps, T // size, size)
-    carry, outputs = jax.lax.scan(block, carry, blocks)
-    return carry, jax.tree.map(join, outputs)
+    carry, (outputs, _) = block(carry, steps, None) if size == T else scan_pieces(block, carry, steps, size)
+    return carry, outputs
 
 
 def block_size(cell: Cell, params: Params, steps: Steps) -> int:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks, resets and keys around a cell's step: the engines' business, done once for all cells."""
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -92,13 +94,50 @@ def masked_step(cell: Cell, params: Params, initial: Carry | None, carry: Carry,
     return leave(before, after, y, step)
 
 
-def cut(tree: Any, count: int, size: int) -> tuple[Any, Any]:
-    """`count` pieces of `size` steps, `[T, ...] -> [count, size, ...]`, and the steps after them."""
-    head = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), tree)
-    return head, jax.tree.map(lambda a: a[count * size :], tree)
+def cut(tree: Any, T: int) -> tuple[Any, Any]:
+    """The first `T` steps of every array, and those after them."""
+    return jax.tree.map(lambda a: a[:T], tree), jax.tree.map(lambda a: a[T:], tree)
 
 
-def join(pieces: Array, rest: Array | None = None) -> Array:
-    """The outputs of pieces `[count, size, ...]`, and of the steps after them, as one sequence."""
-    whole = pieces.reshape(-1, *pieces.shape[2:])
-    return whole if rest is None else jnp.concatenate([whole, rest])
+def join(pieces: Array) -> Array:
+    """Pieces `[count, size, ...]` as one sequence."""
+    return pieces.reshape(-1, *pieces.shape[2:])
+
+
+def scan_pieces(
+    body: Callable[..., tuple[Any, tuple[Any, Any]]],
+    carry: Any,
+    steps: Any,
+    size: int,
+    beside: Any = None,
+    *,
+    reverse: bool = False,
+) -> tuple[Any, tuple[Any, Any]]:
+    """`lax.scan` over pieces of a sequence.
+
+    Pieces enter and leave the loop with their trailing axes as one: XLA may give pieces with an axis of
+    size 1, a batch of one say, a layout that is no view of the whole, and copy it.
+
+    Args:
+      body: `body(carry, piece, beside) -> (carry, (outputs, kept))`.
+      carry: what goes from piece to piece.
+      steps: pytree of `[T, ...]`.
+      size: steps in a piece; it divides T.
+      beside: pytree of `[T / size, ...]`, an entry for each piece.
+      reverse: last piece first.
+
+    Returns:
+      The carry, the outputs of all steps `[T, ...]`, and what is kept of each piece `[T / size, ...]`.
+    """
+    shapes: list[Any] = []
+
+    def piece(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
+        flat, beside = inputs
+        shaped = jax.tree.map(lambda a, like: a.reshape(size, *like.shape[1:]), flat, steps)
+        carry, (outputs, kept) = body(carry, shaped, beside)
+        shapes[:] = [jax.tree.map(lambda a: a.shape[1:], outputs)]
+        return carry, (jax.tree.map(lambda a: a.reshape(size, -1), outputs), kept)
+
+    flat = jax.tree.map(lambda a: a.reshape(-1, size, math.prod(a.shape[1:])), steps)
+    carry, (outputs, kept) = jax.lax.scan(piece, carry, (flat, beside), reverse=reverse)
+    return carry, (jax.tree.map(lambda a, shape: a.reshape(-1, *shape), outputs, shapes[0]), kept)

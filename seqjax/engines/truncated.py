@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, cut, join, prepare
+from seqjax.engines.stepping import Steps, cut, prepare, scan_pieces
 from seqjax.plan import Plan
 
 
@@ -69,15 +69,17 @@ class Truncated(Engine):
         scan = Scan(adjoint=self.adjoint)
         count, rest = divmod(xs.shape[0], self.window)
 
-        def window(carry: Carry, inputs: tuple[Array, Steps]) -> tuple[Carry, Array]:
-            index, piece = inputs
+        def window(carry: Carry, piece: Steps, index: Array) -> tuple[Carry, tuple[Array, None]]:
             detached = jax.lax.stop_gradient(carry)
             carry = jax.tree.map(lambda c, d: jnp.where(index == 0, c, d), carry, detached)
-            return scan.run_steps(cell, params, initial, carry, piece)
+            carry, ys = scan.run_steps(cell, params, initial, carry, piece)
+            return carry, (ys, None)
 
-        windows, last = cut(steps, count, self.window)
-        carry, ys = jax.lax.scan(window, carry, (jnp.arange(count), windows))
+        if not count:
+            return scan.run_steps(cell, params, initial, carry, steps)
+        whole, last = cut(steps, count * self.window)
+        carry, (ys, _) = scan_pieces(window, carry, whole, self.window, jnp.arange(count))
         if not rest:
-            return carry, join(ys)
-        carry, rest_ys = window(carry, (jnp.asarray(count), last))
-        return carry, join(ys, rest_ys)
+            return carry, ys
+        carry, (rest_ys, _) = window(carry, last, jnp.asarray(count))
+        return carry, jnp.concatenate([ys, rest_ys])

@@ -77,14 +77,15 @@ def fold(
     _check_extras(extras, T, count * out_steps[0] + out_steps[1])
 
     def piece(state: tuple[Carry, Any], inputs: tuple) -> tuple[tuple[Carry, Any], None]:
-        (carry, total), (index, xs, mask, resets, extras) = state, inputs
+        (carry, total), (index, *flat) = state, inputs
+        xs, mask, resets, extras = jax.tree.map(lambda a, like: a.reshape(-1, *like.shape[1:]), tuple(flat), sliced)
         piece_key = None if key is None else jax.random.fold_in(key, index)
         carry, ys = model.apply(params, carry, xs, mask=mask, resets=resets, key=piece_key)
         return (carry, fn(total, ys) if extras is None else fn(total, ys, extras)), None
 
     def whole(array: Array) -> Array:
         steps = _steps_of(array, T, segment, out_steps[0])
-        return array[: count * steps].reshape(count, steps, *array.shape[1:])
+        return array[: count * steps].reshape(count, steps, -1)
 
     def remainder(array: Array) -> Array:
         return array[count * _steps_of(array, T, segment, out_steps[0]) :]
