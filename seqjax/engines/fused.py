@@ -131,8 +131,8 @@ def kernel(cell: Any) -> Kernel:
     else:
         kind = steps.SIMPLE
     names = cell.activation, getattr(cell, "recurrent_activation", "sigmoid")
-    functions, slopes = ([of(name) for name in names] for of in (activation_function, slope_from_output))
-    return Kernel(kind, steps.Functions(*functions, *slopes))
+    functions: list[Any] = [of(name) for of in (activation_function, slope_from_output) for name in names]
+    return Kernel(kind, steps.Functions(*functions))
 
 
 def unsupported(cell: Cell) -> str | None:

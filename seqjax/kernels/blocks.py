@@ -10,6 +10,9 @@ from jax.experimental import pallas as pl
 from seqjax.base import Array
 from seqjax.kernels.launch import SMALLEST, Part, pad, power_of_two
 
+Parts = Any
+"""A `Part`, a tuple of them, or `None` where an option is off."""
+
 
 class Blocks(NamedTuple):
     """`T` steps of `B` sequences of `H` units; a program owns `rows` sequences."""
@@ -33,51 +36,51 @@ class Blocks(NamedTuple):
         """H, padded."""
         return power_of_two(self.H, SMALLEST)
 
-    def states(self, *arrays: Array) -> tuple[Part, ...]:
+    def states(self, *arrays: Array) -> Parts:
         """`[B, H]` each."""
         spec = pl.BlockSpec((self.rows, self.hidden), lambda i: (i, 0))
         return tuple(Part(pad(pad(a, 0, self.batch), 1, self.hidden), spec) for a in arrays)
 
-    def sequences(self, *arrays: Array) -> tuple[Part, ...]:
+    def sequences(self, *arrays: Array) -> Parts:
         """`[T, B, H]` each."""
         return tuple(Part(pad(pad(a, 1, self.batch), 2, self.hidden), self._sequence()) for a in arrays)
 
-    def gates(self, array: Array, count: int) -> Part:
+    def gates(self, array: Array, count: int) -> Parts:
         """`[T, B, count * H]` or `[T, B, count, H]`."""
         apart = array.reshape(self.T, self.B, count, self.H)
         return Part(pad(pad(apart, 1, self.batch), 3, self.hidden), self._sequence(count))
 
-    def flags(self, flags: Array | None) -> Part | None:
+    def flags(self, flags: Array | None) -> Parts:
         """`[T, B]`."""
         if flags is None:
             return None
         return Part(pad(flags, 1, self.batch), pl.BlockSpec((self.T, self.rows), lambda i: (0, i)))
 
-    def weights(self, w_rec: Array, gates: int, *, transposed: bool = False) -> Part:
+    def weights(self, w_rec: Array, gates: int, *, transposed: bool = False) -> Parts:
         """`[H, G*H]`, as one matrix for each gate."""
         apart = w_rec.reshape(self.H, gates, self.H)
         apart = apart.transpose((1, 2, 0) if transposed else (1, 0, 2))
         padded = pad(pad(apart, 1, self.hidden), 2, self.hidden)
         return Part(padded, pl.BlockSpec(padded.shape, lambda i: (0, 0, 0)))
 
-    def bias(self, bias: Array | None, gates: int) -> Part | None:
+    def bias(self, bias: Array | None, gates: int) -> Parts:
         """`[G*H]`, a row for each gate."""
         if bias is None:
             return None
         apart = pad(bias.reshape(gates, self.H), 1, self.hidden)
         return Part(apart, pl.BlockSpec(apart.shape, lambda i: (0, 0)))
 
-    def new_states(self, count: int, dtype: Any) -> tuple[Part, ...]:
+    def new_states(self, count: int, dtype: Any) -> Parts:
         """Room for `count` results `[B, H]`."""
         shape = jax.ShapeDtypeStruct((self.batch, self.hidden), dtype)
         return (Part(shape, pl.BlockSpec((self.rows, self.hidden), lambda i: (i, 0))),) * count
 
-    def new_sequences(self, count: int, dtype: Any) -> tuple[Part, ...]:
+    def new_sequences(self, count: int, dtype: Any) -> Parts:
         """Room for `count` results `[T, B, H]`."""
         shape = jax.ShapeDtypeStruct((self.T, self.batch, self.hidden), dtype)
         return (Part(shape, self._sequence()),) * count
 
-    def new_gates(self, count: int, dtype: Any) -> Part | None:
+    def new_gates(self, count: int, dtype: Any) -> Parts:
         """Room for a result `[T, B, count, H]`."""
         if count == 0:
             return None
@@ -89,7 +92,7 @@ class Blocks(NamedTuple):
         def cut(array: Array) -> Array:
             return jnp.moveaxis(jnp.moveaxis(array, batch_axis, 0)[: self.B], 0, batch_axis)[..., : self.H]
 
-        return tree if (self.B, self.H) == (self.batch, self.hidden) else jax.tree.map(cut, tree)
+        return tree if (self.batch, self.hidden) == (self.B, self.H) else jax.tree.map(cut, tree)
 
     def _sequence(self, *count: int) -> pl.BlockSpec:
         shape = (self.T, self.rows, *count, self.hidden)

@@ -53,7 +53,7 @@ def launch(
     """
 
     def split(parts: Any) -> tuple[Any, Any]:
-        return tuple(jax.tree.map(lambda part, f=f: part[f], parts, is_leaf=_is_part) for f in (0, 1))  # type: ignore
+        return tuple(jax.tree.map(lambda part, f=f: part[f], parts, is_leaf=_is_part) for f in (0, 1))
 
     arrays, in_specs = split(inputs)
     shapes, out_specs = split(outputs)

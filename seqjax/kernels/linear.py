@@ -40,9 +40,7 @@ class _Outputs(NamedTuple):
     ends: Any  # of a chunk, from zero
 
 
-def solve(
-    decay: Array, drive: Array, *, reverse: bool = False, chunk: int = CHUNK, interpret: bool = False
-) -> Array:
+def solve(decay: Array, drive: Array, *, reverse: bool = False, chunk: int = CHUNK, interpret: bool = False) -> Array:
     """All states of h_t = a_t ⊗ h_{t-1} + b_t from h_0 = 0, or of its transpose λ_t = b_t + a_{t+1} ⊗ λ_{t+1}.
 
     Args:
@@ -99,10 +97,10 @@ def _before(products: Parts, ends: Parts, reverse: bool, chunk: int, width: int,
 
 
 class _Run(NamedTuple):
-    """The launches over `count` chunks of `size` steps, `width` columns a program."""
+    """The launches over `chunks` chunks of `size` steps, `width` columns a program."""
 
     size: int
-    count: int
+    chunks: int
     width: int
     reverse: bool
     constant: bool
@@ -150,8 +148,8 @@ class _Run(NamedTuple):
 
             self._loop(inputs, rows, tuple(ref[0] for ref in inputs.start))
 
-        starts = tuple(Part(s, pl.BlockSpec((1, self.width), lambda c, j: (c, j))) for s in starts)
-        inputs = _Inputs(self._decays(decay), self._steps(drive), starts)
+        row = pl.BlockSpec((1, self.width), lambda c, j: (c, j))
+        inputs = _Inputs(self._decays(decay), self._steps(drive), tuple(Part(start, row) for start in starts))
         shapes = tuple(jax.ShapeDtypeStruct(b.shape, b.dtype) for b in drive)
         return self._launch(body, inputs, _Outputs(self._steps(shapes), (), ())).states
 
@@ -177,11 +175,11 @@ class _Run(NamedTuple):
         return tuple(Part(a, pl.BlockSpec((1, self.width), lambda c, j: (0, j))) for a in decay)
 
     def _row(self, drive: Array) -> Part:
-        shape = jax.ShapeDtypeStruct((self.count, drive.shape[1]), drive.dtype)
+        shape = jax.ShapeDtypeStruct((self.chunks, drive.shape[1]), drive.dtype)
         return Part(shape, pl.BlockSpec((1, self.width), lambda c, j: (c, j)))
 
     def _launch(self, body: Any, inputs: _Inputs, outputs: _Outputs) -> _Outputs:
-        grid = (self.count, inputs.drive[0].array.shape[1] // self.width)
+        grid = (self.chunks, inputs.drive[0].array.shape[1] // self.width)
         warps = max(1, self.width // 32)
         name = "linear_reverse" if self.reverse else "linear_forward"
         return launch(body, inputs, outputs, grid=grid, warps=warps, interpret=self.interpret, name=name)

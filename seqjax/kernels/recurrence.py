@@ -94,7 +94,7 @@ def fits(gates: int, hidden_dim: int, dtype: Any) -> bool:
     return weight_bytes(gates, hidden_dim, dtype) <= ON_CHIP
 
 
-def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch = Launch(), *, keep: bool = True) -> Left:
+def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, keep: bool = True) -> Left:
     """All steps of a recurrence.
 
     Args:
@@ -157,7 +157,7 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch = Lau
 
 
 def reverse(
-    kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_last: States, how: Launch = Launch()
+    kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_last: States, how: Launch
 ) -> Cotangents:
     """The cotangents of a recurrence's projected inputs and states, by one loop backwards.
 
@@ -216,7 +216,7 @@ def reverse(
         blocks.flags(given.flags),
     )
     outputs = Cotangents(
-        blocks.new_gates(kind.gates, dtype),  # type: ignore[arg-type]
+        blocks.new_gates(kind.gates, dtype),
         blocks.new_states(kind.states, carry),
         None if given.initial is None else blocks.new_states(kind.states, carry),
     )
@@ -228,8 +228,8 @@ def reverse(
     return Cotangents(d_z, blocks.cut(out.d_states, 0), blocks.cut(out.d_initial, 0))
 
 
-def _flags(flags: Any, t: Array) -> tuple[Array, Array] | tuple[None, None]:
-    """Whether each row is masked and whether it is reset, `[rows, 1]`."""
+def _flags(flags: Any, t: Array) -> tuple[Any, Any]:
+    """Whether each row is masked and whether it is reset, `[rows, 1]`; `None` where there are no flags."""
     if flags is None:
         return None, None
     now = flags[t].astype(jnp.int32)[:, None]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel engine, run by the interpreter, against the reference loop; what it refuses."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import seqjax
+from seqjax import testing
+from seqjax.engines import Scan, fused
+from seqjax.engines.fused import Fused
+
+F64 = seqjax.DTypes("float64")
+CELLS = {
+    "simple": seqjax.Simple(3, dtypes=F64),
+    "lstm": seqjax.LSTM(3, dtypes=F64),
+    "gru-before": seqjax.GRU(3, dtypes=F64),
+    "gru-after": seqjax.GRU(3, reset="after", dtypes=F64),
+}
+ENGINE = Fused(interpret=True)
+
+
+def case(cell, **options):
+    params, carry, xs, mask, resets = testing.example(cell, **options)
+    return (params, carry, xs), {"mask": mask, "resets": resets}
+
+
+def held_to_the_loop(cell, engine, tolerance, **options):
+    arguments, flags = case(cell, **options)
+    expected = testing.value_and_gradients(testing.reference_loop, cell, *arguments, **flags)
+    actual = jax.jit(functools.partial(testing.value_and_gradients, engine.run, cell))(*arguments, **flags)
+    testing.assert_close(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_masked_resetting_gradients_equal_the_loop_to_1e_10(name):
+    """NaN in masked steps, two batch axes, resets to an initial carry that is not where the run starts."""
+    held_to_the_loop(CELLS[name], ENGINE, 1e-10, T=13, batch_shape=(2, 3), masked=True, with_resets=True)
+
+
+def test_one_step_of_one_sequence_equals_the_loop():
+    held_to_the_loop(CELLS["gru-after"], ENGINE, 1e-10, T=1, batch_shape=())
+
+
+def test_other_activations_without_bias_equal_the_loop():
+    """sigmoid(0) is not 0: padded units must not leak."""
+    cell = seqjax.LSTM(3, activation="sigmoid", recurrent_activation="relu", use_bias=False, dtypes=F64)
+    held_to_the_loop(cell, ENGINE, 1e-10, T=2, batch_shape=(3,))
+
+
+def test_more_sequences_than_a_program_owns_equal_the_loop():
+    held_to_the_loop(seqjax.Simple(17, activation="sigmoid", dtypes=F64), ENGINE, 1e-10, T=2, batch_shape=(17,))
+
+
+def test_bfloat16_gradients_with_a_float32_carry_are_near_those_of_float32():
+    """Within 8 bits: relative to the largest number of each array, 2**-5 after 5 steps."""
+    narrow = seqjax.LSTM(3, dtypes=seqjax.DTypes(compute="bfloat16", carry="float32"))
+    arguments, _ = case(narrow, T=5)
+
+    def loss(engine, cell, params, carry, xs):
+        carry, ys = engine.run(cell, params, carry, xs)
+        assert (carry.c.dtype, ys.dtype) == (jnp.float32, jnp.dtype(cell.dtypes.compute or "float32"))
+        return jnp.sum(carry.c) + jnp.sum(ys.astype(jnp.float32) ** 2)
+
+    runs = (ENGINE, narrow), (Scan(), seqjax.LSTM(3))
+    actual, expected = (jax.jit(jax.grad(functools.partial(loss, *run), (0, 1, 2)))(*arguments) for run in runs)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=2**-5 * float(jnp.abs(b).max()))
+
+
+def test_two_pieces_equal_the_whole_and_vmap_equals_batched():
+    cell = CELLS["lstm"]
+    (params, carry, xs), flags = case(cell, T=5, masked=True)
+    whole = testing.reference_loop(cell, params, carry, xs, **flags)
+
+    @jax.jit
+    def in_pieces(params, carry, xs, mask):
+        carry, first = ENGINE.run(cell, params, carry, xs[:2], mask=mask[:2])
+        carry, rest = ENGINE.run(cell, params, carry, xs[2:], mask=mask[2:])
+        return carry, jnp.concatenate([first, rest])
+
+    testing.assert_close(in_pieces(params, carry, xs, flags["mask"]), whole, 1e-10)
+    run = jax.vmap(lambda c, x, m: ENGINE.run(cell, params, c, x, mask=m), (0, 1, 1), (0, 1))
+    testing.assert_close(jax.jit(run)(carry, xs, flags["mask"]), whole, 1e-10)
+
+
+def test_gradients_of_gradients_are_those_of_the_generic_loop():
+    cell = CELLS["gru-before"]
+    (params, carry, xs), flags = case(cell, T=3, masked=True, with_resets=True)
+
+    def penalty(engine, params, carry, xs):
+        def energy(params, xs):
+            return jnp.sum(jnp.sin(engine.run(cell, params, carry, xs, **flags)[1]))
+
+        d_params, d_xs = jax.grad(energy, (0, 1))(params, xs)
+        return jnp.sum(d_params.w_rec**2) + jnp.sum(d_xs**2)
+
+    engines = ENGINE, Scan(adjoint=False)
+    actual, expected = (jax.jit(jax.grad(functools.partial(penalty, e), (0, 1, 2)))(params, carry, xs) for e in engines)
+    assert float(jnp.abs(expected[0].w_rec).max()) > 1e-3
+    testing.assert_close(actual, expected, 1e-10)
+
+
+REFUSED = {
+    "normalize='layer'": seqjax.GRU(3, normalize="layer"),
+    "normalize='batch'": seqjax.Simple(3, normalize="batch"),
+    "proj_dim=2": seqjax.LSTM(3, proj_dim=2),
+    "activation='gelu'": seqjax.Simple(3, activation="gelu"),
+    "recurrent_activation='hard_sigmoid'": seqjax.GRU(3, recurrent_activation="hard_sigmoid"),
+    "kernels for Simple, LSTM and GRU": seqjax.PeepholeLSTM(3),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_cells_without_a_kernel_are_refused_by_name(why):
+    cell = REFUSED[why]
+    arguments, _ = case(cell, T=1)
+    with pytest.raises(ValueError, match=f"{why}.*Scan or Checkpointed"):
+        ENGINE.run(cell, *arguments)
+
+
+def test_without_a_gpu_it_is_refused_by_name():
+    arguments, _ = case(CELLS["simple"], T=1)
+    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU.*'cpu'.*Scan or Checkpointed.*interpret=True"):
+        Fused().run(CELLS["simple"], *arguments)
+
+
+def test_weights_that_do_not_fit_on_chip_and_float64_are_refused_on_a_gpu():
+    with pytest.raises(ValueError, match=r"1048576 bytes on chip.*Scan"):
+        Fused().check(seqjax.LSTM(256), "cuda")
+    with pytest.raises(ValueError, match=r"float64.*Scan"):
+        Fused().check(CELLS["lstm"], "cuda")
+    Fused().check(seqjax.LSTM(128, dtypes=seqjax.DTypes(compute="bfloat16")), "cuda")
+
+
+def test_sizes_of_a_program_are_powers_of_two():
+    for options in ({"rows": 8}, {"rows": 24}, {"warps": 3}, {"warps": 0}):
+        with pytest.raises(ValueError, match="power of two"):
+            Fused(**options)
+
+
+def test_a_training_step_lowers_for_cuda_with_one_launch_each_way(monkeypatch):
+    monkeypatch.setattr(fused, "available", lambda platform=None: True)
+    cell = seqjax.LSTM(20, dtypes=seqjax.DTypes(compute="bfloat16", carry="float32"))
+    arguments, flags = case(cell, T=5, batch_shape=(2, 3), masked=True, with_resets=True)
+
+    def loss(params, carry, xs):
+        return jnp.sum(Fused().run(cell, params, carry, xs, **flags)[1].astype(jnp.float32))
+
+    lowered = jax.jit(jax.grad(loss)).trace(*arguments).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("xla.gpu.triton") + lowered.as_text().count("triton_kernel_call") == 2
+
+
+def test_plan_counts_what_a_gradient_keeps():
+    """LSTM: 4 gates, their 4 cotangents, h and c, of [5, 3, 3] float64: 10 * 45 * 8 bytes."""
+    cell = CELLS["lstm"]
+    (params, carry, xs), _ = case(cell, T=5)
+    plan = ENGINE.plan(cell, params, carry, jax.ShapeDtypeStruct(xs.shape, xs.dtype))
+    assert (plan.memory, plan.depth) == (10 * 45 * 8, 5)

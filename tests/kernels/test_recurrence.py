@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of whole recurrences: what fits, and that they lower for a GPU. Their numbers: tests/engines/test_fused."""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from seqjax.kernels import launch, recurrence, steps
+
+KINDS = [steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE]
+
+
+def test_weights_fit_up_to_what_a_processor_keeps():
+    """G gates of H^2 numbers of 4 or 2 bytes against 192 KiB; H = 100 takes the room of 128."""
+    assert recurrence.fits(4, 128, "bfloat16")
+    assert not recurrence.fits(4, 129, "bfloat16")
+    assert recurrence.fits(3, 128, "float32")
+    assert not recurrence.fits(4, 100, "float32")
+    assert recurrence.weight_bytes(4, 100, "float32") == 4 * 128 * 128 * 4
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernels_lower_for_cuda(kind, dtype):
+    """Without a GPU: to the code that its compiler takes, one launch each way, T, B and H no powers of two."""
+    T, B, H = 13, 5, 20
+    how = recurrence.Launch()
+    states = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
+    weights = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
+    bias = jax.ShapeDtypeStruct((kind.gates * H,), jnp.dtype(dtype)) if kind is steps.GRU_AFTER else None
+    given = recurrence.Given(weights, bias, states, states, jax.ShapeDtypeStruct((T, B), jnp.int8))
+    z = jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype))
+    forward = functools.partial(recurrence.forward, kind, steps.Functions())
+    left = jax.eval_shape(lambda z, given: forward(z, given, how), z, given)
+
+    def both(z, given, left, d_hs):
+        reverse = recurrence.reverse(kind, steps.Functions(), given, left, d_hs, given.states, how)
+        return forward(z, given, how, keep=False), reverse
+
+    traced = jax.jit(both).trace(z, given, left, left.sequences[0])
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @") == 2
+
+
+def test_a_jax_without_the_backend_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    monkeypatch.delattr("jax.experimental.pallas.triton", raising=False)
+    assert not launch.available("cuda")
+    with pytest.raises(ValueError, match=r"no Triton backend.*Scan, Checkpointed or Associative"):
+        launch._compiler_params(4)
