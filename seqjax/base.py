@@ -270,7 +270,7 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
     if not jax.numpy.issubdtype(lengths.dtype, jax.numpy.integer):
         raise ValueError(f"lengths must be integers, got {lengths.dtype}.")
     steps = jax.numpy.arange(T).reshape((T,) + (1,) * lengths.ndim)
-    return steps < lengths
+    return steps < lengths.astype(steps.dtype)
 
 
 def step_shape(xs: Array | jax.ShapeDtypeStruct) -> Shape:

@@ -88,7 +88,7 @@ class Scan(Engine):
             z = jax.eval_shape(cell.project, params, x)
             _, y, residuals = jax.eval_shape(cell.step_residuals, params, carry, z)
             _, d_z, extra = jax.eval_shape(cell.step_transpose, params, residuals, carry, y)
-            whole = block_size(cell, params, Steps(xs, None, None, None)) == 1
+            whole = block_size(cell, params, xs) == 1
             return tree_bytes((residuals, d_z, extra) if whole else residuals)
 
         def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
@@ -178,7 +178,7 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
 
     state, inputs = (d_carry, zeros_like(initial)), (steps, residuals, d_ys)
     T = steps.x.shape[0]
-    size = block_size(cell, params, steps)
+    size = block_size(cell, params, steps.x)
     if size in (1, T):
         (d_carry, d_initial), d_params, d_xs = block(state, inputs)
     else:
@@ -205,7 +205,7 @@ def blockwise(
 ) -> tuple[Carry, Any]:
     """`lax.scan` of `step(carry, step, z)`, the inputs of a block of steps projected by one matmul."""
     T = steps.x.shape[0]
-    size = block_size(cell, params, steps)
+    size = block_size(cell, params, steps.x)
 
     def alone(carry: Carry, now: Steps) -> tuple[Carry, Any]:
         return step(carry, now, cell.project(params, visible(now)))
@@ -221,12 +221,12 @@ def blockwise(
     return carry, outputs
 
 
-def block_size(cell: Cell, params: Params, steps: Steps) -> int:
+def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> int:
     """Steps in a block; 1 where there are none, as where T is symbolic."""
-    T = steps.x.shape[0]
+    T = xs.shape[0]
     if not isinstance(T, int) or T == 0:
         return 1
-    return divisor(T, tree_bytes(jax.eval_shape(cell.project, params, steps.x)) // T)
+    return divisor(T, tree_bytes(jax.eval_shape(cell.project, params, xs)) // T)
 
 
 def divisor(T: int, step_bytes: int) -> int:

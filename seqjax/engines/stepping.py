@@ -14,7 +14,7 @@ from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets, Shape, ch
 class Steps(NamedTuple):
     """What varies over time: one step of it inside a loop, all steps `[T, ...]` outside."""
 
-    x: Array
+    x: Any  # array; None where only the flags go along
     mask: Mask
     reset: Resets
     key: Key

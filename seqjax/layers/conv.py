@@ -139,18 +139,18 @@ class Conv1D(Layer):
     ) -> tuple[ConvCarry | tuple[()], Array]:
         check_sequence(xs, mask, resets)
         xs = hide(self.dtypes.cast(self, xs, params.kernel), mask)
-        left, right = self._padding(len(xs))
+        left, right = self._padding(xs.shape[0])
         padded = jnp.concatenate([self._before(carry, xs, left), xs, jnp.zeros_like(xs, shape=(right, *xs.shape[1:]))])
         sequence = None if resets is None else _pad(_sequence_number(resets), left, right)
-        ys = self._convolve(params, padded, sequence, len(xs))
+        ys = self._convolve(params, padded, sequence, xs.shape[0])
         ys = activate(self.activation, ys, self.time_map(mask, resets)[0])
-        return self._after(carry, padded, sequence, len(xs)), ys
+        return self._after(carry, padded, sequence, xs.shape[0]), ys
 
     def time_map(self, mask: Mask, resets: Resets, carry: ConvCarry | tuple[()] | None = None) -> tuple[Mask, Resets]:
         given = resets if mask is None else mask
         if given is None or (self.stride == 1 and self.padding != "valid"):
             return mask, resets
-        anchors = self._every(self._first_anchor, len(given))
+        anchors = self._every(self._first_anchor, given.shape[0])
         out_mask = mask if mask is None else mask[anchors]
         out_resets = resets
         if resets is not None:
@@ -195,10 +195,10 @@ class Conv1D(Layer):
         whole = None
         if resets is not None:
             sequence = _sequence_number(resets)
-            whole = sequence[self._every(0, len(resets))] == sequence[self._every(self.reach, len(resets))]
+            whole = sequence[self._every(0, resets.shape[0])] == sequence[self._every(self.reach, resets.shape[0])]
         if mask is not None:
             for k in range(self.width):
-                tap = mask[self._every(k * self.dilation, len(mask))]
+                tap = mask[self._every(k * self.dilation, mask.shape[0])]
                 whole = tap if whole is None else whole & tap
         return whole
 

@@ -54,7 +54,7 @@ class Last(Layer):
         check_floating(self, xs)
         if mask is None:
             return carry, xs[-1:]
-        last = len(xs) - 1 - jnp.argmax(jnp.flip(mask, 0), axis=0, keepdims=True)
+        last = xs.shape[0] - 1 - jnp.argmax(jnp.flip(mask, 0), axis=0, keepdims=True)
         ys = jnp.take_along_axis(xs, last[..., None], axis=0)
         return carry, hide(ys, mask.any(0, keepdims=True))
 

@@ -9,7 +9,6 @@ import pytest
 import seqjax
 from seqjax import DTypes
 from seqjax.engines.scan import Scan, block_size
-from seqjax.engines.stepping import Steps
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
 DOUBLE = DTypes("float64")
@@ -25,7 +24,7 @@ CELLS = {
 def test_blocks_of_steps_equal_the_reference_loop(name, T, size):
     cell = CELLS[name]
     params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True)
-    assert block_size(cell, params, Steps(xs, mask, resets, None)) == size
+    assert block_size(cell, params, xs) == size
     flags = {"mask": mask, "resets": resets}
     expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
     actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)

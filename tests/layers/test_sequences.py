@@ -281,3 +281,9 @@ def test_a_training_mask_is_refused_where_a_step_mixes_the_batch():
     params, carry, xs = setup(model)
     with pytest.raises(ValueError, match="batch statistics of a step would mix in its padding"):
         model.apply(params, carry, xs, mask=jnp.ones((12, 3), bool), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64"])
+def test_lengths_of_any_integer_width_make_a_mask(dtype):
+    mask = seqjax.mask_from_lengths(jnp.asarray([0, 2, 3], dtype), 3)
+    np.testing.assert_array_equal(mask.T, [[0, 0, 0], [1, 1, 0], [1, 1, 1]])
