@@ -156,6 +156,20 @@ def layer_writes(layer: str) -> bool:
     return "MinGRU(" in layer
 
 
+def contraction(layer: str, singular: np.ndarray) -> list[Finding]:
+    """Whether no step stretches the state in any direction, so that gradients can only shrink.
+
+    Args:
+      layer: its name.
+      singular: `[steps]`, the largest singular value of each step's Jacobian.
+    """
+    largest = float(np.max(singular))
+    if not largest < 1:
+        return []
+    sentence = f"Every step shrinks the state in all directions, and gradients with it; {remedy(layer)} would help."
+    return [Finding("note", layer, sentence, f"largest singular value over the steps {largest:.3f} (limit 1)")]
+
+
 def exponent(layer: str, value: float, spread: float) -> Finding:
     """What the largest Lyapunov exponent says of a layer's memory."""
     number = f"largest Lyapunov exponent {value:+.4f} ± {spread:.4f} nats a step"
@@ -205,6 +219,7 @@ def of_layer(layer: LayerNumbers) -> list[Finding]:
     found = gradient(layer.name, layer.flow_last)
     for name, sides in layer.gates.items():
         found += gate(layer.name, name, float(np.mean(sides.low)), float(np.mean(sides.high)))
+    found += contraction(layer.name, layer.singular)
     return [*found, exponent(layer.name, layer.exponent, layer.exponent_spread)]
 
 

@@ -135,7 +135,11 @@ def memory(subject: Subject) -> tuple[np.ndarray | None, bool]:
     carry = subject.model.initial_carry(subject.params, step_shape(xs)[1:])
     ys = jax.eval_shape(subject.model.apply, subject.params, carry, xs)[1]
     exact = ys.shape[-1] <= EXACT_OUTPUTS
-    options = {} if exact else {"projections": EXACT_OUTPUTS, "key": jax.random.key(0)}
-    profile = jax.jit(lambda p, xs: diagnostics.memory_profile(subject.model, p, xs, **options))(subject.params, xs)
+    projections, key = (None, None) if exact else (EXACT_OUTPUTS, jax.random.key(0))
+
+    def run(params: Params, xs: Array) -> Array:
+        return diagnostics.memory_profile(subject.model, params, xs, projections=projections, key=key)
+
+    profile = jax.jit(run)(subject.params, xs)
     squares = np.square(np.asarray(profile, np.float64)).reshape(len(xs), -1)
     return np.sqrt(squares.mean(1)), exact

@@ -47,7 +47,9 @@ def flow(layers: Layers) -> str:
         ):
             for i, layer in enumerate(layers):
                 norms = of(layer)
-                axis.plot(np.arange(len(norms)), norms / norms.max(), color=_colour(i), lw=1.5, label=layer.name)
+                axis.plot(
+                    np.arange(len(norms)), norms / norms.max(), color=_colour(i), lw=1.5, label=_short(layer.name)
+                )
             axis.axhline(VANISHED, color="0.4", ls=":", lw=1)
             axis.text(0, VANISHED, " 1%", fontsize=7.5, va="bottom", color="0.4")
             _log(axis, *(of(layer) for layer in layers))
@@ -76,7 +78,7 @@ def memory(numbers: Numbers) -> str:
 
 def saturation(layers: Layers) -> str:
     """How much of the time each gate of each layer stands at its bounds."""
-    rows = [(f"{layer.name}: {name}", sides) for layer in layers for name, sides in layer.gates.items()]
+    rows = [(f"{_short(layer.name)}: {name}", sides) for layer in layers for name, sides in layer.gates.items()]
     with _svg("saturation", 8, 0.8 + 0.28 * len(rows)) as ((axis,), text):
         for side, colour, of in (
             ("at the lower bound", PALETTE[0], lambda sides: -float(np.mean(sides.low))),
@@ -98,10 +100,16 @@ def jacobians(layers: Layers) -> str:
     """The largest singular value and the spectral radius of the steps' Jacobians."""
     with _svg("jacobians", 7, 3.4) as ((axis,), text):
         for i, layer in enumerate(layers):
-            axis.plot(layer.spectrum_steps, layer.singular, color=_colour(i), lw=1.5, label=f"{layer.name}: σ max")
-            axis.plot(layer.spectrum_steps, layer.radius, color=_colour(i), lw=1.2, ls="--", label="|λ| max")
+            axis.plot(
+                layer.spectrum_steps,
+                layer.singular,
+                color=_colour(i),
+                lw=1.5,
+                label=f"{_short(layer.name)}: singular value",
+            )
+            axis.plot(layer.spectrum_steps, layer.radius, color=_colour(i), lw=1.2, ls="--", label="spectral radius")
         axis.axhline(1, color="0.4", ls=":", lw=1)
-        axis.set(xlabel="step of the layer, t", ylabel="of ∂carry_t/∂carry_{t-1}")
+        axis.set(xlabel="step of the layer, t", ylabel="stretch of one step")
         axis.set_ylim(bottom=0)
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return text()
@@ -119,6 +127,11 @@ def clipping(history: ClipHistory) -> str:
         _log(axes[1], history.norms)
         axes[1].set(xlabel="training step", ylabel="median gradient norm before clipping")
         return text()
+
+
+def _short(name: str, most: int = 32) -> str:
+    """A layer's name as far as there is room for it."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _colour(index: int) -> str:

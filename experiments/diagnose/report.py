@@ -26,12 +26,14 @@ th { font-weight: 600; border-bottom: 1px solid #ccc; } td { border-bottom: 1px 
 
 def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
     """The report as HTML."""
-    targets = "mean squared error" if subject.targets is not None else "mean square of the outputs, as there are no targets"
+    targets = "mean squared error"
+    if subject.targets is None:
+        targets = "mean square of the outputs, as there are no targets"
     how = "exact" if numbers.exact else "estimated from random projections"
     sections = [_section(
         "Gradient flow",
-        "Norm of the loss's gradient in the state of every recurrent layer, over all sequences. "
-        f"Loss: {targets}.",
+        "Norm of the loss's gradient in the state of every recurrent layer (of an LSTM, h and c together), over all "
+        f"sequences, where the loss is the {targets}.",
         plots.flow(numbers.layers),
     )]  # fmt: skip
     if numbers.profile is not None:

@@ -16,6 +16,7 @@ from experiments.forecast.train import FINAL
 from seqjax import training
 from seqjax.base import Layer, Params
 from seqjax.layers import BatchMajor
+from seqjax.training.records import Line
 
 
 class Subject(NamedTuple):
@@ -32,7 +33,7 @@ class Subject(NamedTuple):
     """`[T, B, D]`."""
     targets: np.ndarray | None
     """`[T', B, F]`, or None: then the loss is the mean square of the outputs."""
-    history: Sequence[Mapping[str, Any]]
+    history: Sequence[Line]
     """The lines of its metrics; none if they are not kept."""
 
 

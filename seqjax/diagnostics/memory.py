@@ -42,7 +42,7 @@ def memory_profile(
       `[T, ...]`, axis 0 the lag from 0 on, for every sequence; NaN at lags that reach before its first step.
 
     Raises:
-      ValueError: integer inputs, which have no derivative; projections without a key.
+      ValueError: integer inputs, which have no derivative; projections without a key, or none of them.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
@@ -59,8 +59,8 @@ def memory_profile(
             f"xs are {xs.dtype}, and outputs have no derivative in ids; look at the layers behind Embed: "
             "Serial(*model.layers[1:]) on its outputs."
         )
-    if projections is not None and (projections < 1 or key is None):
-        raise ValueError(f"random projections need a key and at least one of them, got projections={projections}.")
+    if projections is not None and projections < 1:
+        raise ValueError(f"projections must be at least 1, or None for the exact norm, got {projections}.")
     start = model.initial_carry(params, step_shape(xs)[1:]) if carry is None else carry
     out_mask, _ = model.time_map(mask, resets, start)
 
@@ -78,6 +78,8 @@ def memory_profile(
     if projections is None:
         directions, scale = jnp.eye(y.shape[-1], dtype=y.dtype), 1
         total = jax.lax.map(lambda unit: squares(jnp.broadcast_to(unit, y.shape)), directions).sum(0)
+    elif key is None:
+        raise ValueError("random projections need a key.")
     else:
         keys, scale = jax.random.split(key, projections), projections
         total = jax.lax.map(lambda k: squares(jax.random.normal(k, y.shape, y.dtype)), keys).sum(0)

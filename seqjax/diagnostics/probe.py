@@ -141,20 +141,16 @@ class Probe(Cell):
         return after, jnp.concatenate([y.astype(delta.dtype), layout.pack(carry).astype(delta.dtype)], -1)
 
 
-def perturbed_step(
-    cell: Cell, params: Params, carry: Carry, z: Any, key: Key, delta: Carry
-) -> tuple[Carry, Array]:
+def perturbed_step(cell: Cell, params: Params, carry: Carry, z: Any, key: Key, delta: Carry) -> tuple[Carry, Array]:
     """`cell.step` with `delta` added to the new carry where it is made: what the step makes of it sees it.
 
     So the gradient in `delta` of an LSTM's c_t is the one in c_t, through h_t = o ⊗ tanh(c_t) as well.
     The step is traced and evaluated operation by operation.
     """
     closed, shapes = jax.make_jaxpr(cell.step, return_shape=True)(params, carry, z, key)
-    structure = jax.tree.structure(shapes)
-    count = len(jax.tree.leaves(shapes[0]))
-    deltas = [*jax.tree.leaves(delta), *[None] * (structure.num_leaves - count)]
+    deltas = [*jax.tree.leaves(delta), *(None for _ in jax.tree.leaves(shapes[1]))]
     outputs = _evaluate(closed, jax.tree.leaves((params, carry, z, key)), deltas)
-    return jax.tree.unflatten(structure, outputs)
+    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
 def _evaluate(closed: core.ClosedJaxpr, args: list, deltas: list[Array | None]) -> list:

@@ -2,8 +2,7 @@
 """Saturation: how often gates and activations stand at their bounds, where their slopes vanish."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +87,7 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
         return {"r": GateValues(r, "sigmoid"), "i": GateValues(i, "sigmoid")}
     if not isinstance(cell, LSTMFamily | GRU | DiagonalGRU | DiagonalLSTM):
         return {}
-    _, _, kept = cell.step_residuals(params, carries, z)
+    kept: Any = cell.step_residuals(params, carries, z)[2]
     found = {
         name: GateValues(getattr(kept, name), cell.activation if name == "g" else cell.recurrent_activation)
         for name in kept._fields
@@ -146,15 +145,14 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
         if bounds is not None:
             low, high = bounds
             found[name] = Saturation(
-                _fraction(gate.values, trajectory.mask, lambda v, low=low: v <= low + epsilon),
-                _fraction(gate.values, trajectory.mask, lambda v, high=high: v >= high - epsilon),
+                _fraction(gate.values <= low + epsilon, trajectory.mask),
+                _fraction(gate.values >= high - epsilon, trajectory.mask),
             )
     return found
 
 
-def _fraction(values: Array, mask: Array | None, test: Callable[[Array], Array]) -> Array:
-    """`[H]`: the part of unmasked values that pass."""
-    weights = jnp.ones(values.shape[:-1], bool) if mask is None else mask
-    passed = test(values) & weights[..., None]
-    axes = tuple(range(values.ndim - 1))
-    return passed.sum(axes).astype(jnp.float32) / jnp.maximum(weights.sum(), 1).astype(jnp.float32)
+def _fraction(passed: Array, mask: Array | None) -> Array:
+    """`[H]`: the part of unmasked values that pass a test `[T, ..., H]`."""
+    weights = jnp.ones(passed.shape[:-1], bool) if mask is None else mask
+    count = (passed & weights[..., None]).sum(tuple(range(passed.ndim - 1)))
+    return count.astype(jnp.float32) / jnp.maximum(weights.sum(), 1).astype(jnp.float32)

@@ -104,8 +104,7 @@ def test_memory_cell_of_an_lstm_has_the_path_through_its_output():
     norms = flow(seqjax.RNN(cell), params, xs, lambda ys, mask: (ys[-1] ** 2).sum())
     for which in ("h", "c"):
         slopes = [
-            [(loss(t, which, unit, 1e-6) - loss(t, which, unit, -1e-6)) / 2e-6 for unit in (0, 1)]
-            for t in range(steps)
+            [(loss(t, which, unit, 1e-6) - loss(t, which, unit, -1e-6)) / 2e-6 for unit in (0, 1)] for t in range(steps)
         ]
         np.testing.assert_allclose(norms[which], np.linalg.norm(slopes, axis=-1), rtol=1e-7, atol=1e-12)
 
@@ -122,7 +121,7 @@ def test_complex_state_counts_both_parts():
 def test_output_made_of_the_state_sees_it():
     cell = seqjax.DiagonalLSTM(1, dtypes=DOUBLE)
     params = random_params(cell, 1)
-    _, w_g, w_o = params.w_rec[:, 0]
+    w_o = params.w_rec[2, 0]
     f, g, o = (params.w_in + params.bias)[0]  # of one step from c = 0 with x = 1
     c = (1 - 1 / (1 + np.exp(-f))) * np.tanh(g)
     gate = 1 / (1 + np.exp(-(o + w_o * c)))
@@ -138,7 +137,9 @@ def two(params, h, x, step):
 @pytest.mark.parametrize("jitted", [False, True])
 def test_step_of_the_user_is_entered_jitted_or_not(jitted):
     step = functools.partial(two, step=3.0)
-    cell = LambdaCell(lambda key, in_dim: jnp.ones(()), jax.jit(step) if jitted else step, lambda p, b: jnp.zeros((*b, 1)))
+    cell = LambdaCell(
+        lambda key, in_dim: jnp.ones(()), jax.jit(step) if jitted else step, lambda p, b: jnp.zeros((*b, 1))
+    )
     xs = np.array([[0.3], [0.4]])
     h = np.tanh(0.3)
     norms = flow(seqjax.RNN(cell), np.array(0.5), xs)

@@ -82,3 +82,5 @@ def test_bad_input_is_refused():
         memory_profile(model, None, ids)
     with pytest.raises(ValueError, match="need a key"):
         memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=3)
+    with pytest.raises(ValueError, match="at least 1"):
+        memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=0)

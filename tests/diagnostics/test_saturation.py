@@ -76,9 +76,7 @@ def test_gates_have_their_names(cell, names):
 
 def test_relu_that_is_off_is_at_its_lower_bound():
     cell = seqjax.IndRNN(2, dtypes=DOUBLE)
-    params = cell.init(jax.random.key(0), 1)._replace(
-        w_in=np.array([[1.0, -1.0]]), w_rec=np.zeros(2), bias=np.zeros(2)
-    )
+    params = cell.init(jax.random.key(0), 1)._replace(w_in=np.array([[1.0, -1.0]]), w_rec=np.zeros(2), bias=np.zeros(2))
     found = look(cell, params, np.array([[2.0], [2.0], [-2.0], [0.5]]))["h"]
     np.testing.assert_allclose(found.low, [0.25, 0.75])
     np.testing.assert_allclose(found.high, [0, 0])

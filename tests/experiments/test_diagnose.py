@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Findings on both sides of their thresholds, and the command from a checkpoint to the page."""
+
+import base64
+import html.parser
+import xml.etree.ElementTree
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import seqjax
+from experiments.diagnose import findings, run, subject
+from experiments.diagnose.config import Config
+from experiments.forecast import run as forecast
+from seqjax import training
+
+# -- findings: the level, and the number in the sentence
+
+
+def levels(found):
+    return [finding.level for finding in found]
+
+
+@pytest.mark.parametrize(
+    ("first", "level", "words", "ratio"),
+    [
+        (0, "good", "all 100 steps", "0.01 of"),
+        (1, "note", "before step 1 of 100", "0.0099 of"),
+        (50, "note", "before step 50", "0.0099 of"),
+        (51, "problem", "before step 51", "0.0099 of"),
+    ],
+)
+def test_gradients_vanish_before_the_first_step_that_has_one_percent(first, level, words, ratio):
+    norms = np.where(np.arange(100) >= first, 0.02, 0.0198)
+    norms[-1] = 2.0
+    (found,) = findings.gradient("0 GRU(4)", norms)
+    assert (found.level, found.about) == (level, "0 GRU(4)")
+    assert words in found.sentence
+    assert ratio in found.number
+
+
+def test_the_cure_is_named_by_cell():
+    norms = np.array([0.0, 0.0, 0.0, 1.0])
+    for layer, cure in (
+        ("0 LSTM(4)", "forget bias"),
+        ("0 Simple(4)", "LSTM or GRU"),
+        ("Custom()", "strided front end"),
+    ):
+        (found,) = findings.gradient(layer, norms)
+        assert cure in found.sentence
+        assert "before step 3 of 4" in found.sentence
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(100.0, ["good"]), (100.1, ["problem"])])
+def test_gradients_explode_beyond_a_hundredfold(largest, expected):
+    found = findings.gradient("0 Simple(4)", np.array([largest, 1.0 + largest / 90, 1.0 + largest / 90, 1.0]))
+    assert levels(found) == expected
+    assert ("100 times" in found[0].sentence) == (expected == ["problem"])
+
+
+def test_gradients_that_are_no_numbers_or_nothing():
+    assert "not finite" in findings.gradient("a", np.array([np.nan, 1.0]))[0].sentence
+    assert "No gradient" in findings.gradient("a", np.zeros(3))[0].sentence
+
+
+def test_horizon_is_told_with_its_lag_or_that_there_is_none():
+    within, beyond = findings.horizon(34, True, 72), findings.horizon(72, False, 72)
+    assert "the last 34 of 72 inputs" in within.sentence
+    assert "lag 34" in within.number
+    assert "stays above 1%" in beyond.number
+    assert (within.level, beyond.level) == ("note", "good")
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "low", "high", "expected"),
+    [
+        ("0 LSTM(4)", "f", 0.51, 0.0, "forgets at once 51%"),
+        ("0 LSTM(4)", "f", 0.5, 0.5, None),
+        ("0 LSTM(4)", "f", 0.0, 0.51, "keeps everything 51%"),
+        ("0 GRU(4)", "z", 0.0, 0.6, "takes nothing in 60%"),
+        ("0 MinGRU(4)", "z", 0.0, 0.6, "overwrites its state 60%"),
+        ("0 LSTM(4)", "g", 0.3, 0.21, "bound of its activation 51%"),
+        ("0 LSTM(4)", "g", 0.3, 0.2, None),
+    ],
+)
+def test_gates_at_a_bound_most_of_the_time(layer, name, low, high, expected):
+    found = findings.gate(layer, name, low, high)
+    assert len(found) == (expected is not None)
+    if expected:
+        assert expected in found[0].sentence
+        assert f"{max(low, high, low + high if name == 'g' else 0):.3f}" in found[0].number
+    harmless = (name, high > 0.5) == ("f", True)
+    assert levels(found) == ([] if expected is None else ["note" if harmless else "problem"])
+
+
+@pytest.mark.parametrize(
+    ("value", "level", "words"),
+    [
+        (0.0101, "problem", "every 99 steps"),
+        (0.0099, "good", "edge"),
+        (-0.0099, "good", "edge"),
+        (-0.02, "note", "every 50 steps"),
+    ],
+)
+def test_exponents_are_chaotic_neutral_or_forgetful(value, level, words):
+    found = findings.exponent("a", value, 0.001)
+    assert (found.level, words in found.sentence) == (level, True)
+    assert f"{value:+.4f}" in found.number
+
+
+def test_steps_that_all_shrink():
+    assert findings.contraction("a", np.array([0.5, 1.0])) == []
+    (found,) = findings.contraction("a", np.array([0.5, 0.999]))
+    assert "0.999" in found.number
+
+
+@pytest.mark.parametrize(("fraction", "level"), [(0.51, "problem"), (0.5, "note"), (0.011, "note"), (0.01, "good")])
+def test_clipping_is_rare_frequent_or_the_rule(fraction, level):
+    assert levels(findings.clipping(fraction, 0)) == [level]
+    assert levels(findings.clipping(fraction, 1)) == [level, "problem"]
+
+
+# -- the command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the forecasting experiment with one small model."""
+    folder = tmp_path_factory.mktemp("forecast")
+    values = 50 + 8 * np.sin(0.4 * np.arange(400)) + np.random.default_rng(0).normal(0, 0.5, 400)
+    source = folder / "load.csv"
+    source.write_text("hour,load\n" + "".join(f"{i},{value!r}\n" for i, value in enumerate(map(float, values))))
+    arguments = ["--data", source, "--column", "load", "--run-dir", folder / "run", "--model", "conv-gru"]
+    tiny = ["--window", "8", "--hidden-dim", "3", "--limit", "64", "--epochs", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forecast, "summarize", lambda config, task, run_dir, rows: rows)
+        assert forecast.main([*map(str, arguments), *tiny]) == 0
+    return folder / "run"
+
+
+class Page(html.parser.HTMLParser):
+    """What a page loads, and its words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_report_holds_findings_and_pictures_and_loads_nothing(trained, capsys):
+    assert run.main(["--checkpoint", str(trained), "--sequences", "4"]) == 0
+    said = capsys.readouterr().out
+    page = Page((trained / "conv-gru" / "diagnosis.html").read_text())
+    words = " ".join(page.words)
+    assert len(page.sources) == 5
+    for source in page.sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        xml.etree.ElementTree.fromstring(base64.b64decode(data))
+    for expected in ("1 GRU(3)", "2 GRU(3)", "the model", "training", "Gradient flow", "Lyapunov", "Conv1D(3, 4"):
+        assert expected in words
+    assert words.count("largest Lyapunov exponent") == 2 + 1
+    assert f"The report is in {trained / 'conv-gru' / 'diagnosis.html'}" in said
+    assert "validation windows of load" in said
+
+
+def test_forecasts_are_looked_into_on_other_data_in_the_units_of_training(trained, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("load\n" + "".join(f"{i}\n" for i in range(20)))
+    found, folder = subject.load(Config(trained, data=str(other), column="load"))
+    assert folder == trained / "conv-gru"
+    assert found.xs.shape == (8, 3, 1)  # 20 values are three windows of 8 + 10
+    assert found.targets.shape == (3, 3, 10)
+    scaler = training.load(folder / "final").metadata["data"]["scaler"]
+    np.testing.assert_allclose(found.xs[:, 2, 0], (np.arange(2, 10) - scaler["mean"]) / scaler["std"], rtol=1e-6)
+    np.testing.assert_allclose(
+        found.targets[0, 0], (np.arange(4, 14) - scaler["mean"]) / scaler["std"], rtol=1e-6
+    )  # behind x_3
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A run of `fit` alone, batch-major."""
+    folder = tmp_path_factory.mktemp("other") / "run"
+    model = seqjax.BatchMajor(seqjax.RNN(seqjax.Simple(2)))
+
+    def make_batch(seed, t):
+        return training.Batch(jnp.ones((3, 5, 1), jnp.float32), jnp.ones((3, 5, 2), jnp.float32))
+
+    optimizer = optax.sgd(0.1)
+    training.fit(model, make_batch, steps=1, loss=training.mean_squared_error, optimizer=optimizer, run_dir=folder)
+    return folder
+
+
+def test_any_run_of_fit_is_looked_into(other, tmp_path):
+    found, folder = subject.load(Config(other))
+    assert (folder, found.model, found.targets) == (other, seqjax.RNN(seqjax.Simple(2)), None)
+    assert found.xs.shape == (5, 3, 1)
+    assert "random" in found.inputs
+    given = np.random.default_rng(0).normal(size=(9, 7, 1))
+    np.save(tmp_path / "xs.npy", given)
+    found, _ = subject.load(Config(other, data=str(tmp_path / "xs.npy"), sequences=4))
+    np.testing.assert_array_equal(found.xs, given.astype(np.float32).swapaxes(0, 1)[:, :4])
+    assert jax.tree.structure(found.params) == jax.tree.structure(
+        jax.eval_shape(found.model.init, jax.random.key(0), jax.ShapeDtypeStruct((5, 3, 1), jnp.float32))
+    )
+
+
+def test_bad_input_is_an_error_of_one_line(other, capsys):
+    assert run.main(["--checkpoint", str(other), "--data", "nowhere.npy"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "nowhere.npy" in line
+    with pytest.raises(ValueError, match="--sequences must be at least 1"):
+        Config(other, sequences=0)
+
+
+def test_folder_without_a_checkpoint_or_with_several(tmp_path, trained, other, capsys):
+    assert run.main(["--checkpoint", str(tmp_path)]) == 2
+    assert "has no checkpoint" in capsys.readouterr().err
+    for name, target in (("a", trained / "conv-gru"), ("b", other)):
+        (tmp_path / name).symlink_to(target)
+    assert run.main(["--checkpoint", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "a") in error
+    assert str(tmp_path / "b") in error
+
+
+def test_data_of_another_shape_is_refused(other, tmp_path, capsys):
+    np.save(tmp_path / "xs.npy", np.zeros((9, 7, 2)))
+    assert run.main(["--checkpoint", str(other), "--data", str(tmp_path / "xs.npy")]) == 2
+    assert "[9, 7, 2]" in capsys.readouterr().err.replace("(", "[").replace(")", "]")
