@@ -4,7 +4,7 @@
 import runpy
 import sys
 
-NAMES = ("affine", "engines", "layers", "parallel")
+NAMES = ("affine", "engines", "gpu", "layers", "parallel")
 
 
 def main() -> None:

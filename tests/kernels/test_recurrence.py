@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of whole recurrences: what fits, and that they lower for a GPU. Their numbers: tests/engines/test_fused."""
+"""The kernels of whole recurrences: what fits, and that they lower for a GPU. Numbers: tests/engines/test_fused."""
 
 import functools
 import sys
