@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether two systems compute the same, before their times are compared."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import seqjax
-from experiments.benchmarks.systems import Task, of_seqjax
+from experiments.benchmarks.systems import Task, in_float32, of_seqjax
 from seqjax.base import Array, Params
 from seqjax.engines import Scan
 
@@ -28,9 +26,7 @@ what the libraries do, and a wrong equation is wrong by about 1."""
 
 def reference(given: Task) -> tuple[np.ndarray, Params]:
     """Outputs and gradients, the same numbers computed in float32, by autodiff of a plain loop."""
-    cell = dataclasses.replace(given.cell, dtypes=seqjax.DTypes())
-    params = jax.tree.map(lambda a: a.astype("float32"), given.params)
-    system = of_seqjax(Scan(adjoint=False), Task(cell, params, given.xs.astype("float32")))
+    system = of_seqjax(Scan(adjoint=False), in_float32(given))
 
     def loss(params: Params, xs: Array) -> tuple[Array, Array]:
         ys = system.apply(params, xs)
@@ -73,4 +69,4 @@ def _distance(given: Any, expected: Any) -> float:
     if given.shape != expected.shape:
         raise ValueError(f"results have the shape {given.shape}, expected {expected.shape}.")
     given, expected = (np.asarray(array, "float64") for array in (given, expected))
-    return float(np.linalg.norm(given - expected) / max(np.linalg.norm(expected), 1e-30))
+    return float(np.linalg.norm(given - expected) / max(float(np.linalg.norm(expected)), 1e-30))

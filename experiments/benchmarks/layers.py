@@ -17,7 +17,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,7 @@ QUICK = ("32x50x20x1", "32x200x64", "128x100x128", "1x10000x64")
 GRID = (*QUICK[:2], "32x1000x128", "64x200x256", "16x500x512", QUICK[3], QUICK[2], "8x10000x64")
 AUTO = "seqjax Auto()"
 PASSES = ("forward", "step")
-Key = tuple[str, str]
-"""Form and system."""
-Key = tuple[str, str]
+Key: TypeAlias = tuple[str, str]
 """Form and system."""
 FEWEST_TURNS, MOST_TURNS = 3, 101
 
@@ -206,7 +204,7 @@ def take_turns(
         thunks = {f"{form} {name}": getattr(programs, which) for (form, name), programs in running.items()}
         seconds = measure.interleave({**thunks, "roofline": loop}, turns, warmup=0)
         flop = factor * roofline.flop(**entry._asdict(), G=GATES[kind])
-        least = np.multiply(seconds["roofline"], flop / loop_flop)
+        least = [flop / loop_flop * loop_seconds for loop_seconds in seconds["roofline"]]
         for form, name in running:
             row, own = rows[form, name], seconds[f"{form} {name}"]
             row |= machine

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import seqjax
-from experiments.benchmarks.systems import OnJax, OnTorch, System, Task
+from experiments.benchmarks.systems import OnJax, OnTorch, System, Task, in_float32
 from seqjax.base import Array, Params
 from seqjax.cells.gru import GRUParams
 from seqjax.cells.lstm import LSTMParams
@@ -40,7 +40,7 @@ def of_nnx(task: Task) -> OnJax:
     from seqjax.interop.flax import from_flax, to_flax
 
     module = to_flax(seqjax.RNN(task.cell), task.params, api="nnx", time_major=True)
-    graph, weights, rest = nnx.split(module, nnx.Param, ...)
+    graph, weights, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
     def read(gradients: Any) -> Params:
         params = from_flax(nnx.merge(graph, gradients, rest))[1]
@@ -74,7 +74,7 @@ def of_haiku(task: Task) -> OnJax:
         own, shift = from_haiku(name, {**gradients, **second})[1], from_haiku(name, zeros)[1]
         return jax.tree.map(jnp.subtract, own, shift)
 
-    functions = hk.without_apply_rng(hk.transform(run))
+    functions: Any = hk.without_apply_rng(hk.transform(run))
     return OnJax(functions.apply, to_haiku(task.cell, task.params), jnp.asarray(task.xs), read)
 
 
@@ -143,7 +143,14 @@ def of_keras(task: Task) -> OnJax:
 
     if keras.backend.backend() != "jax":
         raise ValueError(f"Keras runs on {keras.backend.backend()!r} here; set KERAS_BACKEND=jax.")
-    layer = to_keras(seqjax.RNN(task.cell), task.params)
+    plain = in_float32(task)
+    layer = to_keras(seqjax.RNN(plain.cell), plain.params)
+    if task.xs.dtype != "float32":  # Keras cannot draw orthogonal weights in other dtypes, so it draws none
+        given = layer.get_weights()
+        config = {**layer.get_config(), "dtype": task.xs.dtype.name, "recurrent_initializer": "zeros"}
+        layer = type(layer).from_config(config)
+        layer.build((None, None, task.xs.shape[-1]))
+        layer.set_weights(given)
     fixed = [variable.value for variable in layer.non_trainable_variables]
 
     def read(gradients: list) -> Params:

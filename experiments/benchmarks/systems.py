@@ -27,6 +27,12 @@ class Task(NamedTuple):
     xs: np.ndarray  # [T, B, D]
 
 
+def in_float32(task: Task) -> Task:
+    """The same numbers, computed in float32."""
+    cell = dataclasses.replace(task.cell, dtypes=seqjax.DTypes())
+    return Task(cell, jax.tree.map(lambda a: a.astype("float32"), task.params), task.xs.astype("float32"))
+
+
 class Programs(NamedTuple):
     """What is timed: functions without arguments."""
 
@@ -72,8 +78,8 @@ class OnJax:
         start = time.perf_counter()
         step = jax.jit(jax.value_and_grad(loss)).lower(self.params, self.xs).compile()
         seconds = time.perf_counter() - start
-        thunks = (functools.partial(program, self.params, self.xs) for program in (forward, step))
-        return Programs(*thunks, seconds, measure.temporary_bytes(step))
+        run, train = (functools.partial(program, self.params, self.xs) for program in (forward, step))
+        return Programs(run, train, seconds, measure.temporary_bytes(step))
 
     def outputs(self, result: Any) -> np.ndarray:
         ys = np.asarray(result, "float32")
