@@ -119,8 +119,8 @@ def train(kind: str, dtype: str, size: tuple[int, int, int], config: Config) -> 
         try:
             thunk = prepare()
             got = gpu_ways.as_recurrent_gradient(thunk(), cell)
-        except (ImportError, RuntimeError, ValueError) as error:  # also what a compiler or a GPU says of a kernel
-            rows.append(labels | {"name": name, "skipped": str(error)[:300]})
+        except (ImportError, RuntimeError, ValueError) as problem:  # also what a compiler or a GPU says of a kernel
+            rows.append(labels | {"name": name, "skipped": str(problem)[:300]})
             continue
         expected = got if expected is None else expected
         error = float(np.abs(got - expected).max() / np.abs(expected).max())
@@ -166,8 +166,8 @@ def length(kind: str, T: int, config: Config) -> list[dict]:
                 start = time.perf_counter()
                 results[name] = jax.block_until_ready(program(params, xs))
                 once = time.perf_counter() - start
-            except (RuntimeError, ValueError) as error:
-                rows.append(row | {"skipped": str(error)[:300]})
+            except (RuntimeError, ValueError) as problem:
+                rows.append(row | {"skipped": str(problem)[:300]})
                 continue
             repeats = 1 if config.dry or once > 2 else config.repeats
             thunk = functools.partial(program, params, xs)
@@ -248,7 +248,9 @@ def main(config: Config) -> None:
         raise SystemExit("this needs an NVIDIA GPU and jax[cuda13]; --dry shows on a CPU that the script runs.")
     stem = "gpu-dry" if config.dry else "gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     path = measure.start(config.out / f"{stem}.jsonl")
-    begin, rows = time.monotonic(), []
+    begin = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]]
     for job in jobs(config):
         what = f"{job.func.__name__} {job.args[:-1]}"
         if time.monotonic() - begin > 60 * config.minutes:
@@ -256,8 +258,8 @@ def main(config: Config) -> None:
         else:
             try:
                 found = job()
-            except (RuntimeError, ValueError) as error:  # of one kernel; the others are still to be seen
-                found = [{"job": "failed", "what": what, "passed": False, "error": str(error)[:500]}]
+            except (RuntimeError, ValueError) as problem:  # of one kernel; the others are still to be seen
+                found = [{"job": "failed", "what": what, "passed": False, "why": str(problem)[:500]}]
         for row in found:
             measure.record(path, row)
             print(row, flush=True)

@@ -23,7 +23,7 @@ FUSED = ((16, 4), (16, 8), (32, 8))
 class Work:
     """One size: a cell with random params, inputs and the cotangent of its outputs, the same for all ways."""
 
-    def __init__(self, cell: Cell, B: int, T: int, H: int):
+    def __init__(self, cell: Any, B: int, T: int, H: int):
         random = np.random.default_rng(0)
         self.cell = cell
         self.params = cell.init(jax.random.key(0), H)
@@ -100,9 +100,9 @@ def by_torch(work: Work, dry: bool) -> Callable[[], Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     plain = {name: getattr(work.cell, name) for name in ("reset",) if hasattr(work.cell, name)}
-    cell = type(work.cell)(work.cell.hidden_dim, **plain)  # type: ignore[call-arg, attr-defined]
+    cell = type(work.cell)(work.cell.hidden_dim, **plain)
     module = to_torch(seqjax.RNN(cell), work.params).to(device)
-    dtype = torch.bfloat16 if work.cell.dtypes.compute == "bfloat16" else torch.float32  # type: ignore[attr-defined]
+    dtype = torch.bfloat16 if work.cell.dtypes.compute == "bfloat16" else torch.float32
     module = module.to(dtype)
     xs, cotangent = (torch.tensor(np.asarray(a, "float32")).to(device, dtype) for a in (work.xs, work.cotangent))
     weights = list(module.parameters())

@@ -27,14 +27,15 @@ OTHERS = "run it with Scan or Checkpointed, or let Auto pick an engine"
 class Fused(Engine):
     """Runs all steps of a `Simple`, `LSTM` or `GRU` in one launch of a GPU kernel, and so its reverse pass.
 
-    A program of the kernel owns some sequences of the batch, reads the recurrent weights once, and
-    goes through time by itself: no launch, no trip to memory for weights, no waiting for others
-    between steps. Inputs are projected before and weight gradients contracted after it, each by one
-    matmul over all steps. Gradients of gradients are those of the loop.
+    A program of the kernel owns some sequences of the batch and goes through time by itself: no
+    launch and no waiting for others between steps. Recurrent weights that fit on one processor of the
+    chip are read once (192 KiB: in bfloat16 H <= 128 for `LSTM` and `GRU`, 256 for `Simple`), larger ones
+    come from the cache at every step, up to H = 256 in bfloat16 and 128 in float32. Inputs are projected
+    before and weight gradients contracted after it, each by one matmul over all steps. Gradients of
+    gradients are those of the loop.
 
     It runs cells with the activations `"tanh"`, `"sigmoid"`, `"relu"`, `"identity"`, without
-    normalization or projection, whose recurrent weights fit on one processor of the chip: with
-    bfloat16, H <= 128 for `LSTM` and `GRU` and H <= 256 for `Simple`.
+    normalization or projection.
 
     Args:
       rows: sequences of a program, a power of two from 16; more of them share the reading of weights.
@@ -162,8 +163,8 @@ def too_large(cell: Any) -> str | None:
     count, H = kernel(cell).kind.gates, cell.hidden_dim
     if not recurrence.fits(count, H, dtype):
         return (
-            f"its recurrent weights take {recurrence.weight_bytes(count, H, dtype)} bytes on chip, "
-            f"of {recurrence.ON_CHIP}"
+            f"in {dtype} one gate's recurrent weights take {recurrence.weight_bytes(1, H, dtype)} bytes on chip, "
+            f"of {recurrence.ONE_GATE}"
         )
     return None
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole recurrence in one launch: all steps of a block of the batch, and the same in reverse.
 
-A program owns some sequences and runs all their steps; programs never wait for each other. The
-recurrent weights are read once, before the loop, and stay on chip. The reverse kernel computes the
-cotangents of the projected inputs and of the states; weight gradients are matmuls over what it leaves.
-H is padded to a power of two with zero weights, so that nothing flows from there into the real units.
+A program owns some sequences and runs all their steps; programs never wait for each other. Where the
+recurrent weights fit on chip they are read once, before the loop; where those of one gate do, they are
+streamed from the cache at every step, gate by gate. The reverse kernel computes the cotangents of the
+projected inputs and of the states; weight gradients are matmuls over what it leaves. H is padded to a
+power of two with zero weights, so that nothing flows from there into the real units.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from seqjax.kernels.steps import Functions, Kind, States
 
 ON_CHIP = 192 * 2**10
 """Bytes of recurrent weights that one processor keeps beside all else; a Hopper has 227 KiB of shared memory."""
+ONE_GATE = 128 * 2**10
+"""Bytes of one gate's weights that pass through it at a time."""
 MASKED, RESET = 1, 2
 """Bits of a step's flags."""
 
@@ -85,13 +88,22 @@ def weight_bytes(gates: int, hidden_dim: int, dtype: Any) -> int:
     return gates * power_of_two(hidden_dim, SMALLEST) ** 2 * jnp.dtype(dtype).itemsize
 
 
-def fits(gates: int, hidden_dim: int, dtype: Any) -> bool:
-    """Whether the recurrent weights of `gates` gates fit on one processor of the chip.
+def resident(gates: int, hidden_dim: int, dtype: Any) -> bool:
+    """Whether the recurrent weights stay on chip for the whole run.
 
-    >>> fits(4, 128, "bfloat16"), fits(4, 128, "float32"), fits(1, 256, "bfloat16")
+    >>> resident(4, 128, "bfloat16"), resident(4, 128, "float32"), resident(1, 256, "bfloat16")
     (True, False, True)
     """
     return weight_bytes(gates, hidden_dim, dtype) <= ON_CHIP
+
+
+def fits(gates: int, hidden_dim: int, dtype: Any) -> bool:
+    """Whether the kernels can run a recurrence of `gates` gates at all.
+
+    >>> fits(4, 128, "float32"), fits(4, 256, "bfloat16"), fits(4, 256, "float32"), fits(4, 512, "bfloat16")
+    (True, True, False, False)
+    """
+    return weight_bytes(1, hidden_dim, dtype) <= ONE_GATE or resident(gates, hidden_dim, dtype)
 
 
 def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, keep: bool = True) -> Left:
@@ -109,9 +121,10 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, k
     blocks = Blocks(T, B, width // kind.gates, how.rows)
     dtype, carry = z.dtype, given.states[0].dtype
     wide = at_least_float32(dtype)
+    stay = resident(kind.gates, blocks.H, dtype)
 
     def body(given: _Forward, left: Left) -> None:
-        weights = [given.weights[k] for k in range(kind.gates)]
+        weights = [given.weights[k] for k in range(kind.gates)] if stay else given.weights
         biases = None if given.bias is None else [given.bias[k].astype(wide)[None] for k in range(kind.gates)]
         restart = _read(given.initial)
 
@@ -171,9 +184,10 @@ def reverse(
     blocks = Blocks(T, B, H, how.rows)
     dtype, carry = d_hs.dtype, given.states[0].dtype
     wide = at_least_float32(dtype)
+    stay = resident(kind.gates, blocks.H, dtype)
 
     def body(given: _Reverse, out: Cotangents) -> None:
-        weights = [given.weights[k] for k in range(kind.gates)]
+        weights = [given.weights[k] for k in range(kind.gates)] if stay else given.weights
         start, restart = _read(given.states, dtype), _read(given.initial, dtype)
         d_start = _read(given.d_last, wide)
         zeros = tuple(jnp.zeros_like(d) for d in d_start)

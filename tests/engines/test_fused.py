@@ -12,6 +12,7 @@ import seqjax
 from seqjax import testing
 from seqjax.engines import Scan, fused
 from seqjax.engines.fused import Fused
+from seqjax.kernels import recurrence
 
 F64 = seqjax.DTypes("float64")
 CELLS = {
@@ -72,6 +73,11 @@ def test_bfloat16_gradients_with_a_float32_carry_are_near_those_of_float32():
         np.testing.assert_allclose(a, b, rtol=0, atol=2**-5 * float(jnp.abs(b).max()))
 
 
+def test_weights_that_are_streamed_equal_those_that_stay(monkeypatch):
+    monkeypatch.setattr(recurrence, "ON_CHIP", 0)
+    held_to_the_loop(CELLS["gru-after"], ENGINE, 1e-10, T=2, batch_shape=(3,))
+
+
 def test_two_pieces_equal_the_whole_and_vmap_equals_batched():
     cell = CELLS["lstm"]
     (params, carry, xs), flags = case(cell, T=5, masked=True)
@@ -130,11 +136,12 @@ def test_without_a_gpu_it_is_refused_by_name():
 
 
 def test_weights_that_do_not_fit_on_chip_and_float64_are_refused_on_a_gpu():
-    with pytest.raises(ValueError, match=r"1048576 bytes on chip.*Scan"):
+    with pytest.raises(ValueError, match=r"262144 bytes on chip.*Scan"):
         Fused().check(seqjax.LSTM(256), "cuda")
     with pytest.raises(ValueError, match=r"float64.*Scan"):
         Fused().check(CELLS["lstm"], "cuda")
-    Fused().check(seqjax.LSTM(128, dtypes=seqjax.DTypes(compute="bfloat16")), "cuda")
+    Fused().check(seqjax.LSTM(128), "cuda")
+    Fused().check(seqjax.LSTM(256, dtypes=seqjax.DTypes(compute="bfloat16")), "cuda")
 
 
 def test_sizes_of_a_program_are_powers_of_two():

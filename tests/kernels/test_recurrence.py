@@ -13,13 +13,15 @@ from seqjax.kernels import launch, recurrence, steps
 KINDS = [steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE]
 
 
-def test_weights_fit_up_to_what_a_processor_keeps():
-    """G gates of H^2 numbers of 4 or 2 bytes against 192 KiB; H = 100 takes the room of 128."""
-    assert recurrence.fits(4, 128, "bfloat16")
-    assert not recurrence.fits(4, 129, "bfloat16")
-    assert recurrence.fits(3, 128, "float32")
-    assert not recurrence.fits(4, 100, "float32")
+def test_weights_stay_or_are_streamed_by_what_a_processor_keeps():
+    """G gates of H^2 numbers of 4 or 2 bytes against 192 KiB, one gate against 128; H = 100 takes the room of 128."""
     assert recurrence.weight_bytes(4, 100, "float32") == 4 * 128 * 128 * 4
+    assert recurrence.resident(4, 128, "bfloat16")
+    assert recurrence.resident(3, 128, "float32")
+    assert not recurrence.resident(4, 100, "float32")
+    assert recurrence.fits(4, 100, "float32")
+    assert recurrence.fits(4, 256, "bfloat16")
+    assert not recurrence.fits(4, 129, "float32")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
