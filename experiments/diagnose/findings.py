@@ -90,8 +90,18 @@ def gradient(layer: str, norms: np.ndarray) -> list[Finding]:
     return found
 
 
-def horizon(lag: int, reached: bool, steps: int) -> Finding:
-    """How far back the last output still hears its inputs."""
+def horizon(profile: np.ndarray, lag: int, reached: bool) -> Finding:
+    """How far back the last output still hears its inputs.
+
+    Args:
+      profile: `[T]`, ‖∂y_T/∂x_t‖ against the lag.
+      lag: from which it stays below 1% of its largest.
+      reached: whether there is such a lag.
+    """
+    steps = len(profile)
+    if not np.isfinite(profile).all() or profile.max() == 0:
+        sentence = "The last output does not move with any input, or its derivatives are not finite."
+        return Finding("problem", "the model", sentence, f"largest ‖∂y_T/∂x_t‖ = {np.max(profile):.3g}")
     if reached:
         return Finding(
             "note",
@@ -173,6 +183,9 @@ def contraction(layer: str, singular: np.ndarray) -> list[Finding]:
 def exponent(layer: str, value: float, spread: float) -> Finding:
     """What the largest Lyapunov exponent says of a layer's memory."""
     number = f"largest Lyapunov exponent {value:+.4f} ± {spread:.4f} nats a step"
+    if not np.isfinite(value):
+        sentence = "The layer keeps nothing from one step to the next, or its states are not finite."
+        return Finding("problem", layer, sentence, number)
     if value > NEUTRAL:
         sentence = (
             f"The layer is chaotic on these inputs: a small difference grows e-fold every {1 / value:.3g} steps, and "
@@ -225,7 +238,7 @@ def of_layer(layer: LayerNumbers) -> list[Finding]:
 
 def findings(numbers: Numbers) -> list[Finding]:
     """Everything found, problems first."""
-    found = [] if numbers.profile is None else [horizon(numbers.horizon, numbers.reached, numbers.steps)]
+    found = [] if numbers.profile is None else [horizon(numbers.profile, numbers.horizon, numbers.reached)]
     for layer in numbers.layers:
         found += of_layer(layer)
     if numbers.clipping is not None:

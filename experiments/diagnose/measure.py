@@ -58,8 +58,6 @@ class Numbers:
     reached: bool
     """Whether it falls so far within the sequence."""
     clipping: ClipHistory | None
-    steps: int
-    """T, of the inputs."""
 
 
 def measure(subject: Subject) -> Numbers:
@@ -79,7 +77,6 @@ def measure(subject: Subject) -> Numbers:
         horizon=0 if found is None else int(found.lag),
         reached=found is None or bool(found.reached),
         clipping=diagnostics.clip_history(subject.history) if subject.history else None,
-        steps=len(subject.xs),
     )
 
 

@@ -48,7 +48,11 @@ def flow(layers: Layers) -> str:
             for i, layer in enumerate(layers):
                 norms = of(layer)
                 axis.plot(
-                    np.arange(len(norms)), norms / norms.max(), color=_colour(i), lw=1.5, label=_short(layer.name)
+                    np.arange(len(norms)),
+                    norms / (norms.max() or 1),
+                    color=_colour(i),
+                    lw=1.5,
+                    label=_short(layer.name),
                 )
             axis.axhline(VANISHED, color="0.4", ls=":", lw=1)
             axis.text(0, VANISHED, " 1%", fontsize=7.5, va="bottom", color="0.4")

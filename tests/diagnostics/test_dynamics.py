@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import seqjax
-from seqjax.cells import LambdaCell
+from seqjax.cells import LambdaCell, Zoneout
 from seqjax.cells.simple import SimpleParams
 from seqjax.diagnostics import jacobian_spectrum, lyapunov_exponents, step_jacobians, trajectories
+from seqjax.diagnostics.trajectory import probed_carry, probed_params, with_probes
+from seqjax.testing import example
 from tests.diagnostics.by_hand import DOUBLE, differences, lstm_step, random_params
 
 
@@ -60,6 +62,31 @@ def test_trajectory_holds_what_each_step_started_from(lstm):
     mask = np.asarray(flags["mask"])
     np.testing.assert_allclose(np.concatenate(seen[:2], -1)[mask], states[mask], rtol=1e-10, atol=1e-14)
     np.testing.assert_array_equal(seen[2], np.nan_to_num(xs))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Zoneout(seqjax.LSTM(2, dtypes=DOUBLE), 0.3),
+        seqjax.LRU(2, state_dim=3, dtypes=DOUBLE),
+    ],
+)
+def test_probes_change_no_number(cell):
+    params, carry, xs, mask, resets = example(cell, masked=True, with_resets=True)
+    model = seqjax.Residual(seqjax.Serial(seqjax.RNN(cell), seqjax.Dense(2, dtypes=DOUBLE)))
+    dense = jax.eval_shape(model.init, jax.random.key(0), xs)[1]
+    params = params, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.7), dense)
+
+    def run(params, carry, xs):
+        flags = {"mask": mask, "resets": resets, "key": jax.random.key(1)}
+        probed = with_probes(model)
+        filled = probed_params(probed, params, xs)
+        after, ys = probed.apply(filled, probed_carry(probed, filled, carry, (3,)), xs, **flags)
+        return (after[0].carry, ys), tuple(jax.tree.leaves(model.apply(params, carry, xs, **flags)))
+
+    (after, ys), expected = jax.jit(run)(params, (carry, ()), xs)
+    for got, wanted in zip((*jax.tree.leaves(after), ys), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_jacobians_are_those_of_finite_differences(lstm):

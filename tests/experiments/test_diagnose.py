@@ -67,11 +67,13 @@ def test_gradients_that_are_no_numbers_or_nothing():
 
 
 def test_horizon_is_told_with_its_lag_or_that_there_is_none():
-    within, beyond = findings.horizon(34, True, 72), findings.horizon(72, False, 72)
+    within, beyond = findings.horizon(np.ones(72), 34, True), findings.horizon(np.ones(72), 72, False)
     assert "the last 34 of 72 inputs" in within.sentence
     assert "lag 34" in within.number
     assert "stays above 1%" in beyond.number
     assert (within.level, beyond.level) == ("note", "good")
+    assert findings.horizon(np.zeros(72), 0, True).level == "problem"
+    assert findings.horizon(np.full(72, np.nan), 0, False).level == "problem"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,8 @@ def test_gates_at_a_bound_most_of_the_time(layer, name, low, high, expected):
         (0.0099, "good", "edge"),
         (-0.0099, "good", "edge"),
         (-0.02, "note", "every 50 steps"),
+        (-np.inf, "problem", "keeps nothing"),
+        (np.nan, "problem", "not finite"),
     ],
 )
 def test_exponents_are_chaotic_neutral_or_forgetful(value, level, words):
