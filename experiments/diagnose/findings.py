@@ -15,6 +15,9 @@ VANISHED = 0.01
 MUCH = 0.5
 """The part of the steps without gradient from which this is a problem; the part of the training steps
 clipped, and of a gate's values at a bound, from which they are."""
+OFF = 0.9
+"""The same of an activation that is only ever at its lower bound, a relu say, which is off half of the time
+when all is well."""
 EXPLODED = 100.0
 """A gradient so many times larger than at the last step has exploded."""
 NEUTRAL = 0.01
@@ -139,14 +142,15 @@ def gate(layer: str, name: str, low: float, high: float) -> list[Finding]:
       low, high: the parts of its values at the lower and at the upper bound.
     """
     if name in ("g", "h", "phi_c"):
-        if low + high <= MUCH:
+        limit = MUCH if high > 0 else OFF
+        if low + high <= limit:
             return []
         what = {"g": "candidate", "h": "state", "phi_c": "squashed memory cell"}[name]
         sentence = (
-            f"The {what} {name} stands at a bound of its activation {low + high:.0%} of the time, where its slope, and "
-            "the gradient through it, is nearly 0: smaller inputs or weights, or layer normalization, would help."
+            f"The {what} {name} stands at a bound of its activation {low + high:.0%} of the time, where no gradient "
+            "goes through it: smaller weights, another bias at the start, or layer normalization would help."
         )
-        return [Finding("problem", layer, sentence, f"{name} at a bound: {low + high:.3f} (limit {MUCH:g})")]
+        return [Finding("problem", layer, sentence, f"{name} at a bound: {low + high:.3f} (limit {limit:g})")]
     meanings = MEANINGS.get(name, ("is closed", "is open"))
     if layer_writes(layer) and name == "z":
         meanings = ("keeps its state and takes nothing in", "overwrites its state")
@@ -176,7 +180,7 @@ def contraction(layer: str, singular: np.ndarray) -> list[Finding]:
     largest = float(np.max(singular))
     if not largest < 1:
         return []
-    sentence = f"Every step shrinks the state in all directions, and gradients with it; {remedy(layer)} would help."
+    sentence = "Every step shrinks the state in all directions, and gradients on their way back with it."
     return [Finding("note", layer, sentence, f"largest singular value over the steps {largest:.3f} (limit 1)")]
 
 

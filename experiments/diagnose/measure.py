@@ -111,6 +111,8 @@ def _first_sequences(found: diagnostics.Trajectory) -> diagnostics.Trajectory:
 def _numbers(last: GradientFlow, everywhere: GradientFlow, seen: tuple) -> LayerNumbers:
     gates, (singular, radius), exponents = seen
     steps = len(last.total)
+    with np.errstate(invalid="ignore"):  # an exponent of -inf has no spread
+        spread = float(np.std(exponents))
     return LayerNumbers(
         name=last.layer,
         flow_last=np.asarray(last.total),
@@ -120,7 +122,7 @@ def _numbers(last: GradientFlow, everywhere: GradientFlow, seen: tuple) -> Layer
         radius=np.median(radius, axis=1),
         spectrum_steps=np.arange(0, steps, -(-steps // SPECTRUM_STEPS)),
         exponent=float(np.mean(exponents)),
-        exponent_spread=float(np.std(exponents)),
+        exponent_spread=spread,
     )
 
 

@@ -46,7 +46,7 @@ def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
     if any(layer.gates for layer in numbers.layers):
         sections.append(_section(
             "Saturation",
-            "How much of the time gates and activations are within 0.05 of a bound.",
+            "How much of the time gates and activations are within 0.05 of a bound, or a relu is off.",
             plots.saturation(numbers.layers),
         ))  # fmt: skip
     sections.append(_section(

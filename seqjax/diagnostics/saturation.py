@@ -119,8 +119,8 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
     """How often each gate and activation of a layer is within `epsilon` of its bounds.
 
     A gate at a bound passes no gradient to its own weights; what it does to the state depends on the
-    gate: an LSTM's f at 1 remembers, at 0 forgets; a tanh at ±1 is blind to its inputs. A relu's lower
-    bound is where it is off.
+    gate: an LSTM's f at 1 remembers, at 0 forgets; a tanh at ±1 is blind to its inputs. Of a relu those
+    values count that are 0, where it is off.
 
     Args:
       trajectory: of a recurrent layer, see `trajectories`.
@@ -144,8 +144,9 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
         bounds = BOUNDS.get(gate.activation) if isinstance(gate.activation, str) else None
         if bounds is not None:
             low, high = bounds
+            near = 0.0 if gate.activation == "relu" else epsilon  # its slope vanishes at the bound, not near it
             found[name] = Saturation(
-                _fraction(gate.values <= low + epsilon, trajectory.mask),
+                _fraction(gate.values <= low + near, trajectory.mask),
                 _fraction(gate.values >= high - epsilon, trajectory.mask),
             )
     return found

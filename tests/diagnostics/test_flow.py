@@ -28,9 +28,7 @@ def flow(model, params, xs, loss=last, **flags):
 @pytest.mark.parametrize(
     "engine",
     [
-        engines.Auto(),
         engines.Scan(unroll=2),
-        engines.Scan(adjoint=False),
         engines.Checkpointed(segment=4),
         engines.Newton(),  # parallel: replaced by one that gives the same numbers
     ],

@@ -86,6 +86,8 @@ def test_horizon_is_told_with_its_lag_or_that_there_is_none():
         ("0 MinGRU(4)", "z", 0.0, 0.6, "overwrites its state 60%"),
         ("0 LSTM(4)", "g", 0.3, 0.21, "bound of its activation 51%"),
         ("0 LSTM(4)", "g", 0.3, 0.2, None),
+        ("0 IndRNN(4)", "h", 0.9, 0.0, None),
+        ("0 IndRNN(4)", "h", 0.91, 0.0, "bound of its activation 91%"),
     ],
 )
 def test_gates_at_a_bound_most_of_the_time(layer, name, low, high, expected):
