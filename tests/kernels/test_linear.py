@@ -71,8 +71,9 @@ def test_a_decay_of_zero_lets_nothing_through_not_even_nan_in_another_chunk():
     np.testing.assert_allclose(states[5:], forward_loop(decay[5:], drive[5:]), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(2**20, 4, 16), (1000, 33)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2**20, 4, 16), "float32"), ((1000, 33), "bfloat16"), ((1000, 33), "complex64")]
+)
 def test_the_kernel_lowers_for_cuda(shape, dtype):
     """Without a GPU: to the code that its compiler takes, two launches for each level of chunks but the last."""
     array = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))

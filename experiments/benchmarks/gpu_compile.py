@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do the kernels compile to machine code for an H100? Asked on a machine without a GPU.
+
+Needs the packages of `jax[cuda13]` and `ptxas`, but no device: XLA compiles for a described one.
+It says which kernels exceed the chip's shared memory; times are those of the compiler.
+`python -m experiments.benchmarks.gpu_compile`
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seqjax.kernels import linear, recurrence, steps
+
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 13 minor: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def compile_for(sharding: NamedSharding, name: str, fn: Callable[..., Any], *arguments: Any) -> Any:
+    """Compiles `fn` for the described device and prints what came of it; the shapes of its results."""
+    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
+    start = time.perf_counter()
+    try:
+        jax.jit(fn).trace(*placed).lower(lowering_platforms=("cuda",)).compile()
+        outcome = "compiles"
+    except RuntimeError as problem:
+        outcome = f"fails: {str(problem)[:120]}"
+    print(f"{name}: {outcome} ({time.perf_counter() - start:.1f} s)", flush=True)
+    return jax.eval_shape(fn, *arguments)
+
+
+def main() -> None:
+    """Every recurrence in both dtypes at H = 64, 128 and 256 where it fits, and the linear recurrence."""
+    topology = topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x1")
+    sharding = NamedSharding(Mesh(np.array(topology.devices), ("device",)), PartitionSpec())
+    T, B = 1024, 32
+    of = steps.Functions()
+    for kind in (steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE):
+        for dtype in ("float32", "bfloat16"):
+            for H in (64, 128, 256):
+                if not recurrence.fits(kind.gates, H, dtype):
+                    continue
+                weights = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
+                states = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
+                given = recurrence.Given(weights, None, states, None, None)
+                z = jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype))
+                name, how = f"{kind.name}, {dtype}, H={H}", recurrence.Launch()
+                forward = functools.partial(recurrence.forward, kind, of, how=how)
+                left = compile_for(sharding, f"{name}, forward", forward, z, given)
+                reverse = functools.partial(recurrence.reverse, kind, of, how=how)
+                compile_for(sharding, f"{name}, reverse", reverse, given, left, left.sequences[0], left.last)
+    for dtype in ("float32", "bfloat16", "complex64"):
+        array = jax.ShapeDtypeStruct((2**20, 64), jnp.dtype(dtype))
+        for reverse in (False, True):
+            solve = functools.partial(linear.solve, reverse=reverse)
+            compile_for(sharding, f"linear, {dtype}, reverse={reverse}", solve, array, array)
+
+
+if __name__ == "__main__":
+    main()
