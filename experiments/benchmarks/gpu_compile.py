@@ -60,8 +60,8 @@ def main() -> None:
             for H in (64, 128, 256):
                 if not recurrence.fits(kind.gates, H, dtype):
                     continue
-                weights = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
-                states = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
+                weights: Any = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
+                states: Any = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
                 given = recurrence.Given(weights, None, states, None, None)
                 z = jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype))
                 name, how = f"{kind.name}, {dtype}, H={H}", recurrence.Launch()
@@ -71,9 +71,9 @@ def main() -> None:
                 compile_for(sharding, f"{name}, reverse", reverse, given, left, left.sequences[0], left.last)
     for dtype in ("float32", "bfloat16", "complex64"):
         array = jax.ShapeDtypeStruct((2**20, 64), jnp.dtype(dtype))
-        for reverse in (False, True):
-            solve = functools.partial(linear.solve, reverse=reverse)
-            compile_for(sharding, f"linear, {dtype}, reverse={reverse}", solve, array, array)
+        for backwards in (False, True):
+            solve = functools.partial(linear.solve, reverse=backwards)
+            compile_for(sharding, f"linear, {dtype}, reverse={backwards}", solve, array, array)
 
 
 if __name__ == "__main__":
