@@ -11,6 +11,7 @@ from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Re
 from seqjax.diagnostics.probe import Probe, StateLayout, widest
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto
+from seqjax.engines.fused import Fused
 from seqjax.engines.newton import Newton
 from seqjax.engines.relaxed import Relaxed
 from seqjax.engines.sharded import Sharded
@@ -117,8 +118,9 @@ def _layout(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> Sta
 def with_probes(model: Layer) -> Layer:
     """`model` with every recurrent layer in it, however deep, probed.
 
-    Engines that are parallel in time are replaced by `Auto`, which gives the same numbers; `Scan`,
-    `Checkpointed`, `Truncated` and engines of your own are kept, so that what truncation cuts is seen to be cut.
+    Engines that are parallel in time, or have kernels for some cells alone, are replaced by `Auto`, which
+    gives the same numbers. `Scan`, `Checkpointed`, `Truncated` and engines of your own are kept, so that
+    what truncation cuts is seen to be cut.
 
     >>> import seqjax
     >>> with_probes(seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1)))
@@ -139,7 +141,7 @@ def with_probes(model: Layer) -> Layer:
 
 
 def _sequential(engine: Engine) -> Engine:
-    return Auto() if isinstance(engine, Associative | Newton | Relaxed | Sharded) else engine
+    return Auto() if isinstance(engine, Associative | Fused | Newton | Relaxed | Sharded) else engine
 
 
 def probed_params(probed: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct) -> Params:

@@ -10,6 +10,8 @@ import seqjax
 from seqjax import engines
 from seqjax.cells import LambdaCell
 from seqjax.diagnostics import gradient_flow
+from seqjax.diagnostics.trajectory import with_probes
+from seqjax.engines.fused import Fused
 from seqjax.layers import Wavefront
 from tests.diagnostics.by_hand import DOUBLE, LEAKY, leaky, lstm_step, random_params
 
@@ -36,6 +38,13 @@ def flow(model, params, xs, loss=last, **flags):
 def test_gradient_of_a_linear_recurrence_decays_by_its_factor_under_every_engine(engine):
     norms = flow(seqjax.RNN(LEAKY, engine), leaky(A), np.ones((T, 2, 1)))
     np.testing.assert_allclose(norms["h"], np.tile(A ** np.arange(T)[::-1, None], (1, 2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("engine", [Fused(), engines.Associative(), engines.Relaxed(), engines.Auto()])
+def test_engines_that_probes_cannot_run_under_are_replaced(engine):
+    assert with_probes(seqjax.RNN(seqjax.GRU(2), engine)).layer == seqjax.RNN(seqjax.GRU(2), engines.Auto())
+    kept = engines.Truncated(3)
+    assert with_probes(seqjax.Residual(seqjax.RNN(seqjax.GRU(2), kept))).layer.layer.engine == kept
 
 
 def test_loss_over_the_whole_sequence_sums_the_paths():
