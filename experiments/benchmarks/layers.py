@@ -175,10 +175,14 @@ def checked(
     programs = each(systems, lambda key: systems[key].programs())
     expected = {form: agreement.reference(tasks[form]) for form in dict.fromkeys(form for form, _ in builds)}
     start = time.perf_counter()
-    outputs = each(programs, lambda key: systems[key].outputs(programs[key].forward()))
-    gradients = each(outputs, lambda key: systems[key].gradients(programs[key].step()))
+    results = each(programs, lambda key: jax.block_until_ready((programs[key].forward(), programs[key].step())))
     cost = time.perf_counter() - start
-    errors = each(gradients, lambda key: agreement.errors(outputs[key], gradients[key], expected[key[0]]))
+
+    def compare(key: Key) -> agreement.Errors:
+        forward, step = results[key]
+        return agreement.errors(systems[key].outputs(forward), systems[key].gradients(step), expected[key[0]])
+
+    errors = each(results, compare)
     for key, found in errors.items():
         row, ready = rows[key], programs[key]
         row |= {f"{what}_error": value for what, value in found._asdict().items()}
