@@ -131,9 +131,8 @@ def run_entry(
       peers: the libraries beside seqjax.
       machine: the rate of a large matmul, and the memory bandwidth.
     """
-    rows, running, cost = checked(kind, entry, dtype, peers)
-    turns = int(np.clip(budget / cost, FEWEST_TURNS, MOST_TURNS))
-    take_turns(rows, running, entry, kind, dtype, turns, machine)
+    rows, running = checked(kind, entry, dtype, peers)
+    take_turns(rows, running, entry, kind, dtype, budget, machine)
     running.clear()
     jax.clear_caches()
     gc.collect()
@@ -142,8 +141,8 @@ def run_entry(
 
 def checked(
     kind: str, entry: Entry, dtype: str, peers: Mapping[str, Peer]
-) -> tuple[dict[Key, dict], dict[Key, Programs], float]:
-    """A row for each system, the programs of those that agree, and the seconds that each took once, in all."""
+) -> tuple[dict[Key, dict], dict[Key, Programs]]:
+    """A row for each system, and the programs of those that agree."""
     tasks = {form: task(kind, form, entry, dtype) for form in CELLS[kind]}
     builds = contestants(kind, tasks, peers)
     labels = {"kind": kind, **entry._asdict(), "dtype": dtype}
@@ -174,9 +173,7 @@ def checked(
     systems = each(builds, lambda key: builds[key]())
     programs = each(systems, lambda key: systems[key].programs())
     expected = {form: agreement.reference(tasks[form]) for form in dict.fromkeys(form for form, _ in builds)}
-    start = time.perf_counter()
     results = each(programs, lambda key: jax.block_until_ready((programs[key].forward(), programs[key].step())))
-    cost = time.perf_counter() - start
 
     def compare(key: Key) -> agreement.Errors:
         forward, step = results[key]
@@ -190,7 +187,7 @@ def checked(
         row["agrees"] = agreement.agree(found, dtype)
         if not row["agrees"]:
             row["why"] = f"other numbers: {found}"
-    return rows, {key: programs[key] for key in errors if rows[key]["agrees"]}, cost
+    return rows, {key: programs[key] for key in errors if rows[key]["agrees"]}
 
 
 def take_turns(
@@ -199,21 +196,26 @@ def take_turns(
     entry: Entry,
     kind: str,
     dtype: str,
-    turns: int,
+    budget: float,
     machine: Mapping[str, float],
 ) -> None:
     """Adds to each row: seconds, how many times faster `Auto()` is, and the share of the roofline."""
     loop, loop_flop = roofline.recurrence(entry.B, entry.H, GATES[kind], dtype)
     for factor, which in ((1, "forward"), (3, "step")):
         thunks = {f"{form} {name}": getattr(programs, which) for (form, name), programs in running.items()}
-        seconds = measure.interleave({**thunks, "roofline": loop}, turns, warmup=0)
+        thunks["roofline"] = loop
+        seconds = measure.interleave(thunks, FEWEST_TURNS, warmup=0)
+        cost = sum(map(min, seconds.values()))
+        turns = min(MOST_TURNS, int(budget / len(PASSES) / cost))
+        if turns > FEWEST_TURNS:  # those that told how many are affordable are left out
+            seconds = measure.interleave(thunks, turns, warmup=0)
         flop = factor * roofline.flop(**entry._asdict(), G=GATES[kind])
         least = [flop / loop_flop * loop_seconds for loop_seconds in seconds["roofline"]]
         for form, name in running:
             row, own = rows[form, name], seconds[f"{form} {name}"]
             row |= machine
             row["matmul_rate"] = float(loop_flop / np.median(seconds["roofline"]))
-            row |= {"turns": turns, f"{which}_seconds": float(np.median(own))}
+            row |= {f"{which}_turns": len(own), f"{which}_seconds": float(np.median(own))}
             row[f"{which}_roofline"] = measure.ratios(least, own)["median"]
             row[f"{which}_large_roofline"] = flop / machine["large_matmul_rate"] / row[f"{which}_seconds"]
             ours = seconds.get(f"{form} {AUTO}")

@@ -39,7 +39,7 @@ def test_installed_peers_and_seqjax_agree_and_are_timed(kind, monkeypatch):
     assert [row.get("why") for row in rows] == [None] * len(rows)
     for row in rows:
         assert row["agrees"]
-        assert set(row) >= TIMED | set(MACHINE) | {"matmul_rate", "turns"}
+        assert set(row) >= TIMED | set(MACHINE) | {"matmul_rate", "forward_turns", "step_turns"}
         assert (row["compile_seconds"] is None) == (row["system"] == "torch")
         assert (row["temporary_bytes"] is None) == (row["system"] == "torch")
 
