@@ -42,7 +42,7 @@ from seqjax.layers import (
 
 __version__ = "0.1.0"
 
-_LAZY = ("interop", "testing", "training")  # not needed to build and run a model; loaded at first use
+_LAZY = ("diagnostics", "interop", "testing", "training")  # not needed to build and run a model; loaded at first use
 
 __all__ = [
     "GRU",
@@ -74,6 +74,7 @@ __all__ = [
     "Serial",
     "Simple",
     "cells",
+    "diagnostics",
     "engines",
     "explain",
     "fold",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.cells.activations import Activation, slope_from_output
-from seqjax.dtypes import DTypes, at_least_float32
+from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
 
 EPSILON = 1e-5
@@ -67,7 +67,7 @@ def project_input(cell: Any, params: Any, x: Array) -> Array:
     """`W_x x + b` in the compute dtype of `cell`, `[..., D] -> [..., G*H]`."""
     x = cell.dtypes.cast(cell, x, params.w_in)
     z = x @ params.w_in.astype(x.dtype)
-    return z if params.bias is None else z + params.bias.astype(z.dtype)
+    return z if params.bias is None else add_bias(z, params.bias)
 
 
 Gates = tuple[Array, ...]

@@ -4,6 +4,7 @@
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto
 from seqjax.engines.checkpointed import Checkpointed
+from seqjax.engines.fused import Fused
 from seqjax.engines.linear import linear_recurrence
 from seqjax.engines.newton import Newton, newton_solve
 from seqjax.engines.relaxed import Relaxed, relaxed_solve
@@ -15,6 +16,7 @@ __all__ = [
     "Associative",
     "Auto",
     "Checkpointed",
+    "Fused",
     "Newton",
     "Relaxed",
     "Scan",

@@ -16,7 +16,7 @@ import numpy as np
 from seqjax.base import Array, Carry, Key, Layer, Mask, Resets, check_sequence
 from seqjax.cells import activations
 from seqjax.cells.gates import positive
-from seqjax.dtypes import DTypes, at_least_float32
+from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
 
 
@@ -109,7 +109,7 @@ class Dense(Layer):
         xs = self.dtypes.cast(self, xs, params.kernel)
         ys = hide(xs, mask) @ params.kernel.astype(xs.dtype)
         if params.bias is not None:
-            ys = ys + params.bias.astype(xs.dtype)
+            ys = add_bias(ys, params.bias)
         return carry, activate(self.activation, ys, mask)
 
 
@@ -177,7 +177,7 @@ class LayerNorm(Layer):
         if params.scale is not None:
             ys = ys * params.scale.astype(ys.dtype)
         if params.offset is not None:
-            ys = ys + params.offset.astype(ys.dtype)
+            ys = add_bias(ys, params.offset)
         return carry, hide(ys.astype(xs.dtype), mask)
 
     def _cast(self, params: LayerNormParams, xs: Array) -> Array:

@@ -2,6 +2,7 @@
 """Initialization, dtypes, printing, equality and refusals of the cells."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 import seqjax
+from seqjax import DTypes
+from seqjax.engines import Scan
 
 CELLS = [seqjax.Simple(8), seqjax.LSTM(8), seqjax.PeepholeLSTM(8), seqjax.GRU(8), seqjax.GRU(8, reset="after")]
 
@@ -136,3 +139,17 @@ def test_the_core_imports_neither_optional_nor_heavy_packages():
     code = "import seqjax, sys; print(*sorted({n.split('.')[0] for n in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"orbax", "rich", "matplotlib", "tyro", "chex", "pandas", "pvlib", "keras", "torch"} & set(loaded)
+
+
+@pytest.mark.parametrize("make", [seqjax.LSTM, functools.partial(seqjax.GRU, reset="after"), seqjax.Simple])
+def test_gradients_of_biases_are_summed_in_float32_where_the_computation_is_bfloat16(make):
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(100, 64, 1)), jnp.float32)
+    params = make(8).init(jax.random.key(0), 1)
+
+    def gradient(dtypes):
+        cell = make(8, dtypes=dtypes)
+        carry = cell.initial_carry(params, (64,))
+        return jax.grad(lambda p: jnp.sum(Scan().run(cell, p, carry, xs)[1].astype(jnp.float32)))(params).bias
+
+    exact, rough = gradient(DTypes()), gradient(DTypes(compute="bfloat16", carry="float32"))
+    np.testing.assert_allclose(rough, exact, atol=0.03 * float(jnp.abs(exact).max()))

@@ -20,7 +20,7 @@ from seqjax import (
 )
 from seqjax.base import Cell, Engine
 from seqjax.cells import LambdaCell, RecurrentDropout, Zoneout
-from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, Scan, Sharded, Truncated
+from seqjax.engines import Associative, Checkpointed, Fused, Newton, Relaxed, Scan, Sharded, Truncated
 
 
 def cells(dtype: str) -> dict[str, Cell]:
@@ -61,16 +61,20 @@ ENGINES: dict[str, Engine] = {
     "truncated": Truncated(16),  # no shorter than any sequence here; what it cuts has its own test
     "associative": Associative(),
     "associative-tree": Associative("tree"),
+    "associative-kernel": Associative("interpreter"),
     "relaxed": Relaxed(chunk=3),
     "newton": Newton(),  # its other Jacobian, and the coupling of Relaxed, have their own tests
     "sharded": Sharded(jax.make_mesh((1,), ("time",)), "time"),  # on eight devices in tests/engines/test_sharded.py
+    "fused": Fused(interpret=True),
 }
 
 
-def refusal(cell: Cell, engine: Engine) -> str | None:
+def refusal(name: str, cell: Cell, engine: Engine) -> str | None:
     """What an engine says to a cell that it cannot run; `None` where it can."""
     if isinstance(engine, Associative) and "affine" not in cell.capabilities:
         return "needs a cell that offers 'affine'.*Scan, Checkpointed or Truncated"
+    if isinstance(engine, Fused) and name not in ("simple", "lstm", "gru-before", "gru-after"):
+        return "no kernel for.*Scan or Checkpointed"
     if isinstance(engine, Newton) and isinstance(cell, LRU):
         return "complex; use Scan"
     return None

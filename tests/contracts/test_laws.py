@@ -26,7 +26,7 @@ PAIRS = [
     (name, engine)
     for name, cell in CELLS["float64"].items()
     for engine in ENGINES
-    if refusal(cell, ENGINES[engine]) is None
+    if refusal(name, cell, ENGINES[engine]) is None
 ]
 SECONDARY = (*(case for case in CASES if case != RICH), "float32", "pieces", "vmap")
 FULL = ("lstm",)
@@ -117,7 +117,7 @@ def test_vmap_equals_batched(name, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_pairs_that_cannot_are_refused_by_name(engine):
     for name, cell in CELLS["float64"].items():
-        message = refusal(cell, ENGINES[engine])
+        message = refusal(name, cell, ENGINES[engine])
         if message is not None:
             arguments, _, _ = reference(name, "float64", "T1", training=False)
             with pytest.raises(ValueError, match=message):
