@@ -20,7 +20,7 @@ from seqjax import (
 )
 from seqjax.base import Cell, Engine
 from seqjax.cells import LambdaCell, RecurrentDropout, Zoneout
-from seqjax.engines import Associative, Checkpointed, Fused, Newton, Relaxed, Scan, Sharded, Truncated
+from seqjax.engines import Associative, Checkpointed, Fused, Newton, Relaxed, Scan, Truncated
 
 
 def cells(dtype: str) -> dict[str, Cell]:
@@ -54,6 +54,7 @@ def cells(dtype: str) -> dict[str, Cell]:
     }
 
 
+# Sharded has laws of its own, on eight devices: tests/engines/test_sharded.py
 ENGINES: dict[str, Engine] = {
     "scan": Scan(unroll=2),
     "scan-generic": Scan(adjoint=False),
@@ -64,7 +65,6 @@ ENGINES: dict[str, Engine] = {
     "associative-kernel": Associative("interpreter"),
     "relaxed": Relaxed(chunk=3),
     "newton": Newton(),  # its other Jacobian, and the coupling of Relaxed, have their own tests
-    "sharded": Sharded(jax.make_mesh((1,), ("time",)), "time"),  # on eight devices in tests/engines/test_sharded.py
     "fused": Fused(interpret=True),
 }
 

@@ -29,21 +29,18 @@ PAIRS = [
     if refusal(name, cell, ENGINES[engine]) is None
 ]
 SECONDARY = (*(case for case in CASES if case != RICH), "float32", "pieces", "vmap")
-FULL = ("lstm",)
 
 
 def pairs(law: str) -> list[tuple[str, str]]:
     """The pairs of cell and engine that a secondary law is run on, for all of them would take an hour.
 
-    All pairs run the rich case. The cells in `FULL` run every law under every engine; of the other pairs
-    every second one runs one secondary law, in turn, so that each engine meets each law with other cells.
+    All pairs run the rich case; each engine meets each secondary law once, every time with another cell.
     """
-    chosen = 2 * SECONDARY.index(law)
-    return [
-        (name, engine)
-        for i, (name, engine) in enumerate(PAIRS)
-        if name in FULL or (i + i // (2 * len(SECONDARY))) % (2 * len(SECONDARY)) == chosen
-    ]
+    number, chosen = SECONDARY.index(law), []
+    for k, engine in enumerate(ENGINES):
+        able = [name for name, with_engine in PAIRS if with_engine == engine]
+        chosen.append((able[(5 * number + k) % len(able)], engine))
+    return chosen
 
 
 PAIR_CASES = [(*pair, case) for case in CASES for pair in (PAIRS if case == RICH else pairs(case))]
@@ -76,7 +73,11 @@ def test_every_engine_equals_the_reference_loop_in_float32(name, engine):
     assert_close(actual, expected, TOLERANCE["float32"])
 
 
-NOISY = [(name, engine) for name, engine in PAIRS if CELLS["float64"][name].stochastic]
+NOISY = [
+    (name, engine)
+    for name, engine in PAIRS
+    if CELLS["float64"][name].stochastic and engine not in ("scan-generic", "truncated")  # the loop of scan
+]
 
 
 @pytest.mark.parametrize(("name", "engine"), NOISY)
@@ -119,9 +120,9 @@ def test_pairs_that_cannot_are_refused_by_name(engine):
     for name, cell in CELLS["float64"].items():
         message = refusal(name, cell, ENGINES[engine])
         if message is not None:
-            arguments, _, _ = reference(name, "float64", "T1", training=False)
+            params, carry, xs, _, _ = example(cell, T=1)
             with pytest.raises(ValueError, match=message):
-                ENGINES[engine].run(cell, *arguments)
+                ENGINES[engine].run(cell, params, carry, xs)
 
 
 @pytest.mark.parametrize("name", CELLS["float64"])
@@ -182,7 +183,7 @@ def test_gradients_are_right_against_finite_differences(name, engine):
     np.testing.assert_allclose(slope, numeric, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["simple", "lstm", "gru-before", "peephole-layer-proj"])
+@pytest.mark.parametrize("name", ["simple-layer", "lstm", "gru-before"])
 def test_gradients_of_gradients_are_those_of_the_generic_loop(name):
     cell = CELLS["float64"][name]
     (params, carry, xs), flags, _ = reference(name, "float64", "T8-masked", False)

@@ -93,7 +93,7 @@ def test_newton_equals_the_reference_loop(cell, engine, T, batch_shape, masked, 
     assert_close(gradients(engine.run, cell, params, carry, xs, **flags), expected, 1e-10)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(T=st.integers(1, 24), window=st.none() | st.integers(1, 30), seed=st.integers(0, 99))
 def test_any_length_window_mask_and_resets_give_the_loops_answer(T, window, seed):
     cell = DiagonalGRU(2, dtypes=DOUBLE)

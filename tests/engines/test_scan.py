@@ -13,9 +13,8 @@ from seqjax.testing import assert_close, example, reference_loop, value_and_grad
 
 DOUBLE = DTypes("float64")
 CELLS = {
-    "lstm-layer": seqjax.LSTM(3, normalize="layer", dtypes=DOUBLE),
+    "lstm": seqjax.LSTM(3, dtypes=DOUBLE),
     "gru": seqjax.GRU(3, dtypes=DOUBLE),
-    "diagonal-lstm": seqjax.DiagonalLSTM(3, dtypes=DOUBLE),
 }
 
 

@@ -18,7 +18,7 @@ F64 = seqjax.DTypes("float64")
 LSTM = seqjax.LSTM(3, dtypes=F64)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     T=st.integers(1, 30),
     segment=st.one_of(st.none(), st.integers(1, 12)),

@@ -33,7 +33,7 @@ def error(total, ys, targets):
 
 
 @pytest.mark.parametrize("model", [MODEL, STRIDED], ids=["stack", "strided"])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(T=st.integers(1, 23), segment=st.integers(1, 8))
 def test_fold_equals_the_whole_in_value_and_gradients(model, T, segment):
     params, carry, xs, mask, resets, targets = setup(model, T)

@@ -248,6 +248,15 @@ def test_a_signal_saves_the_step_at_hand_and_leaves(tmp_path, whole, capsys, num
     assert run.history == whole.history
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a process that a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     def batches(seed, t):
         if t == 6:
