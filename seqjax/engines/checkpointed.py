@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, cut, prepare, scan_pieces, zeros_like
+from seqjax.engines.stepping import Steps, add, cut, prepare, scan_pieces, zeros_like
 from seqjax.plan import Plan, tree_bytes
 
 
@@ -164,16 +164,12 @@ def _reverse(cell, scan, sizes, kept, cotangents):
 
         _, transpose = jax.vjp(run, params, initial, carry, piece.x)
         more_params, more_initial, d_carry, d_x = transpose((d_carry, d_ys))
-        return (d_carry, _add(d_params, more_params), _add(d_initial, more_initial)), (d_x, None)
+        return (d_carry, add(d_params, more_params), add(d_initial, more_initial)), (d_x, None)
 
     state = d_carry, zeros_like(params), zeros_like(initial)
     state, (d_x, _) = scan_pieces(segment, state, (steps, d_ys), sizes[0], carries, reverse=True)
     d_carry, d_params, d_initial = state
     return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
-
-
-def _add(tree, other):
-    return jax.tree.map(jnp.add, tree, other)
 
 
 _recomputed.defvjp(_forward, _reverse)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.stepping import (
     Steps,
+    add,
     leave,
     masked_step,
     prepare,
@@ -156,10 +157,10 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
         d_y = select(step.mask, d_y, jnp.zeros_like(d_y))
         d_before, d_z, extra = cell.step_transpose(params, residuals, d_after, d_y)
         if step.mask is not None:
-            d_before = _add(d_before, select(step.mask, zeros_like(d_carry), d_carry))
+            d_before = add(d_before, select(step.mask, zeros_like(d_carry), d_carry))
         if step.reset is not None:
             zeros = zeros_like(d_before)
-            d_initial = _add(d_initial, select(step.reset, d_before, zeros))
+            d_initial = add(d_initial, select(step.reset, d_before, zeros))
             d_before = select(step.reset, zeros, d_before)
         return (d_before, d_initial), (d_z, extra)
 
@@ -170,11 +171,11 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
         d_params = cell.accumulate(params, residuals, d_zs, extras)
         zs, project_transpose = jax.vjp(cell.project, params, visible(some))
         d_projected, d_xs = project_transpose(apart(d_zs, zs))
-        return state, _add(d_params, d_projected), d_xs
+        return state, add(d_params, d_projected), d_xs
 
     def add_block(state: tuple, inputs: tuple[Steps, Any, Array], _: None) -> tuple[tuple, tuple[Array, None]]:
         (state, d_params), (state_before, more, d_xs) = state, block(state[0], inputs)
-        return (state_before, _add(d_params, more)), (d_xs, None)
+        return (state_before, add(d_params, more)), (d_xs, None)
 
     state, inputs = (d_carry, zeros_like(initial)), (steps, residuals, d_ys)
     T = steps.x.shape[0]
@@ -191,10 +192,6 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
 def apart(d_zs: Array, zs: Any) -> Any:
     """Cotangents that stand side by side, in the form of `zs`: an array, or a tuple of arrays."""
     return tuple(jnp.split(d_zs, len(zs), axis=-1)) if isinstance(zs, tuple) else d_zs
-
-
-def _add(tree: Any, other: Any) -> Any:
-    return jax.tree.map(jnp.add, tree, other)
 
 
 scan_adjoint.defvjp(_forward, _reverse)

@@ -72,6 +72,10 @@ def zeros_like(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
+def add(tree: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, tree, other)
+
+
 def reset(initial: Carry | None, carry: Carry, step: Steps) -> Carry:
     """The carry that a step sees: the initial one at a reset."""
     return carry if step.reset is None else select(step.reset, initial, carry)
@@ -136,8 +140,8 @@ def scan_pieces(
         shaped = jax.tree.map(lambda a, like: a.reshape(size, *like.shape[1:]), flat, steps)
         carry, (outputs, kept) = body(carry, shaped, beside)
         shapes[:] = [jax.tree.map(lambda a: a.shape[1:], outputs)]
-        return carry, (jax.tree.map(lambda a: a.reshape(size, -1), outputs), kept)
+        return carry, (jax.tree.map(lambda a: a.reshape(size, math.prod(a.shape[1:])), outputs), kept)
 
-    flat = jax.tree.map(lambda a: a.reshape(-1, size, math.prod(a.shape[1:])), steps)
+    flat = jax.tree.map(lambda a: a.reshape(a.shape[0] // size, size, math.prod(a.shape[1:])), steps)
     carry, (outputs, kept) = jax.lax.scan(piece, carry, (flat, beside), reverse=reverse)
-    return carry, (jax.tree.map(lambda a, shape: a.reshape(-1, *shape), outputs, shapes[0]), kept)
+    return carry, (jax.tree.map(lambda a, shape: a.reshape(a.shape[0] * size, *shape), outputs, shapes[0]), kept)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences of any length: a streaming model run segment by segment, its outputs reduced on the way."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -78,14 +79,16 @@ def fold(
 
     def piece(state: tuple[Carry, Any], inputs: tuple) -> tuple[tuple[Carry, Any], None]:
         (carry, total), (index, *flat) = state, inputs
-        xs, mask, resets, extras = jax.tree.map(lambda a, like: a.reshape(-1, *like.shape[1:]), tuple(flat), sliced)
+        xs, mask, resets, extras = jax.tree.map(
+            lambda a, like: a.reshape(a.shape[0], *like.shape[1:]), tuple(flat), sliced
+        )
         piece_key = None if key is None else jax.random.fold_in(key, index)
         carry, ys = model.apply(params, carry, xs, mask=mask, resets=resets, key=piece_key)
         return (carry, fn(total, ys) if extras is None else fn(total, ys, extras)), None
 
     def whole(array: Array) -> Array:
         steps = _steps_of(array, T, segment, out_steps[0])
-        return array[: count * steps].reshape(count, steps, -1)
+        return array[: count * steps].reshape(count, steps, math.prod(array.shape[1:]))  # flat: see `scan_pieces`
 
     def remainder(array: Array) -> Array:
         return array[count * _steps_of(array, T, segment, out_steps[0]) :]

@@ -4,10 +4,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import seqjax
 from seqjax import DTypes
+from seqjax.engines import Checkpointed
 from seqjax.engines.scan import Scan, block_size
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
@@ -28,3 +30,16 @@ def test_blocks_of_steps_equal_the_reference_loop(name, T, size):
     expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
     actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)
     assert_close(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("engine", [Scan(), Checkpointed()], ids=repr)
+def test_a_batch_of_no_sequences_runs_through_blocks(engine):
+    cell = seqjax.GRU(3)
+    params = cell.init(jax.random.key(0), 2)
+    xs = jnp.ones((74, 0, 2), "float32")
+
+    def total(params):
+        return engine.run(cell, params, cell.initial_carry(params, (0,)), xs)[1].sum()
+
+    assert engine.run(cell, params, cell.initial_carry(params, (0,)), xs)[1].shape == (74, 0, 3)
+    assert float(jnp.abs(jax.grad(total)(params).w_rec).max()) == 0
