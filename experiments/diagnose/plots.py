@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.diagnose.findings import MUCH, VANISHED
 from experiments.diagnose.measure import LayerNumbers, Numbers
-from experiments.forecast.plots import PALETTE, STYLE
+from experiments.study.style import PALETTE, STYLE
 from seqjax.diagnostics import ClipHistory
 
 Layers = Sequence[LayerNumbers]

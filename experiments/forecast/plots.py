@@ -12,21 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.forecast.data import HORIZON, Task
+from experiments.study.style import PALETTE, STYLE, logarithmic
 
-STYLE = {
-    "figure.dpi": 110,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#5e3c99")
-"""Eight colours that colour-blind readers can tell apart, in the order of the models."""
 BASELINES = {"persistence": ("0.65", ":"), "least squares": ("0.35", "--")}
 
 History = Sequence[Mapping[str, Any]]
@@ -133,20 +120,13 @@ def learning(path: pathlib.Path, task: Task, histories: Mapping[str, History], b
             for name, found in base.items():
                 colour, dash = BASELINES[name]
                 axis.axhline(getattr(found, field), color=colour, ls=dash, lw=1.4, label=name)
-            axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(_half_decades))
+            logarithmic(axis)
             axis.set(xlabel="training step", ylabel="validation MSE", title=title)
             axis.set_xlim(left=0)
             axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         figure.suptitle(f"{task.name}: learning curves", x=0.01, ha="left")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
         figure.savefig(path)
-
-
-def _half_decades(value: float, place: int | None) -> str:
-    """Labels 2 and 5 times a power of ten, and leaves the other minor ticks bare."""
-    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def gradients(path: pathlib.Path, histories: Mapping[str, History], clip_norm: float | None) -> None:

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command: presets, flags, a run's folder, resuming, and what happens on bad input and Ctrl-C."""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import tyro
+
+
+class Config(Protocol):
+    """A frozen dataclass with these fields beside its own; None is a new folder, and no resuming."""
+
+    @property
+    def preset(self) -> str: ...
+    @property
+    def run_dir(self) -> pathlib.Path | None: ...
+    @property
+    def resume(self) -> pathlib.Path | None: ...
+
+
+C = TypeVar("C", bound=Config)
+
+PLACES = ("run_dir", "resume")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Generic[C]):
+    """`scripts/run NAME`.
+
+    Args:
+      name: of the experiment.
+      presets: configurations by name; "default" is one, and a preset is a small difference from it.
+      extendable: fields that a resumed run may raise, as a number of steps.
+      actions: fields that ask for something to be done with a finished run and are no part of it.
+    """
+
+    name: str
+    presets: Mapping[str, C]
+    extendable: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+
+    @property
+    def program(self) -> str:
+        """As a user types it."""
+        return f"scripts/run {self.name}"
+
+    def main(
+        self,
+        args: Sequence[str] | None,
+        train: Callable[[C, pathlib.Path], None],
+        act: Callable[[C], bool] = lambda config: False,
+    ) -> int:
+        """Runs the command and returns its exit status: 0, 2 for bad input, 130 when interrupted.
+
+        Args:
+          args: the command line, or None for that of the process.
+          train: does the work, given the configuration and the run's folder.
+          act: does what an action asks for instead, and says whether there was one.
+        """
+        run_dir = None
+        try:
+            config = self.parse(args)
+            if act(config):
+                return 0
+            run_dir = self.open(config)
+            train(config, run_dir)
+            return 0
+        except (ValueError, OSError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            if run_dir is not None:
+                print(f"\nInterrupted. Continue with: {self.program} --resume {run_dir}", file=sys.stderr)
+            return 130
+
+    def parse(self, args: Sequence[str] | None = None) -> C:
+        """The configuration that a command line asks for: a preset, or a run to resume, and what the flags change.
+
+        Raises:
+          ValueError: a flag's value out of range; a run that is not there; a resumed run with other options.
+          SystemExit: `--help`, or a flag that does not exist.
+        """
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--preset", default="default")
+        first.add_argument("--resume", type=pathlib.Path)
+        chosen, _ = first.parse_known_args(args)
+        if chosen.resume is None:
+            return self._parse(args, self.presets.get(chosen.preset, self.presets["default"]))
+        saved = self.load(chosen.resume)
+        config = self._parse(args, saved)
+        was, now = self.to_json(saved), self.to_json(config)
+        changed = [name for name in now if now[name] != was[name] and name not in self.extendable]
+        if config.run_dir is not None:
+            changed.append("run_dir")
+        if changed:
+            but = f" but for {', '.join(map(flag, self.extendable))}" if self.extendable else ""
+            raise ValueError(
+                f"A resumed run keeps its own configuration{but}; leave out {', '.join(map(flag, sorted(changed)))}."
+            )
+        for name in self.extendable:
+            if now[name] < was[name]:
+                raise ValueError(
+                    f"A resumed run can only become longer: {flag(name)} {now[name]}, but it has {was[name]}."
+                )
+        return config
+
+    def _parse(self, args: Sequence[str] | None, default: C) -> C:
+        options = (tyro.conf.FlagConversionOff,)
+        return tyro.cli(type(default), prog=self.program, args=args, default=default, config=options)
+
+    def to_json(self, config: C) -> dict[str, Any]:
+        """What decides the numbers, as a run keeps it; where it is written is not a part of it."""
+        fields = dataclasses.asdict(config)  # type: ignore[call-overload]  # a Config is a dataclass
+        return {name: value for name, value in fields.items() if name not in (*PLACES, *self.actions)}
+
+    def load(self, run_dir: pathlib.Path) -> C:
+        """The configuration of the run in `run_dir`.
+
+        Raises:
+          ValueError: there is none, or it is not one of this experiment.
+        """
+        path = run_dir / "config.json"
+        kind = type(self.presets["default"])
+        try:
+            fields = json.loads(path.read_text())
+            known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+            if unknown := set(fields) - known:
+                raise ValueError(
+                    f"{path} has unknown fields: {', '.join(sorted(unknown))}; it is another experiment's."
+                )
+            return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        except OSError:
+            raise ValueError(f"{run_dir} is not a run of {self.program}: it has no readable config.json.") from None
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not the configuration of a run: {error}.") from None
+
+    def open(self, config: C) -> pathlib.Path:
+        """Makes the run's folder, with its configuration in it.
+
+        Raises:
+          ValueError: the folder is not empty, and not to be resumed.
+          OSError: it cannot be written.
+        """
+        run_dir = config.resume
+        if run_dir is None:
+            run_dir = config.run_dir or self._new_folder(config)
+            if run_dir.exists() and any(run_dir.iterdir()):
+                raise ValueError(f"{run_dir} is not empty; continue it with --resume {run_dir}, or choose another.")
+            run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.json").write_text(json.dumps(self.to_json(config), indent=2) + "\n")
+        return run_dir
+
+    def _new_folder(self, config: C) -> pathlib.Path:
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        return pathlib.Path("runs") / self.name / f"{config.preset}-{now}"
+
+
+def flag(name: str) -> str:
+    """A field's name as a command line has it."""
+    return "--" + name.replace("_", "-")

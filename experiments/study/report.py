@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study says: a table of means and spreads beside what is published, a plot of the learning, all as JSON."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.style
+import matplotlib.ticker
+import numpy as np
+import rich.console
+import rich.table
+from matplotlib.figure import Figure
+
+from experiments.study.runner import Row
+from experiments.study.style import PALETTE, STYLE, logarithmic
+from experiments.study.task import Task
+from seqjax import training
+
+
+def summarize(
+    console: rich.console.Console, task: Task, rows: Sequence[Row], run_dir: pathlib.Path, *, config: Mapping[str, Any]
+) -> None:
+    """Prints the table, and writes `summary.json` and `learning.png` into the study's folder."""
+    console.print(table(task, rows))
+    write(run_dir / "summary.json", task, rows, config)
+    learning(run_dir / "learning.png", task, rows, run_dir)
+    console.print(f"Metrics, checkpoints, the summary and the plot are in {run_dir}.", soft_wrap=True, highlight=False)
+
+
+def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
+    """A row for each baseline and variant; the best mean is bold."""
+    made = rich.table.Table(
+        title=f"{task.name}: {task.metric}, {task.better} is better",
+        caption="Mean ± sample standard deviation over the runs that did not diverge.",
+    )
+    made.add_column("model", no_wrap=True)
+    for heading in ("parameters", task.metric, "runs", "published", "ms a train\nstep", "s a run"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    noted = any(row.variant.note for row in rows)
+    if noted:
+        made.add_column("note")
+    for name, value in task.baselines.items():
+        made.add_row(name, "", number(value), style="dim")
+    made.add_section()
+    best = _best(task, rows)
+    for row in rows:
+        diverged = sum(found.diverged for found in row.outcomes)
+        steps = [found.milliseconds for found in row.outcomes if found.milliseconds is not None]
+        made.add_row(
+            row.variant.name,
+            f"{row.outcomes[0].parameters:,}",
+            mean_and_spread(row, task.metric),
+            f"{len(row.outcomes)}" + (f", {diverged} diverged" if diverged else ""),
+            row.variant.published.get(task.metric, ""),
+            f"{np.median(steps):.2f}" if steps else "",
+            f"{np.mean([found.seconds for found in row.outcomes]):.0f}",
+            *([row.variant.note] if noted else []),
+            style="bold" if row is best else None,
+        )
+    return made
+
+
+def mean_and_spread(row: Row, measure: str) -> str:
+    """The mean, and the spread where there is one."""
+    mean, spread = row.mean(measure), row.spread(measure)
+    if math.isnan(mean):
+        return "-"
+    return number(mean) if math.isnan(spread) else f"{number(mean)} ± {number(spread)}"
+
+
+def number(value: float) -> str:
+    """Four significant digits.
+
+    >>> number(0.000123456), number(98.76543)
+    ('0.0001235', '98.77')
+    """
+    return f"{value:.4g}"
+
+
+def _best(task: Task, rows: Sequence[Row]) -> Row | None:
+    judged = [row for row in rows if not math.isnan(row.mean(task.metric))]
+    if len(judged) < 2:
+        return None
+    return (min if task.better == "lower" else max)(judged, key=lambda row: row.mean(task.metric))
+
+
+def write(path: pathlib.Path, task: Task, rows: Sequence[Row], config: Mapping[str, Any]) -> None:
+    """Writes the configuration and every run's outcome as JSON; a number that is not finite is null."""
+    summary = {
+        "config": dict(config),
+        "task": task.name,
+        "metric": task.metric,
+        "better": task.better,
+        "baselines": dict(task.baselines),
+        "rows": [
+            {
+                "name": row.variant.name,
+                "model": repr(row.variant.model),
+                "published": dict(row.variant.published),
+                "note": row.variant.note,
+                "mean": row.mean(task.metric),
+                "spread": row.spread(task.metric),
+                "outcomes": [dataclasses.asdict(found) for found in row.outcomes],
+            }
+            for row in rows
+        ],
+    }
+    path.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def learning(path: pathlib.Path, task: Task, rows: Sequence[Row], run_dir: pathlib.Path) -> None:
+    """The measure against the training step: the mean over replicates, and the band that they fill.
+
+    Args:
+      path: of the PNG.
+      task: what was learnt.
+      rows: of its variants.
+      run_dir: of the study, where the metrics are.
+    """
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(8, 4.4), layout="constrained")
+        axis = figure.subplots()
+        low = math.inf
+        for index, row in enumerate(rows):
+            steps, values = _curves(task.metric, row, run_dir)
+            colour = PALETTE[index % len(PALETTE)]
+            dash = ("-", "--", ":")[index // len(PALETTE) % 3]
+            if values.size:
+                low = min(low, float(values.min()))
+                marker = "o" if len(steps) < 30 else None
+                axis.plot(
+                    steps, values.mean(0), color=colour, ls=dash, lw=1.5, marker=marker, ms=2.5, label=row.variant.name
+                )
+                if len(values) > 1:
+                    axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+        for index, (name, value) in enumerate(task.baselines.items()):
+            low = min(low, value)
+            axis.axhline(value, color="0.35", ls=("--", ":", "-.")[index % 3], lw=1.2, label=name)
+        if low > 0 and task.better == "lower":
+            logarithmic(axis)
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        axis.set(xlabel="training step", ylabel=task.metric)
+        axis.set_title(task.name, loc="left")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+        figure.savefig(path)
+
+
+def _curves(metric: str, row: Row, run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which all runs of a variant were judged, and the measure there `[run, step]`."""
+    runs = []
+    for found in row.outcomes:
+        lines = training.read_metrics(run_dir / row.variant.name / str(found.replicate) / "metrics.jsonl")
+        runs.append({line["step"]: line[metric] for line in lines if line.get(metric) is not None})
+    steps = sorted(set.intersection(*(set(seen) for seen in runs)))
+    return np.array(steps), np.array([[seen[step] for step in steps] for seen in runs])
