@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the `Fused` engine runs: the kernel of a cell forward and in reverse, the loop for every derivative beyond."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Params
+from seqjax.cells import gates
+from seqjax.cells.activations import activation_function, slope_from_output
+from seqjax.cells.gru import GRU, GRUCarry, GRUResiduals
+from seqjax.cells.lstm import LSTM, LSTMCarry, LSTMResiduals
+from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
+from seqjax.engines.stepping import Steps, leave, reset, select, zeros_like
+from seqjax.kernels import recurrence, steps
+
+ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
+
+
+class Kernel(NamedTuple):
+    """The kernels of a cell, its activations, and whether they add a bias of their own to the recurrent product."""
+
+    kind: steps.Kind
+    functions: steps.Functions
+
+
+def kernel(cell: Any) -> Kernel:
+    """What runs a cell that is not `unsupported`."""
+    if isinstance(cell, LSTM):
+        kind = steps.LSTM
+    elif isinstance(cell, GRU):
+        kind = steps.GRU_AFTER if cell.reset == "after" else steps.GRU_BEFORE
+    else:
+        kind = steps.SIMPLE
+    names = cell.activation, getattr(cell, "recurrent_activation", "sigmoid")
+    functions: list[Any] = [of(name) for of in (activation_function, slope_from_output) for name in names]
+    return Kernel(kind, steps.Functions(*functions))
+
+
+def unsupported(cell: Cell) -> str | None:
+    """Why there is no kernel for `cell`; `None` if there is one.
+
+    >>> from seqjax import GRU, PeepholeLSTM
+    >>> unsupported(GRU(4)), unsupported(PeepholeLSTM(4))
+    (None, 'there are kernels for Simple, LSTM and GRU')
+    """
+    if not isinstance(cell, Simple | LSTM | GRU):
+        return "there are kernels for Simple, LSTM and GRU"
+    if cell.normalize is not None:
+        return f"normalize={cell.normalize!r}"
+    if getattr(cell, "proj_dim", None) is not None:
+        return f"proj_dim={cell.proj_dim}"  # type: ignore[union-attr]
+    for name in ("activation", "recurrent_activation"):
+        if getattr(cell, name, "tanh") not in ACTIVATIONS:
+            return f"{name}={getattr(cell, name)!r}, kernels know {', '.join(ACTIVATIONS)}"
+    return None
+
+
+def too_large(cell: Any) -> str | None:
+    """Why the kernels cannot hold the recurrent weights of `cell`; `None` if they can."""
+    dtype = cell.dtypes.compute or cell.dtypes.params
+    if jnp.dtype(dtype).itemsize > 4:
+        return f"it computes in {dtype}, which has no place in a kernel"
+    count, H = kernel(cell).kind.gates, cell.hidden_dim
+    if not recurrence.fits(count, H, dtype):
+        return (
+            f"in {dtype} one gate's recurrent weights take {recurrence.weight_bytes(1, H, dtype)} bytes on chip, "
+            f"of {recurrence.ONE_GATE}"
+        )
+    return None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def fused(
+    cell: Cell, how: recurrence.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps
+) -> tuple[Carry, Array]:
+    """The recurrence on projected inputs `now.x [T, ..., G*H]`; outputs of masked steps are any."""
+    left = launch_forward(cell, how, params, initial, carry, now, keep=False)
+    return outputs(carry, left, now.x.shape[1:-1])
+
+
+def _forward(cell: Cell, how: recurrence.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps):
+    given = (params, initial, carry, now)
+    left = kept_forward(cell, how, *given)
+    return outputs(carry, left, now.x.shape[1:-1]), (given, left)
+
+
+def _reverse(cell: Cell, how: recurrence.Launch, kept: tuple, cotangents: tuple[Carry, Array]):
+    given, left = kept
+    return gradient(cell, how, given, left, cotangents)
+
+
+fused.defvjp(_forward, _reverse)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def kept_forward(cell: Cell, how: recurrence.Launch, *given: Any) -> recurrence.Left:
+    """The forward kernel, with what its reverse needs."""
+    return launch_forward(cell, how, *given, keep=True)
+
+
+def _kept_forward(cell: Cell, how: recurrence.Launch, *given: Any):
+    return kept_forward(cell, how, *given), given
+
+
+def _kept_reverse(cell: Cell, how: recurrence.Launch, given: tuple, d_left: recurrence.Left):
+    """The gradient of the outputs among `left`: `gradient` lets no other cotangent through."""
+    _, _, carry, now = given
+    cotangents = outputs(carry, d_left, now.x.shape[1:-1])
+    return loop_gradient(cell, given, cotangents)
+
+
+kept_forward.defvjp(_kept_forward, _kept_reverse)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def gradient(
+    cell: Cell, how: recurrence.Launch, given: tuple, left: recurrence.Left, cotangents: tuple[Carry, Array]
+) -> tuple:
+    """The reverse kernel. As a function it depends on `given` and the cotangents; `left` only saves it work."""
+    return launch_reverse(cell, how, given, left, cotangents)
+
+
+def _gradient_forward(cell: Cell, how: recurrence.Launch, given: tuple, left: recurrence.Left, cotangents: tuple):
+    return gradient(cell, how, given, left, cotangents), (given, left, cotangents)
+
+
+def _gradient_reverse(cell: Cell, how: recurrence.Launch, kept: tuple, d: tuple):
+    given, left, cotangents = kept
+    _, transpose = jax.vjp(functools.partial(loop_gradient, cell), given, cotangents)
+    d_given, d_cotangents = transpose(d)
+    return d_given, zeros_like(left), d_cotangents
+
+
+gradient.defvjp(_gradient_forward, _gradient_reverse)
+
+
+def loop(cell: Cell, params: Params, initial: Carry | None, carry: Carry, now: Steps) -> tuple[Carry, Array]:
+    """`fused` by a loop, for derivatives of derivatives."""
+
+    def step(carry: Carry, now: Steps) -> tuple[Carry, Array]:
+        before = reset(initial, carry, now)
+        z = now.x if isinstance(cell, Simple) else tuple(gates.split_gates(now.x, kernel(cell).kind.gates))
+        return leave(before, *cell.step(params, before, z), now)
+
+    return jax.lax.scan(step, carry, now)
+
+
+def loop_gradient(cell: Cell, given: tuple, cotangents: tuple[Carry, Array]) -> tuple:
+    """The gradient of `loop`."""
+    params, initial, carry, now = given
+
+    def run(params: Params, initial: Carry | None, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        return loop(cell, params, initial, carry, now._replace(x=x))
+
+    *d_given, d_x = jax.vjp(run, params, initial, carry, now.x)[1](cotangents)
+    return (*d_given, Steps(d_x, None, None, None))
+
+
+# -- between carries and what kernels take ----------------------------------------------------------
+
+
+def launch_forward(
+    cell: Cell, how: recurrence.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps, *, keep: bool
+) -> recurrence.Left:
+    zs, given = _flatten(params, initial, carry, now)
+    return recurrence.forward(*kernel(cell), zs, given, how, keep=keep)
+
+
+def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurrence.Left, cotangents: tuple) -> tuple:
+    params, initial, carry, now = given
+    d_carry, d_ys = cotangents
+    T, *batch, width = now.x.shape
+    zs, flat = _flatten(params, initial, carry, now)
+    d_hs = select(now.mask, d_ys, jnp.zeros_like(d_ys)).reshape(T, zs.shape[1], -1)
+    out = recurrence.reverse(*kernel(cell), flat, left, d_hs, _flat_states(d_carry), how)
+    d_params = cell.accumulate(params, residuals(cell, flat, left, now), out.d_z, _extras(cell))
+
+    def carries(states: tuple[Array, ...] | None) -> Carry | None:
+        return None if states is None else _carry_like(carry, states, tuple(batch))
+
+    d_x = out.d_z.reshape(T, *batch, width)
+    return d_params, carries(out.d_initial), carries(out.d_states), Steps(d_x, None, None, None)
+
+
+def residuals(cell: Cell, given: recurrence.Given, left: recurrence.Left, now: Steps) -> Any:
+    """What the cell's `accumulate` reads, `[T, B, ...]`."""
+    hs = left.sequences[0]
+    h_before = jnp.concatenate([given.states[0].astype(hs.dtype)[None], hs[:-1]])
+    if now.reset is not None and given.initial is not None:
+        again = now.reset.reshape(*hs.shape[:2], 1)
+        h_before = jnp.where(again, given.initial[0].astype(hs.dtype), h_before)
+    if isinstance(cell, Simple):
+        return SimpleResiduals(h_before, hs, None)
+    kept = [left.kept[:, :, k] for k in range(left.kept.shape[2])] if left.kept is not None else []
+    if isinstance(cell, LSTM):
+        i, f, g, o = kept
+        return LSTMResiduals(i, f, g, o, left.sequences[1], h_before, None, None)
+    z, r, g = kept[:3]
+    return GRUResiduals(z, r, g, h_before, kept[3] if len(kept) == 4 else None, None)
+
+
+def _extras(cell: Cell) -> Any:
+    """What the cell's `step_transpose` returns beside cotangents, where it is not normalized."""
+    return (None, None) if isinstance(cell, LSTM) else None
+
+
+def outputs(carry: Carry, left: recurrence.Left, batch: tuple[int, ...]) -> tuple[Carry, Array]:
+    """The carry after the last step and the outputs `[T, ..., H]`."""
+    hs = left.sequences[0]
+    return _carry_like(carry, left.last, batch), hs.reshape(hs.shape[0], *batch, hs.shape[-1])
+
+
+def _carry_like(carry: Carry, states: tuple[Array, ...], batch: tuple[int, ...]) -> Carry:
+    shaped = (state.reshape(*batch, state.shape[-1]) for state in states)
+    kind: type[SimpleCarry] | type[LSTMCarry] | type[GRUCarry] = type(carry)
+    return kind(*shaped)
+
+
+def _flat_states(carry: Carry) -> tuple[Array, ...]:
+    """The carry's arrays with all batch axes as one."""
+    return tuple(leaf.reshape(-1, leaf.shape[-1]) for leaf in carry)
+
+
+def _flatten(params: Params, initial: Carry | None, carry: Carry, now: Steps) -> tuple[Array, recurrence.Given]:
+    T, *_, width = now.x.shape
+    zs = now.x.reshape(T, -1, width)
+    flags = None
+    if now.mask is not None or now.reset is not None:
+        flags = jnp.zeros(zs.shape[:2], jnp.int8)
+        for bit, flag in ((recurrence.MASKED, None if now.mask is None else ~now.mask), (recurrence.RESET, now.reset)):
+            if flag is not None:
+                flags = flags | (flag.reshape(zs.shape[:2]).astype(jnp.int8) * jnp.int8(bit))
+    given = recurrence.Given(
+        params.w_rec,
+        None if getattr(params, "bias_rec", None) is None else params.bias_rec.astype(zs.dtype),
+        _flat_states(carry),
+        None if initial is None else _flat_states(initial),
+        flags,
+    )
+    return zs, given
