@@ -53,7 +53,11 @@ def pairs(law: str) -> list[tuple[str, str]]:
     return chosen
 
 
-PAIR_CASES = [(*pair, case) for case in CASES for pair in (PAIRS if case == RICH else pairs(case))]
+PAIR_CASES = [
+    pytest.param(*pair, case, marks=pytest.mark.xdist_group(pair[0]))  # one process computes a cell's reference
+    for case in CASES
+    for pair in (PAIRS if case == RICH else pairs(case))
+]
 
 
 @functools.cache
