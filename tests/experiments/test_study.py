@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the experiments share: runs that go on where they stopped, spreads, divergence as a result, commands."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+from typing import Literal
+
+import numpy as np
+import optax
+import pytest
+import rich.console
+
+import seqjax
+from experiments.study import conduct, report, runner
+from experiments.study.cells import CELLS, cells
+from experiments.study.command import Command
+from experiments.study.runner import Outcome, Row
+from experiments.study.task import Task, Variant
+from seqjax import training
+
+
+class Killed(BaseException):
+    """Ends a run as a signal would."""
+
+
+MODEL = seqjax.Dense(1)
+
+
+def make_batch(seed, step):
+    xs = np.random.default_rng((seed, step)).normal(size=(3, 4, 1)).astype(np.float32)
+    return training.Batch(xs, 2 * xs)
+
+
+def evaluator(model):
+    step = training.make_eval_step(model, {"mse": training.mean_squared_error})
+    return lambda params: training.evaluate(step, params, [make_batch(99, 0)])
+
+
+TASK = Task(
+    "doubling",
+    make_batch,
+    training.mean_squared_error,
+    lambda cell: seqjax.Serial(seqjax.RNN(cell), seqjax.Dense(1)),
+    evaluator,
+    "mse",
+    baselines={"zero": 4.0},
+)
+
+
+def variant(name, rate, steps=6, task=TASK, **options):
+    return Variant(name, lambda replicate: task, MODEL, optax.sgd(rate), steps, **options)
+
+
+VARIANTS = [variant("slow", 0.01), variant("fast", 0.1)]
+
+
+def measures(rows):
+    return {row.variant.name: row.values("mse") for row in rows}
+
+
+def run(run_dir, variants=VARIANTS, replicates=(0, 1), checkpoint_every=3):
+    return runner.run(
+        variants,
+        replicates,
+        run_dir,
+        config={},
+        evaluate_every=2,
+        checkpoint_every=checkpoint_every,
+        told=lambda text: None,
+    )
+
+
+def test_a_study_that_was_killed_ends_as_one_that_was_not(tmp_path):
+    expected = run(tmp_path / "whole")
+    calls = []
+
+    def dies_once(seed, step):
+        calls.append((seed, step))
+        if len(calls) == 17:  # in the second replicate
+            raise Killed
+        return make_batch(seed, step)
+
+    dying = dataclasses.replace(TASK, make_batch=dies_once)
+    variants = [variant("slow", 0.01, task=dying), variant("fast", 0.1, task=dying)]
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", variants)
+    finished = sorted(
+        path.parent.relative_to(tmp_path / "killed").as_posix() for path in tmp_path.glob("killed/*/*/result.json")
+    )
+    assert finished == ["fast/0", "slow/0"]
+    again = run(tmp_path / "killed", variants)
+    assert measures(again) == measures(expected)
+    for name in ("slow", "fast"):
+        for replicate in "01":
+            lines = [
+                (tmp_path / study / name / replicate / "metrics.jsonl").read_text() for study in ("whole", "killed")
+            ]
+            assert lines[0] == lines[1]
+
+
+def test_what_is_finished_is_not_trained_again_and_more_steps_go_on_from_it(tmp_path):
+    seen = []
+
+    def watched(seed, step):
+        seen.append((seed, step))
+        return make_batch(seed, step)
+
+    task = dataclasses.replace(TASK, make_batch=watched)
+    run(tmp_path, [variant("a", 0.1, task=task)], (3,))
+    seen.clear()
+    run(tmp_path, [variant("a", 0.1, task=task)], (3,))
+    assert seen == []
+    (row,) = run(tmp_path, [variant("a", 0.1, steps=8, task=task)], (3,))
+    assert {step for _, step in seen} == {0, 6, 7}  # the first batch tells the shapes
+    assert {seed for seed, _ in seen} == {3}
+    assert row.outcomes[0].steps == 8
+
+
+def test_sgd_on_one_weight_is_what_the_measure_says(tmp_path):
+    """y = w x + b by hand, in NumPy."""
+    (row,) = run(tmp_path, [variant("hand", 0.1, steps=2)], (0,))
+    params = training.load(tmp_path / "hand/0", step=0).params
+    w, b = (np.float64(np.asarray(leaf).ravel()[0]) for leaf in params)
+    for step in range(2):
+        xs = make_batch(0, step).xs.astype(np.float64)
+        error = w * xs + b - 2 * xs
+        w, b = w - 0.1 * 2 * np.mean(error * xs), b - 0.1 * 2 * np.mean(error)
+    xs = make_batch(99, 0).xs.astype(np.float64)
+    np.testing.assert_allclose(row.mean("mse"), np.mean((w * xs + b - 2 * xs) ** 2), rtol=1e-5)
+    assert row.outcomes[0].parameters == 2
+
+
+def test_a_run_that_diverges_is_a_result_and_others_go_on(tmp_path):
+    rows = run(tmp_path, [variant("wild", 1e30, steps=60), variant("tame", 0.1, steps=60)], (0,), checkpoint_every=None)
+    wild, tame = rows
+    assert wild.outcomes[0].diverged
+    assert wild.outcomes[0].skipped >= 20
+    assert math.isnan(wild.mean("mse"))
+    assert not tame.outcomes[0].diverged
+    assert runner.finished(tmp_path / "wild/0", 60).diverged
+    report.write(tmp_path / "summary.json", TASK, rows, {})
+    assert json.loads((tmp_path / "summary.json").read_text())["rows"][0]["mean"] is None
+
+
+def outcome(value, **changes):
+    return Outcome(
+        **(
+            {
+                "replicate": 0,
+                "values": {"mse": value},
+                "steps": 6,
+                "parameters": 2,
+                "seconds": 1.0,
+                "milliseconds": None,
+                "skipped": 0,
+                "diverged": False,
+            }
+            | changes
+        )
+    )
+
+
+def test_mean_and_spread_are_those_of_the_runs_that_did_not_diverge():
+    row = Row(VARIANTS[0], [outcome(1.0), outcome(2.0), outcome(4.0), outcome(0.0, values={}, diverged=True)])
+    assert row.mean("mse") == pytest.approx(7 / 3)
+    assert row.spread("mse") == pytest.approx(statistics.stdev([1.0, 2.0, 4.0]))
+    assert report.mean_and_spread(row, "mse") == "2.333 ± 1.528"
+    assert math.isnan(Row(VARIANTS[0], [outcome(1.0)]).spread("mse"))
+
+
+@pytest.mark.parametrize(("better", "best"), [("lower", "slow"), ("higher", "fast")])
+def test_the_best_row_is_bold_and_baselines_are_there(better, best):
+    rows = [Row(VARIANTS[0], [outcome(1.0)]), Row(VARIANTS[1], [outcome(2.0)])]
+    table = report.table(dataclasses.replace(TASK, better=better), rows)
+    names = list(table.columns[0].cells)
+    assert names == ["zero", "slow", "fast"]
+    assert [name for name, line in zip(names, table.rows, strict=True) if line.style == "bold"] == [best]
+
+
+def test_a_report_comes_after_an_interruption_too(tmp_path):
+    def interrupted(seed, step):
+        if seed == 1:
+            raise KeyboardInterrupt
+        return make_batch(seed, step)
+
+    task = dataclasses.replace(TASK, make_batch=interrupted)
+    with rich.console.Console(file=(tmp_path / "out").open("w")) as console, pytest.raises(KeyboardInterrupt):
+        conduct.conduct(
+            console, [variant("a", 0.1, task=task)], (0, 1), tmp_path, config={"of": "it"}, evaluate_every=2
+        )
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["config"] == {"of": "it"}
+    assert [len(row["outcomes"]) for row in summary["rows"]] == [1]
+    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [("gru,elman", "elman.*choose from"), ("gru,gru", "twice"), ("", "choose")]
+)
+def test_cells_that_there_are_not_are_refused_by_name(names, message):
+    with pytest.raises(ValueError, match=message):
+        cells(names, 4)
+
+
+def test_every_named_cell_has_the_units_that_are_asked_for():
+    assert {cell.hidden_dim for cell in cells(list(CELLS), 6).values()} == {6}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    preset: Literal["default", "smoke"] = "default"
+    steps: int = 10
+    rate: float = 0.1
+    show: str | None = None
+    run_dir: pathlib.Path | None = None
+    resume: pathlib.Path | None = None
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {self.steps}.")
+
+
+PRESETS = {"default": Config(), "smoke": Config(preset="smoke", steps=2)}
+COMMAND = Command("toy", PRESETS, extendable=("steps",), actions=("show",))
+
+
+def nothing(config, run_dir):
+    pass
+
+
+def test_a_preset_gives_the_defaults_and_flags_change_them():
+    assert COMMAND.parse([]) == Config()
+    assert COMMAND.parse(["--preset", "smoke"]).steps == 2
+    assert COMMAND.parse(["--preset", "smoke", "--steps", "3"]).steps == 3
+
+
+def test_a_resumed_run_keeps_its_configuration_and_can_become_longer(tmp_path, capsys):
+    where = tmp_path / "run"
+    seen = []
+    assert COMMAND.main(["--run-dir", str(where), "--rate", "0.5"], lambda config, run_dir: seen.append(config)) == 0
+    assert COMMAND.main(["--resume", str(where), "--steps", "20"], lambda config, run_dir: seen.append(config)) == 0
+    assert [(config.steps, config.rate) for config in seen] == [(10, 0.5), (20, 0.5)]
+    for flags, message in ((["--rate", "0.1"], "leave out --rate"), (["--steps", "5"], "only become longer")):
+        assert COMMAND.main(["--resume", str(where), *flags], nothing) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_bad_input_is_said_and_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert COMMAND.main(["--resume", "nowhere"], nothing) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: nowhere is not a run of scripts/run toy: it has no readable config.json."
+    ]
+    with pytest.raises(SystemExit) as left:
+        COMMAND.main(["--steps", "0"], nothing)
+    assert left.value.code == 2
+    assert "at least 1, got 0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert COMMAND.main(["--run-dir", str(tmp_path)], nothing) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path, capsys):
+    def interrupted(config, run_dir):
+        raise KeyboardInterrupt
+
+    assert COMMAND.main(["--run-dir", str(tmp_path / "run")], interrupted) == 130
+    assert f"scripts/run toy --resume {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_an_action_opens_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert COMMAND.main(["--show", "it"], nothing, act=lambda config: config.show == "it") == 0
+    assert list(tmp_path.iterdir()) == []
