@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adding problem as a task: the last step's output is the sum."""
+
+import functools
+
+import seqjax
+from experiments.adding import data
+from experiments.study.task import Evaluator, Task
+from seqjax import training
+from seqjax.base import Cell, Layer, Params
+
+METRIC = "mse"
+
+
+def task(
+    replicate: int = 0, *, length: int = 600, batch_size: int = 32, curriculum: int = 0, fresh: int = 1000
+) -> Task:
+    """The adding problem.
+
+    Args:
+      replicate: of the sequences that models are judged by.
+      length: T, steps of a sequence.
+      batch_size: sequences in a training batch.
+      curriculum: over so many steps of training sequences grow to `length`.
+      fresh: how many sequences that training never sees models are judged by.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    for name, given, least in (
+        ("length", length, 2), ("batch_size", batch_size, 1), ("curriculum", curriculum, 0), ("fresh", fresh, 1),
+    ):  # fmt: skip
+        if given < least:
+            raise ValueError(f"the adding problem: {name} must be at least {least}, got {given}.")
+    return Task(
+        name=f"adding problem, T = {length:,}",
+        make_batch=data.batches(length, batch_size, curriculum=curriculum),
+        loss=training.mean_squared_error,
+        model=model,
+        evaluator=functools.partial(_evaluator, length, fresh, replicate),
+        metric=METRIC,
+        baselines={"always 1 (exact: 1/6)": data.CHANCE},
+    )
+
+
+def model(*cells: Cell) -> seqjax.Serial:
+    """Recurrent layers of these cells, their last step, and a dense layer."""
+    return seqjax.Serial(*(seqjax.RNN(cell) for cell in cells), seqjax.Last(), seqjax.Dense(1))
+
+
+def _evaluator(length: int, fresh: int, replicate: int, model: Layer) -> Evaluator:
+    batches = data.fresh(length, fresh, replicate)
+    step = training.make_eval_step(model, {METRIC: training.mean_squared_error})
+
+    def evaluate(params: Params) -> dict[str, float]:
+        return training.evaluate(step, params, batches)
+
+    return evaluate

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copy memory as a task, judged against the exact chance level."""
+
+import functools
+
+import seqjax
+from experiments.copy import data
+from experiments.copy.measures import AtLastSteps
+from experiments.study.task import Evaluator, Task
+from seqjax import training
+from seqjax.base import Cell, Layer, Params
+from seqjax.training.losses import Loss
+
+METRIC = "cross_entropy"
+RECALL = "recall_accuracy"
+READOUT = 64
+"""Units between the recurrent layer and the logits: without them a linear cell could not wait for the signal."""
+
+
+def task(replicate: int = 0, *, length: int = 100, batch_size: int = 32, fresh: int = 500) -> Task:
+    """Copy memory.
+
+    Args:
+      replicate: of the sequences that models are judged by.
+      length: T, the pause; sequences have T + 20 steps.
+      batch_size: sequences in a training batch.
+      fresh: how many sequences that training never sees models are judged by.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    for name, given in (("length", length), ("batch_size", batch_size), ("fresh", fresh)):
+        if given < 1:
+            raise ValueError(f"copy memory: {name} must be at least 1, got {given}.")
+    return Task(
+        name=f"copy memory, T = {length:,}",
+        make_batch=data.batches(length, batch_size),
+        loss=training.cross_entropy,
+        model=model,
+        evaluator=functools.partial(_evaluator, length, fresh, replicate),
+        metric=METRIC,
+        baselines={"chance (exact)": data.chance(length)},
+    )
+
+
+def model(cell: Cell) -> seqjax.Serial:
+    """A recurrent layer of this cell, and a hidden layer and logits at every step."""
+    return seqjax.Serial(seqjax.RNN(cell), seqjax.Dense(READOUT), seqjax.Activation("relu"), seqjax.Dense(data.TOKENS))
+
+
+def _evaluator(length: int, fresh: int, replicate: int, model: Layer) -> Evaluator:
+    batches = data.fresh(length, fresh, replicate)
+    measures: dict[str, Loss] = {METRIC: training.cross_entropy, RECALL: AtLastSteps(training.accuracy, data.RECALLED)}
+    step = training.make_eval_step(model, measures)
+
+    def evaluate(params: Params) -> dict[str, float]:
+        return training.evaluate(step, params, batches)
+
+    return evaluate

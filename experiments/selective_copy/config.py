@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command can be asked for. A preset is a small difference from the defaults."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from experiments.adding import shared
+from experiments.selective_copy.models import entries
+from experiments.study.command import Command, flag
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Selective copying: symbols that stand at random steps among blanks are to be repeated in order.
+
+    Args:
+      preset: smoke (seconds, to see that it runs), default (8 symbols in 64 steps, two seeds, about 8 minutes
+        on 2 cores), paper (16 symbols in 4,096 steps, 400,000 steps of training: for a GPU).
+      models: which, separated by commas.
+      length: L, steps among which the symbols are.
+      recalled: how many symbols.
+      layers: blocks.
+      width: features between the blocks.
+      steps: of training.
+      batch_size: sequences in a batch, new ones for every step.
+      hidden_dim: units of a recurrent layer.
+      learning_rate: of Adam, held for 70% of the steps and then falling to zero; by default each model's own.
+      clip_norm: the global norm that gradients are clipped to.
+      fresh: how many sequences that training never sees models are judged by.
+      evaluate_every: in steps.
+      seeds: runs of each model, with seeds 0, 1, ...
+      run_dir: where to write; by default a new folder in runs/selective_copy.
+      resume: a run's folder, to continue it.
+
+    Raises:
+      ValueError: a number out of range, or a model that is not known.
+    """
+
+    preset: Literal["smoke", "default", "paper"] = "default"
+    models: str = "gru,mingru,minlstm,lru"
+    length: int = 64
+    recalled: int = 8
+    layers: int = 3
+    width: int = 32
+    steps: int = 3000
+    batch_size: int = 32
+    hidden_dim: int = 64
+    learning_rate: float | None = None
+    clip_norm: float = 1.0
+    fresh: int = 500
+    evaluate_every: int = 200
+    seeds: int = 2
+    run_dir: pathlib.Path | None = None
+    resume: pathlib.Path | None = None
+
+    def __post_init__(self):
+        for name in ("recalled", "layers", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{flag(name)} must be at least 1, got {getattr(self, name)}.")
+        shared.check(self, entries(self.layers, self.width))
+        if self.recalled > self.length:
+            raise ValueError(f"--recalled {self.recalled} symbols do not fit in --length {self.length} steps.")
+
+
+COMMAND = Command(
+    "selective_copy",
+    {
+        "smoke": Config(
+            preset="smoke",
+            models="mingru,lru",
+            length=16,
+            recalled=2,
+            layers=2,
+            steps=40,
+            fresh=100,
+            evaluate_every=20,
+            seeds=1,
+        ),
+        "default": Config(),
+        "paper": Config(
+            preset="paper",
+            models="mingru,minlstm",
+            length=4096,
+            recalled=16,
+            width=64,
+            hidden_dim=384,
+            batch_size=64,
+            learning_rate=3e-4,
+            steps=400_000,
+            evaluate_every=10_000,
+            seeds=3,
+        ),
+    },
+)
