@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ import jax
 import numpy as np
 
 PACKAGES = ("jax", "jaxlib", "numpy", "seqjax")
+SHORT_SECONDS = 0.05
+"""A thunk that takes less is run once before it is timed."""
 
 
 def interleave(
@@ -31,8 +34,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each thunk, `repeats` of each, taking turns.
 
-    The order rotates from turn to turn, so that none always runs in another's wake. Results are
-    waited for and dropped before the next one runs.
+    The order is drawn anew for every turn, so that none always runs in another's wake, and a short
+    thunk is run once just before it is timed: what is measured is the thunk, not the cache that the one
+    before it left. Results are waited for and dropped before the next one runs.
 
     Args:
       thunks: what is timed, by name; compile before, or leave it to `warmup`.
@@ -44,14 +48,20 @@ def interleave(
     >>> sorted(interleave({"a": lambda: 1, "b": lambda: 2}, repeats=3))
     ['a', 'b']
     """
+    order = random.Random(0)
     names = list(thunks)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    short: set[str] = set()
     for turn in range(-warmup, repeats):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+        order.shuffle(names)
+        for name in names:
+            if name in short:
+                jax.block_until_ready(thunks[name]())
             start = clock()
             jax.block_until_ready(thunks[name]())
             elapsed = clock() - start
+            if elapsed < SHORT_SECONDS:
+                short.add(name)
             if turn >= 0:
                 seconds[name].append(elapsed)
     return seconds
