@@ -37,7 +37,7 @@ class Config:
     preset: Literal["smoke", "default", "paper"] = "default"
     models: str = "gru,gru-chrono,lstm-chrono,lru,lru-ring"
     length: int = 100
-    steps: int = 1500
+    steps: int = 1000
     batch_size: int = 32
     hidden_dim: int = 64
     learning_rate: float | None = None

@@ -38,12 +38,12 @@ class Config:
     """
 
     preset: Literal["smoke", "default", "paper"] = "default"
-    models: str = "gru,mingru,minlstm,lru"
+    models: str = "mingru,minlstm,gru"
     length: int = 64
     recalled: int = 8
     layers: int = 3
     width: int = 32
-    steps: int = 3000
+    steps: int = 2500
     batch_size: int = 32
     hidden_dim: int = 64
     learning_rate: float | None = None

@@ -38,9 +38,9 @@ def test_ten_symbols_a_pause_and_a_request_to_repeat_them():
     np.testing.assert_array_equal(ys[13:], tokens[:10])
 
 
-@pytest.mark.parametrize(("T", "published"), [(500, 0.0400), (1000, 0.0204), (2000, 0.0103)])
-def test_chance_is_that_of_the_literature(T, published):
-    assert round(data.chance(T), 4) == published
+@pytest.mark.parametrize(("T", "rounded"), [(500, 0.0400), (1000, 0.0204), (2000, 0.0103)])
+def test_chance_is_ten_logarithms_of_eight_over_all_steps(T, rounded):
+    assert round(data.chance(T), 4) == rounded
 
 
 def test_chance_is_what_the_best_without_memory_reaches():
