@@ -37,9 +37,10 @@ def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
         title=f"{task.name}: {task.metric}, {task.better} is better",
         caption="Mean ± sample standard deviation over the runs that did not diverge.",
     )
-    made.add_column("model", no_wrap=True)
-    for heading in ("parameters", task.metric, "runs", "published", "ms a train\nstep", "s a run"):
-        made.add_column(heading, justify="right", no_wrap=True)
+    made.add_column("model")
+    for heading in ("parameters", task.metric, "runs", "published", "ms a\nstep", "s a\nrun"):
+        # on a narrow terminal words are folded, numbers never
+        made.add_column(heading, justify="right", no_wrap=heading not in ("runs", "published"))
     noted = any(row.variant.note for row in rows)
     if noted:
         made.add_column("note")
