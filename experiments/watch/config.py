@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command can be asked for. A preset is a small difference from the defaults."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from experiments.study.command import Command
+from experiments.watch.data import FOLDS
+from experiments.watch.models import STUDIES
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Smartwatch recordings of unseen people: which of seven exercises is it?
+
+    Args:
+      preset: smoke (seconds, to see that it runs), default (crops, five folds), whole (full-length training
+        on fold 0), paper (crops, all models, five folds, more steps).
+      study: learn from crops of ten seconds, or from whole recordings.
+      models: which, separated by commas; all of the study by default.
+      judge: by the people of the fold's test pair, or by a pair of the others, who are then not learnt from
+        (validation: what is chosen in this way has not seen the test pair).
+      folds: which, of 0 to 4, separated by commas.
+      steps: of training; by default 800 for crops and 150 for whole recordings.
+      hidden_dim: units of the recurrent layer.
+      learning_rate: of Adam at the first step; it falls to zero along a cosine.
+      clip_norm: the global norm that gradients are clipped to, in the rows that clip.
+      evaluate_every: in steps; only for the plot, as nothing is chosen by it.
+      run_dir: where to write; by default a new folder in runs/watch.
+      resume: a run's folder, to continue it.
+
+    Raises:
+      ValueError: a number out of range, or a model or a fold that is not known.
+    """
+
+    preset: Literal["smoke", "default", "whole", "paper"] = "default"
+    study: Literal["crops", "whole"] = "crops"
+    models: str | None = None
+    judge: Literal["test", "validation"] = "test"
+    folds: str = "0,1,2,3,4"
+    steps: int | None = None
+    hidden_dim: int = 64
+    learning_rate: float = 3e-3
+    clip_norm: float = 1.0
+    evaluate_every: int = 100
+    run_dir: pathlib.Path | None = None
+    resume: pathlib.Path | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "hidden_dim", "evaluate_every"):
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {given}.")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}.")
+        known = STUDIES[self.study]
+        unknown = [name for name in self.names if name not in known]
+        if unknown:
+            raise ValueError(
+                f"The study of {self.study} has no model {', '.join(unknown)!r}; it has {', '.join(known)}."
+            )
+        choices = [str(fold) for fold in range(FOLDS)]
+        chosen = self.folds.split(",")
+        if any(fold not in choices for fold in chosen) or len(set(chosen)) < len(chosen):
+            raise ValueError(f"--folds are some of {','.join(choices)}, each once; got {self.folds!r}.")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models."""
+        return list(STUDIES[self.study]) if self.models is None else self.models.split(",")
+
+    @property
+    def replicates(self) -> list[int]:
+        """The folds, as numbers."""
+        return [int(fold) for fold in self.folds.split(",")]
+
+    @property
+    def updates(self) -> int:
+        """Steps of training."""
+        return self.steps or {"crops": 800, "whole": 150}[self.study]
+
+
+COMMAND = Command(
+    "watch",
+    {
+        "smoke": Config(preset="smoke", models="conv-gru-varied", folds="0", steps=5, hidden_dim=8, evaluate_every=5),
+        "default": Config(models="conv-gru-varied"),
+        "whole": Config(preset="whole", study="whole", folds="0", evaluate_every=50),
+        "paper": Config(preset="paper", steps=2000),
+    },
+)
