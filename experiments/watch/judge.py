@@ -84,7 +84,7 @@ def _measures(model: Layer, params: Params, xs: Array, mask: Array, truth: Array
     verdict = stream(model, params, xs, mask)
     found = {}
     for name, said in (("", verdict.pooled), ("_last", verdict.last)):
-        found[f"accuracy{name}"] = jnp.mean(said.argmax(-1) == truth, dtype=jnp.float32)
+        found[f"accuracy{name}"] = jnp.mean(said.argmax(-1).astype(truth.dtype) == truth, dtype=jnp.float32)
         found[f"nats{name}"] = -jnp.mean(jnp.take_along_axis(said, truth[:, None], axis=-1))
     return found
 
