@@ -15,8 +15,8 @@ class Config:
     """The adding problem: two marked numbers of a long sequence are to be remembered and added.
 
     Args:
-      preset: smoke (seconds, to see that it runs), default (T = 600, three seeds, about 8 minutes on
-        2 cores), paper (T = 600, all models, 128 units, 20,000 steps), long (T = 10,000 with a
+      preset: smoke (seconds, to see that it runs), default (T = 600, three seeds, about 11 minutes on
+        one core), paper (T = 600, all models, 128 units, 20,000 steps), long (T = 10,000 with a
         curriculum: for a GPU).
       models: which, separated by commas.
       length: T, steps of a sequence.

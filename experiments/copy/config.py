@@ -16,7 +16,7 @@ class Config:
 
     Args:
       preset: smoke (seconds, to see that it runs), default (T = 100, three seeds, about 5 minutes on
-        2 cores), paper (T = 1,000, all models, 20,000 steps: for a GPU).
+        one core), paper (T = 1,000, all models, 20,000 steps: for a GPU).
       models: which, separated by commas.
       length: T, the pause; sequences have T + 20 steps.
       steps: of training.

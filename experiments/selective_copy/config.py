@@ -16,7 +16,7 @@ class Config:
 
     Args:
       preset: smoke (seconds, to see that it runs), default (8 symbols in 64 steps, two seeds, about 8 minutes
-        on 2 cores), paper (16 symbols in 4,096 steps, 400,000 steps of training: for a GPU).
+        on one core), paper (16 symbols in 4,096 steps, 400,000 steps of training: for a GPU).
       models: which, separated by commas.
       length: L, steps among which the symbols are.
       recalled: how many symbols.
