@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One-dimensional digits: classify a sequence of 40 steps."""
