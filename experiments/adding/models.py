@@ -4,8 +4,8 @@
 import math
 
 import seqjax
-from experiments.adding.shared import Entry
 from experiments.adding.task import model
+from experiments.study.generated import Entry
 from seqjax.initializers import Chrono, KeepGate, Uniform
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import rich.console
 
-from experiments.adding import shared
 from experiments.adding.config import COMMAND, Config
 from experiments.adding.models import MODELS
 from experiments.adding.task import METRIC, task
+from experiments.study import generated
 from experiments.study.conduct import conduct
 from experiments.study.runner import Row
 from experiments.study.task import Variant
@@ -37,7 +37,7 @@ def variants(config: Config) -> list[Variant]:
         curriculum=config.growing,
         fresh=config.fresh,
     )
-    return shared.variants(config, MODELS, made, published_at=600)
+    return generated.variants(config, MODELS, made, published_at=600)
 
 
 def train(config: Config, run_dir: pathlib.Path) -> None:

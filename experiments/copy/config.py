@@ -5,8 +5,8 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments.adding import shared
 from experiments.copy.models import MODELS
+from experiments.study import generated
 from experiments.study.command import Command
 
 
@@ -49,7 +49,7 @@ class Config:
     resume: pathlib.Path | None = None
 
     def __post_init__(self):
-        shared.check(self, MODELS)
+        generated.check(self, MODELS)
 
 
 COMMAND = Command(

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import rich.console
 
-from experiments.adding import shared
 from experiments.copy import data
 from experiments.copy.config import COMMAND, Config
 from experiments.copy.models import MODELS
 from experiments.copy.task import METRIC, RECALL, task
+from experiments.study import generated
 from experiments.study.conduct import conduct
 from experiments.study.task import Variant
 
@@ -27,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def variants(config: Config) -> list[Variant]:
     """The rows of the study."""
     made = functools.partial(task, length=config.length, batch_size=config.batch_size, fresh=config.fresh)
-    return shared.variants(config, MODELS, made, published_at=1000)
+    return generated.variants(config, MODELS, made, published_at=1000)
 
 
 def train(config: Config, run_dir: pathlib.Path) -> None:

@@ -5,8 +5,8 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments.adding import shared
 from experiments.selective_copy.models import entries
+from experiments.study import generated
 from experiments.study.command import Command, flag
 
 
@@ -58,7 +58,7 @@ class Config:
         for name in ("recalled", "layers", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, got {getattr(self, name)}.")
-        shared.check(self, entries(self.layers, self.width))
+        generated.check(self, entries(self.layers, self.width))
         if self.recalled > self.length:
             raise ValueError(f"--recalled {self.recalled} symbols do not fit in --length {self.length} steps.")
 

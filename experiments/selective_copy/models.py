@@ -4,8 +4,8 @@
 from collections.abc import Callable, Mapping
 
 import seqjax
-from experiments.adding.shared import Entry
 from experiments.selective_copy.task import model
+from experiments.study.generated import Entry
 from seqjax.base import Cell
 from seqjax.initializers import Chrono
 

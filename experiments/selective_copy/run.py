@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import rich.console
 
-from experiments.adding import shared
 from experiments.selective_copy.config import COMMAND, Config
 from experiments.selective_copy.models import entries
 from experiments.selective_copy.task import task
+from experiments.study import generated
 from experiments.study.conduct import conduct
 from experiments.study.task import Variant
 
@@ -34,7 +34,7 @@ def variants(config: Config) -> list[Variant]:
         layers=config.layers,
         width=config.width,
     )
-    return shared.variants(config, entries(config.layers, config.width), made, published_at=4096)
+    return generated.variants(config, entries(config.layers, config.width), made, published_at=4096)
 
 
 def train(config: Config, run_dir: pathlib.Path) -> None:

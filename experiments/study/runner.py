@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import statistics
 import time
@@ -171,7 +172,7 @@ def _train(
         diverged = True
     finally:
         seconds = before + time.monotonic() - began
-        clock.write_text(json.dumps(seconds))
+        _write(clock, seconds)
     history = training.read_metrics(folder / "metrics.jsonl")
     outcome = Outcome(
         replicate=replicate,
@@ -184,8 +185,15 @@ def _train(
         diverged=diverged,
     )
     kept = {"steps": variant.steps, "model": repr(variant.model), "outcome": dataclasses.asdict(outcome)}
-    (folder / RESULT).write_text(json.dumps(kept, indent=2) + "\n")
+    _write(folder / RESULT, kept)
     return outcome
+
+
+def _write(path: pathlib.Path, content: Any) -> None:
+    """Replaces the file as a whole: a run may be killed at any time."""
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(beside, path)
 
 
 def _measures(line: Mapping[str, Any]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from seqjax.engines.stepping import (
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 
 BLOCK_BYTES = 2**20
-"""Of projected inputs at once, at most; measured on CPUs with 1 to 2 MiB of cache a core."""
+"""Of projected inputs at once, at most, or the params' own size; measured on CPUs with 1 to 2 MiB of cache a core."""
 LONGEST_BLOCK, SHORTEST_BLOCK = 64, 8
 
 
@@ -223,15 +223,16 @@ def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> 
     T = xs.shape[0]
     if not isinstance(T, int) or T == 0:
         return 1
-    return divisor(T, tree_bytes(jax.eval_shape(cell.project, params, xs)) // T)
+    step_bytes = tree_bytes(jax.eval_shape(cell.project, params, xs)) // T
+    return divisor(T, step_bytes, max(BLOCK_BYTES, tree_bytes(params)))  # large weights are worth reading less often
 
 
-def divisor(T: int, step_bytes: int) -> int:
-    """The largest divisor of `T` that keeps the projections of so many steps in cache, or 1 if that is short.
+def divisor(T: int, step_bytes: int, most_bytes: int) -> int:
+    """The largest divisor of `T` with which a block's projections take at most so many bytes, or 1 if it is short.
 
-    >>> divisor(1000, 8192), divisor(50, 10_000), divisor(100, 2**18), divisor(997, 8192)
+    >>> divisor(1000, 8192, 2**20), divisor(50, 10_000, 2**20), divisor(100, 2**18, 2**20), divisor(997, 8192, 2**20)
     (50, 50, 1, 1)
     """
-    most = min(T, LONGEST_BLOCK, BLOCK_BYTES // max(step_bytes, 1))
+    most = min(T, LONGEST_BLOCK, most_bytes // max(step_bytes, 1))
     size = next((size for size in range(most, 0, -1) if T % size == 0), 1)
     return size if size >= SHORTEST_BLOCK else 1

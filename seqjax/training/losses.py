@@ -92,7 +92,8 @@ def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
     """
 
     def hits(logits: Array, labels: Array) -> Array:
-        return (logits.argmax(-1) == labels).astype(logits.dtype)
+        largest = logits.argmax(-1)
+        return (largest == labels.astype(largest.dtype)).astype(logits.dtype)
 
     return _mean(hits, *_labelled("accuracy", predictions, targets, mask), mask)
 

@@ -144,3 +144,9 @@ def test_labels_of_wrong_form_are_refused(loss, targets):
 def test_a_mask_of_wrong_form_is_refused(mask):
     with pytest.raises(ValueError, match=r"mask must be bool \(5, 3\)"):
         mean_squared_error(jnp.zeros((T, B, F)), jnp.zeros((T, B, F)), jnp.asarray(mask))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
+def test_labels_of_any_integer_type_are_counted(dtype):
+    logits = jnp.asarray([[0.0, 1.0], [3.0, 2.0], [0.0, 1.0]], "float32")
+    assert float(accuracy(logits, jnp.asarray([1, 1, 1], dtype))) == pytest.approx(2 / 3)

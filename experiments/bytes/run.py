@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiment's command: trains a model of the text, or lets a trained one write."""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import optax
+import rich.console
+
+from experiments.bytes import data
+from experiments.bytes.config import COMMAND, Config
+from experiments.bytes.sample import write
+from experiments.bytes.task import METRIC, task
+from experiments.study.cells import cells
+from experiments.study.conduct import conduct
+from experiments.study.task import Task, Variant
+from seqjax import training
+
+CONSOLE = rich.console.Console()
+EVALUATIONS = 6
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status: 0, 2 for bad input, 130 when interrupted."""
+    return COMMAND.main(args, train, let_write)
+
+
+def steps_of(config: Config, learnt: int) -> int:
+    """Windows in so many passes over `learnt` bytes."""
+    lane = (learnt - 1) // config.batch_size
+    return max(1, round(config.epochs * (lane // config.window)))
+
+
+def variants(config: Config, read: Task, learnt: int) -> list[Variant]:
+    """A row for each cell."""
+    steps = steps_of(config, learnt)
+    rate = config.learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(rate / 100, rate, max(1, steps // 100), max(2, steps))
+    return [
+        Variant(
+            name=name,
+            task=lambda replicate: read,
+            model=read.model(*(cell,) * config.layers),
+            optimizer=training.clipped(optax.adam(schedule), norm=config.clip_norm),
+            steps=steps,
+        )
+        for name, cell in cells(config.cells, config.hidden_dim).items()
+    ]
+
+
+def train(config: Config, run_dir: pathlib.Path) -> None:
+    """Trains what is not trained yet, prints the table, and lets the first run of each model write."""
+    corpus = data.load(config.data, config.limit)
+    known = run_dir / "data.json"
+    if known.exists() and json.loads(known.read_text()) != corpus.describe():
+        raise ValueError(f"The text of {run_dir} has changed since it was started; start a new run, without --resume.")
+    known.write_text(json.dumps(corpus.describe(), indent=2) + "\n")
+    CONSOLE.print(
+        f"{corpus.name}: {len(corpus.manifest)} files, {len(corpus.text):,} bytes, manifest {corpus.sha256[:12]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    read = task(path=config.data, limit=config.limit, window=config.window, batch_size=config.batch_size)
+    rows = variants(config, read, corpus.cut)
+    conduct(
+        CONSOLE,
+        rows,
+        range(config.seeds),
+        run_dir,
+        config=COMMAND.to_json(config),
+        evaluate_every=max(1, rows[0].steps // EVALUATIONS),
+        checkpoint_every=200,
+        log_every=10,
+    )
+    lzma = read.baselines["lzma"]
+    for row in rows:
+        found = json.loads((run_dir / row.name / "0" / "result.json").read_text())["outcome"]["values"]
+        if found:
+            verdict = "below" if found[METRIC] < lzma else "not below"
+            CONSOLE.print(f"{row.name}: {found[METRIC]:.3f} bits a byte, {verdict} lzma's {lzma:.3f}", highlight=False)
+
+
+def let_write(config: Config) -> bool:
+    """What `--sample` asks for."""
+    if config.sample is None:
+        return False
+    if training.latest(config.sample) is None:
+        raise ValueError(f"{config.sample} has no model; give the folder of one run, runs/bytes/.../lstm/0 say.")
+    loaded = training.load(config.sample)
+    written = write(
+        loaded.model,
+        loaded.params,
+        config.prompt.encode(),
+        length=config.length,
+        temperature=config.temperature,
+        seed=config.sample_seed,
+    )
+    sys.stdout.write(config.prompt + written.decode(errors="replace") + "\n")
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
