@@ -109,27 +109,33 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
 
     lines = [(key, which) for key in groups(rows, "threads", "dtype") for which in PASSES]
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    systems = list(dict.fromkeys(row["system"] for row in rows))  # of one colour in all panels
     shape = (len(lines), len(kinds))
     figure, axes = plt.subplots(*shape, figsize=(6.5 * shape[1], 3.6 * shape[0]), squeeze=False, layout="constrained")
     for line, ((threads, dtype), which) in zip(axes, lines, strict=True):
         for axis, kind in zip(line, kinds, strict=True):
             chosen = [r for r in rows if (r["threads"], r["dtype"], r["kind"]) == (threads, dtype, kind)]
             names = list(_entries(chosen))
-            for number, system in enumerate(dict.fromkeys(map(label, chosen))):
+            for system in dict.fromkeys(map(label, chosen)):
                 points = [row for row in chosen if label(row) == system and f"{which}_speedup" in row]
-                at = [names.index(entry(row)) + 0.05 * (number - 5) for row in points]
+                if not points or system.startswith(f"{OURS} ["):  # the peers' other equations: 1 as well
+                    continue
+                number = systems.index(points[0]["system"])
+                at = [names.index(entry(row)) + 0.07 * (number - len(systems) / 2) for row in points]
                 ratios = [row[f"{which}_speedup"] for row in points]
                 bars = [[r["median"] - r["low"] for r in ratios], [r["high"] - r["median"] for r in ratios]]
                 marker = "_" if system.startswith("seqjax") else "o"
                 heights = [r["median"] for r in ratios]
-                axis.errorbar(at, heights, bars, fmt=marker, markersize=4 if marker == "o" else 9, label=system, lw=0.8)
+                size = 4 if marker == "o" else 9
+                axis.errorbar(at, heights, bars, fmt=marker, color=f"C{number}", ms=size, label=system, lw=0.8)
             axis.axhline(1, color="black", linewidth=0.6)
             axis.set_yscale("log")
             axis.set_xticks(range(len(names)), names, rotation=25, ha="right", fontsize=8)
             axis.set_title(f"{kind}, {which}, {dtype}, {threads} thread(s)", fontsize=10)
             axis.set_ylabel("time over that of Auto()", fontsize=8)
             axis.grid(alpha=0.3, which="both")
-        line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+            if axis in (line[0], line[-1]) or len(kinds) < 3:
+                axis.legend(fontsize=6)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
