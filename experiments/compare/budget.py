@@ -2,7 +2,6 @@
 """How many steps a budget of seconds is worth for each model; measured once, so that a resumed run keeps it."""
 
 import json
-import os
 import pathlib
 import statistics
 import time
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 import jax
 import optax
 
+from experiments.study.files import write_json
 from experiments.study.task import Task
 from seqjax import training
 from seqjax.base import Layer, step_shape
@@ -39,7 +39,7 @@ def steps_of(
     for name, model in models.items():
         if name not in known:
             known[name] = seconds_per_step(task, model, optimizer)
-            _write(path, known)
+            write_json(path, known)
     return {name: max(1, round(seconds / known[name])) for name in models}
 
 
@@ -67,10 +67,3 @@ def _read(path: pathlib.Path) -> dict[str, float]:
         return {}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, or begin a new run.") from None
-
-
-def _write(path: pathlib.Path, measured: Mapping[str, float]) -> None:
-    """Replaces the file as a whole: a run may be killed at any time."""
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(measured, indent=2) + "\n")
-    os.replace(beside, path)

@@ -4,7 +4,6 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import statistics
 import time
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 import jax
 
+from experiments.study.files import write_json
 from experiments.study.task import Variant
 from seqjax import training
 
@@ -172,7 +172,7 @@ def _train(
         diverged = True
     finally:
         seconds = before + time.monotonic() - began
-        _write(clock, seconds)
+        write_json(clock, seconds)
     history = training.read_metrics(folder / "metrics.jsonl")
     outcome = Outcome(
         replicate=replicate,
@@ -185,15 +185,8 @@ def _train(
         diverged=diverged,
     )
     kept = {"steps": variant.steps, "model": repr(variant.model), "outcome": dataclasses.asdict(outcome)}
-    _write(folder / RESULT, kept)
+    write_json(folder / RESULT, kept)
     return outcome
-
-
-def _write(path: pathlib.Path, content: Any) -> None:
-    """Replaces the file as a whole: a run may be killed at any time."""
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(beside, path)
 
 
 def _measures(line: Mapping[str, Any]) -> dict[str, float]:
