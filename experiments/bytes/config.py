@@ -15,7 +15,7 @@ class Config:
     """A byte-level model of source text against zlib, bz2 and lzma: trains it, or lets it write.
 
     Args:
-      preset: smoke (seconds, to see that it runs), default (about 10 minutes on 2 cores), paper (hours).
+      preset: smoke (seconds, to see that it runs), default (about 15 minutes), paper (hours).
       data: a file or a folder of your own; by default the sources of Python's standard library.
       limit: use the first so many bytes alone.
       cells: names with commas between them, each a model.
