@@ -27,6 +27,7 @@ class Config(Protocol):
 C = TypeVar("C", bound=Config)
 
 PLACES = ("run_dir", "resume")
+CONFIG = "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Command(Generic[C]):
             train(config, run_dir)
             return 0
         except (ValueError, OSError) as error:
+            if run_dir is not None and config.resume is None:
+                _discard_empty(run_dir)
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
@@ -125,7 +128,7 @@ class Command(Generic[C]):
         Raises:
           ValueError: there is none, or it is not one of this experiment.
         """
-        path = run_dir / "config.json"
+        path = run_dir / CONFIG
         kind = type(self.presets["default"])
         try:
             fields = json.loads(path.read_text())
@@ -153,12 +156,19 @@ class Command(Generic[C]):
             if run_dir.exists() and any(run_dir.iterdir()):
                 raise ValueError(f"{run_dir} is not empty; continue it with --resume {run_dir}, or choose another.")
             run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.json").write_text(json.dumps(self.to_json(config), indent=2) + "\n")
+        (run_dir / CONFIG).write_text(json.dumps(self.to_json(config), indent=2) + "\n")
         return run_dir
 
     def _new_folder(self, config: C) -> pathlib.Path:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         return pathlib.Path("runs") / self.name / f"{config.preset}-{now}"
+
+
+def _discard_empty(run_dir: pathlib.Path) -> None:
+    """Removes the folder of a run that came to nothing: the next try may have it."""
+    if [path.name for path in run_dir.iterdir()] == [CONFIG]:
+        (run_dir / CONFIG).unlink()
+        run_dir.rmdir()
 
 
 def flag(name: str) -> str:

@@ -268,6 +268,21 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_run_that_came_to_nothing_leaves_no_folder(tmp_path):
+    def refuses(config, run_dir):
+        raise ValueError("no such data")
+
+    def refuses_later(config, run_dir):
+        (run_dir / "metrics.jsonl").write_text("")
+        raise ValueError("a damaged checkpoint")
+
+    flags = ["--run-dir", str(tmp_path / "run")]
+    assert COMMAND.main(flags, refuses) == 2
+    assert list(tmp_path.iterdir()) == []
+    assert COMMAND.main(flags, refuses_later) == 2
+    assert (tmp_path / "run/config.json").exists()
+
+
 def test_an_interruption_says_how_to_go_on(tmp_path, capsys):
     def interrupted(config, run_dir):
         raise KeyboardInterrupt
