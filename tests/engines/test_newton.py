@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqjax.base import Cell
-from seqjax.cells import GRU, LSTM, LambdaCell, Simple, Zoneout
+from seqjax.cells import GRU, LambdaCell, Simple, Zoneout
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.indrnn import IndRNN
 from seqjax.dtypes import DTypes
@@ -75,7 +75,6 @@ def at_initialization(cell, T, gain=1.0, in_dim=4):
     ("cell", "engine", "T", "batch_shape", "masked", "with_resets"),
     [
         (Simple(3, dtypes=DOUBLE), Newton(), 64, (3,), True, True),
-        (LSTM(3, dtypes=DOUBLE), Newton(), 13, (2, 3), True, True),
         (GRU(3, dtypes=DOUBLE), Newton("diagonal"), 13, (), False, False),
         (DiagonalGRU(3, dtypes=DOUBLE), Newton(window=5), 13, (3,), True, True),
         (DiagonalGRU(3, dtypes=DOUBLE), Newton("dense"), 2, (), False, True),
