@@ -2,12 +2,11 @@
 """What the command can be asked for. A preset is a small difference from the defaults."""
 
 import dataclasses
-import math
 import pathlib
 from typing import Literal
 
 from experiments.study.cells import cells
-from experiments.study.command import Command, flag
+from experiments.study.command import Command, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +59,11 @@ class Config:
     sample_seed: int = 0
 
     def __post_init__(self):
-        for name in ("hidden_dim", "layers", "window", "batch_size", "seeds", "length", "limit"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, got {given}.")
-        for name in ("epochs", "learning_rate", "clip_norm", "temperature"):
-            given = getattr(self, name)
-            if not 0 < given < math.inf:
-                raise ValueError(f"{flag(name)} must be a number above 0, got {given}.")
+        check_numbers(
+            self,
+            counts=("hidden_dim", "layers", "window", "batch_size", "seeds", "length", "limit"),
+            positive=("epochs", "learning_rate", "clip_norm", "temperature"),
+        )
         if not self.prompt:
             raise ValueError("--prompt must have at least one byte for the model to go on from.")
         cells(self.cells, self.hidden_dim)

@@ -2,12 +2,11 @@
 """What the command can be asked for. A preset is a small difference from the defaults."""
 
 import dataclasses
-import math
 import pathlib
 from typing import Literal
 
 from experiments.study.cells import cells
-from experiments.study.command import Command
+from experiments.study.command import Command, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +59,11 @@ class Config:
     sample_steps: int = 256
 
     def __post_init__(self):
-        for name in ("hidden_dim", "steps", "batch_size", "crop", "seeds", "sample_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
-        for name in ("learning_rate", "clip_norm"):
-            given = getattr(self, name)
-            if given is not None and not 0 < given < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be a number above 0, got {given}.")
+        check_numbers(
+            self,
+            counts=("hidden_dim", "steps", "batch_size", "crop", "seeds", "sample_steps"),
+            positive=("learning_rate", "clip_norm"),
+        )
         if self.transpose is not None and self.transpose < 0:
             raise ValueError(f"--transpose must be 0 or more semitones, got {self.transpose}.")
         if not 0 <= self.dropout < 1:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from experiments.compare import tasks
 from experiments.study.cells import cells
-from experiments.study.command import Command, flag
+from experiments.study.command import Command, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,11 @@ class Config:
     resume: pathlib.Path | None = None
 
     def __post_init__(self):
-        for name in ("hidden_dim", "steps", "seeds", "evaluate_every", "checkpoint_every"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, got {given}.")
-        for name in ("seconds", "learning_rate", "clip_norm"):
-            given = getattr(self, name)
-            if given is not None and not 0 < given < float("inf"):
-                raise ValueError(f"{flag(name)} must be a number above 0, got {given}.")
+        check_numbers(
+            self,
+            counts=("hidden_dim", "steps", "seeds", "evaluate_every", "checkpoint_every"),
+            positive=("seconds", "learning_rate", "clip_norm"),
+        )
         cells(self.cells, self.hidden_dim)
         tasks.load(self.task, self.options)
 

@@ -6,7 +6,7 @@ import pathlib
 from typing import Literal
 
 from experiments.mnist1d.models import MODELS
-from experiments.study.command import Command, flag
+from experiments.study.command import Command, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,8 @@ class Config:
     resume: pathlib.Path | None = None
 
     def __post_init__(self):
-        for name in ("seeds", "steps", "batch_size", "hidden_dim", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"--learning-rate must be a number above 0, got {self.learning_rate}.")
+        counts = ("seeds", "steps", "batch_size", "hidden_dim", "evaluate_every")
+        check_numbers(self, counts=counts, positive=("learning_rate",))
         if unknown := [name for name in self.names if name not in MODELS]:
             raise ValueError(f"There is no model {', '.join(unknown)!r}; choose from {', '.join(MODELS)}.")
 

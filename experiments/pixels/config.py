@@ -2,12 +2,11 @@
 """What the command can be asked for. A preset is a small difference from the defaults."""
 
 import dataclasses
-import math
 import pathlib
 from typing import Literal
 
 from experiments.study.cells import cells
-from experiments.study.command import Command
+from experiments.study.command import Command, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +51,11 @@ class Config:
     resume: pathlib.Path | None = None
 
     def __post_init__(self):
-        for name in ("pool", "limit", "hidden_dim", "steps", "batch_size", "seeds"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {given}.")
-        for name in ("learning_rate", "clip_norm"):
-            given = getattr(self, name)
-            if given is not None and not 0 < given < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be a number above 0, got {given}.")
+        check_numbers(
+            self,
+            counts=("pool", "limit", "hidden_dim", "steps", "batch_size", "seeds"),
+            positive=("learning_rate", "clip_norm"),
+        )
         if self.permutation is not None and self.permutation < 0:
             raise ValueError(f"--permutation must be a seed of 0 or more, got {self.permutation}.")
         cells(self.cells, self.hidden_dim)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from experiments.selective_copy.models import entries
 from experiments.study import generated
-from experiments.study.command import Command, flag
+from experiments.study.command import Command, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,7 @@ class Config:
     resume: pathlib.Path | None = None
 
     def __post_init__(self):
-        for name in ("recalled", "layers", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, got {getattr(self, name)}.")
+        check_numbers(self, counts=("recalled", "layers", "width"), positive=())
         generated.check(self, entries(self.layers, self.width))
         if self.recalled > self.length:
             raise ValueError(f"--recalled {self.recalled} symbols do not fit in --length {self.length} steps.")

@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -169,6 +170,27 @@ def _discard_empty(run_dir: pathlib.Path) -> None:
     if [path.name for path in run_dir.iterdir()] == [CONFIG]:
         (run_dir / CONFIG).unlink()
         run_dir.rmdir()
+
+
+def check_numbers(config: object, *, counts: Sequence[str], positive: Sequence[str]) -> None:
+    """Refuses numbers out of range; fields that are None are let through.
+
+    Args:
+      config: a command's configuration.
+      counts: fields that must be at least 1.
+      positive: fields that must be finite and above 0.
+
+    Raises:
+      ValueError: naming the flag and what was given.
+    """
+    for name in counts:
+        given = getattr(config, name)
+        if given is not None and given < 1:
+            raise ValueError(f"{flag(name)} must be at least 1, got {given}.")
+    for name in positive:
+        given = getattr(config, name)
+        if given is not None and not 0 < given < math.inf:
+            raise ValueError(f"{flag(name)} must be a number above 0, got {given}.")
 
 
 def flag(name: str) -> str:

@@ -2,13 +2,12 @@
 """What the experiments on generated sequences share: entries of models, their optimizer, checks of a configuration."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import optax
 
-from experiments.study.command import flag
+from experiments.study.command import check_numbers
 from experiments.study.task import Task, Variant
 from seqjax import training
 from seqjax.base import Layer
@@ -65,13 +64,7 @@ def check(config: Config, entries: Mapping[str, Entry]) -> None:
     Raises:
       ValueError: what was given, and what was expected.
     """
-    for name in COUNTS:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{flag(name)} must be at least 1, got {getattr(config, name)}.")
-    for name in ("learning_rate", "clip_norm"):
-        given = getattr(config, name)
-        if given is not None and not 0 < given < math.inf:
-            raise ValueError(f"{flag(name)} must be a number above 0, got {given}.")
+    check_numbers(config, counts=COUNTS, positive=("learning_rate", "clip_norm"))
     names = models(config)
     if unknown := [name for name in names if name not in entries]:
         raise ValueError(f"--models: there is no {', '.join(unknown)}; choose from {', '.join(entries)}.")

@@ -133,13 +133,13 @@ def learning(path: pathlib.Path, task: Task, rows: Sequence[Row], run_dir: pathl
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         axis = figure.subplots()
-        low = math.inf
+        low, high = math.inf, -math.inf
         for index, row in enumerate(rows):
             steps, values = _curves(task.metric, row, run_dir)
             colour = PALETTE[index % len(PALETTE)]
             dash = ("-", "--", ":")[index // len(PALETTE) % 3]
             if values.size:
-                low = min(low, float(values.min()))
+                low, high = min(low, float(values.min())), max(high, float(values.max()))
                 marker = "o" if len(steps) < 30 else None
                 axis.plot(
                     steps, values.mean(0), color=colour, ls=dash, lw=1.5, marker=marker, ms=2.5, label=row.variant.name
@@ -147,9 +147,9 @@ def learning(path: pathlib.Path, task: Task, rows: Sequence[Row], run_dir: pathl
                 if len(values) > 1:
                     axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
         for index, (name, value) in enumerate(task.baselines.items()):
-            low = min(low, value)
+            low, high = min(low, value), max(high, value)
             axis.axhline(value, color="0.35", ls=("--", ":", "-.")[index % 3], lw=1.2, label=name)
-        if low > 0 and task.better == "lower":
+        if task.better == "lower" and 0 < 5 * low < high:
             logarithmic(axis)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axis.set(xlabel="training step", ylabel=task.metric)

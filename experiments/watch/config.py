@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments.study.command import Command
+from experiments.study.command import Command, check_numbers
 from experiments.watch.data import FOLDS
 from experiments.watch.models import STUDIES
 
@@ -48,13 +48,11 @@ class Config:
     resume: pathlib.Path | None = None
 
     def __post_init__(self):
-        for name in ("steps", "hidden_dim", "evaluate_every"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {given}.")
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}.")
+        check_numbers(
+            self,
+            counts=("steps", "hidden_dim", "evaluate_every"),
+            positive=("learning_rate", "clip_norm"),
+        )
         known = STUDIES[self.study]
         unknown = [name for name in self.names if name not in known]
         if unknown:

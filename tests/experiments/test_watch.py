@@ -189,7 +189,7 @@ def test_command_writes_what_it_found_and_goes_on_where_it_stopped(tmp_path, mon
         ({"folds": "0,5"}, "--folds are some of 0,1,2,3,4"),
         ({"folds": "1,1"}, "--folds are some of 0,1,2,3,4"),
         ({"steps": 0}, "--steps must be at least 1"),
-        ({"learning_rate": -1.0}, "--learning-rate must be above 0"),
+        ({"learning_rate": -1.0}, "--learning-rate must be a number above 0"),
     ],
 )
 def test_bad_options_are_refused_by_flag(arguments, message):
