@@ -16,6 +16,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from seqjax.plan import Plan, tree_bytes
 
@@ -71,7 +72,7 @@ class Cell(Described):
     in `capabilities` and implementing its methods:
 
     - `"adjoint"`: `step_residuals`, `step_transpose`, `accumulate`, a hand-written
-      reverse pass that the scan engines use in place of autodiff;
+      reverse pass that the scan engines use in place of autodiff (and `project_transpose`, if it has its own);
     - `"affine"`: `coefficients`, `readout`, for `carry_t = decay_t * carry_{t-1} + drive_t`;
     - `"jacobian"`: `step_jacobian`, ∂carry_t/∂carry_{t-1} in closed form, beside its `jacobian_structure`.
 
@@ -128,8 +129,13 @@ class Cell(Described):
 
     def accumulate(self, params: Params, residuals: Residuals, d_zs: Any, extras: Any) -> Params:
         """The params' cotangent from all steps at once: residuals, `d_zs` and `extras` are
-        stacked on axis 0. What enters through `project` is the engine's business and left zero."""
+        stacked on axis 0. What enters through `project` is left zero: `project_transpose` has it."""
         raise self._not_offered("adjoint")
+
+    def project_transpose(self, params: Params, x: Array, d_z: Array) -> tuple[Params, Array]:
+        """Cotangents of the inputs of `project`, by autodiff where a cell has nothing better."""
+        z, transpose = jax.vjp(self.project, params, x)
+        return transpose(tuple(jnp.split(d_z, len(z), axis=-1)) if isinstance(z, tuple) else d_z)
 
     # -- affine ----------------------------------------------------------------------------
 

@@ -70,6 +70,19 @@ def project_input(cell: Any, params: Any, x: Array) -> Array:
     return z if params.bias is None else add_bias(z, params.bias)
 
 
+def project_transpose(params: Any, x: Array, d_z: Array) -> tuple[Any, Array]:
+    """The transpose of `project_input`: the params' cotangent, zero but for `w_in` and `bias`, and that of `x`.
+
+    Autodiff has the same products, but hands XLA the operands of the weights' in an order in which it
+    transposes the larger, `d_z`, in memory: that takes as long as the product.
+    """
+    d_params = jax.tree.map(jnp.zeros_like, params)
+    d_params = d_params._replace(w_in=outer_sum(x.astype(d_z.dtype), d_z, params.w_in.dtype))
+    if params.bias is not None:
+        d_params = d_params._replace(bias=leading_sum(d_z, params.bias.dtype))
+    return d_params, recur_transpose(d_z, params.w_in).astype(x.dtype)
+
+
 Gates = tuple[Array, ...]
 """One `[..., H]` for each gate. A loop that reads its input whole is vectorized by XLA on CPU, one that
 reads slices of it is not: elementwise work takes a fourth of the time with gates apart."""
@@ -139,12 +152,13 @@ def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
 
 def outer_sum(left: Array, right: Array, dtype: Any) -> Array:
     """Σ over all leading axes of left ⊗ right: `[..., A], [..., B] -> [A, B]`, one matmul."""
-    return (left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])).astype(dtype)
+    leading = tuple(range(left.ndim - 1))
+    return jax.lax.dot_general(left, right, ((leading, leading), ((), ()))).astype(dtype)
 
 
 def leading_sum(x: Array, dtype: Any) -> Array:
-    """Σ over all axes but the last."""
-    return x.sum(tuple(range(x.ndim - 1))).astype(dtype)
+    """Σ over all axes but the last, in at least float32."""
+    return x.sum(tuple(range(x.ndim - 1)), dtype=at_least_float32(x.dtype)).astype(dtype)
 
 
 def has_slopes(*activations: Activation) -> bool:

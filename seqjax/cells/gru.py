@@ -266,5 +266,8 @@ class GRU(Cell):
             raise self._not_offered("adjoint")
         return gru_transpose(params, residuals, d_carry, d_y, slope=slope, gate_slope=gate_slope)
 
+    def project_transpose(self, params: GRUParams, x: Array, d_z: Array) -> tuple[GRUParams, Array]:
+        return gates.project_transpose(params, x, d_z)
+
     def accumulate(self, params: GRUParams, residuals: GRUResiduals, d_zs: Array, extras: tuple | None) -> GRUParams:
         return gru_accumulate(params, residuals, d_zs, extras)

@@ -263,6 +263,9 @@ class LSTMFamily(Cell):
             params, residuals, d_carry, d_y, activation=activation, slope=slope, gate_slope=gate_slope
         )
 
+    def project_transpose(self, params: LSTMParams, x: Array, d_z: Array) -> tuple[LSTMParams, Array]:
+        return gates.project_transpose(params, x, d_z)
+
     def accumulate(self, params: LSTMParams, residuals: LSTMResiduals, d_zs: Array, extras: tuple) -> LSTMParams:
         return lstm_accumulate(params, residuals, d_zs, extras)
 

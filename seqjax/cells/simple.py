@@ -237,6 +237,9 @@ class Simple(Cell):
             raise self._not_offered("adjoint")
         return simple_transpose(params, residuals, d_carry, d_y, slope=slope)
 
+    def project_transpose(self, params: SimpleParams, x: Array, d_z: Array) -> tuple[SimpleParams, Array]:
+        return gates.project_transpose(params, x, d_z)
+
     def accumulate(
         self, params: SimpleParams, residuals: SimpleResiduals, d_zs: Array, extras: Array | None
     ) -> SimpleParams:

@@ -169,8 +169,7 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
         flags = some._replace(x=None, key=None)
         state, (d_zs, extras) = jax.lax.scan(step, state, (flags, residuals, d_ys), reverse=True, unroll=unroll)
         d_params = cell.accumulate(params, residuals, d_zs, extras)
-        zs, project_transpose = jax.vjp(cell.project, params, visible(some))
-        d_projected, d_xs = project_transpose(apart(d_zs, zs))
+        d_projected, d_xs = cell.project_transpose(params, visible(some), d_zs)
         return state, add(d_params, d_projected), d_xs
 
     def add_block(state: tuple, inputs: tuple[Steps, Any, Array], _: None) -> tuple[tuple, tuple[Array, None]]:
@@ -187,11 +186,6 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
         (state, d_params), (d_xs, _) = scan_pieces(add_block, start, inputs, size, reverse=True)
         d_carry, d_initial = state
     return d_params, d_initial, d_carry, Steps(d_xs, None, None, None)
-
-
-def apart(d_zs: Array, zs: Any) -> Any:
-    """Cotangents that stand side by side, in the form of `zs`: an array, or a tuple of arrays."""
-    return tuple(jnp.split(d_zs, len(zs), axis=-1)) if isinstance(zs, tuple) else d_zs
 
 
 scan_adjoint.defvjp(_forward, _reverse)
@@ -230,9 +224,11 @@ def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> 
 def divisor(T: int, step_bytes: int, most_bytes: int) -> int:
     """The largest divisor of `T` with which a block's projections take at most so many bytes, or 1 if it is short.
 
-    >>> divisor(1000, 8192, 2**20), divisor(50, 10_000, 2**20), divisor(100, 2**18, 2**20), divisor(997, 8192, 2**20)
-    (50, 50, 1, 1)
+    A few steps are not short where they are large.
+
+    >>> divisor(1000, 8192, 2**20), divisor(50, 10_000, 2**20), divisor(100, 2**18, 2**20), divisor(998, 8192, 2**20)
+    (50, 50, 4, 1)
     """
     most = min(T, LONGEST_BLOCK, most_bytes // max(step_bytes, 1))
     size = next((size for size in range(most, 0, -1) if T % size == 0), 1)
-    return size if size >= SHORTEST_BLOCK else 1
+    return size if size >= SHORTEST_BLOCK or 4 * size * step_bytes >= most_bytes else 1
