@@ -25,6 +25,8 @@ class Config:
       epochs: passes over the text.
       learning_rate: of Adam at its height, after a hundredth of all steps; it falls to 0 along half a cosine.
       clip_norm: the global norm that gradients are clipped to.
+      evaluations: how often a run is judged, the last time at its end.
+      dynamic_rate: of the gradient descent by which a trained model goes on learning while it is judged.
       seeds: how many runs of each model.
       run_dir: where to write; by default a new folder in runs/bytes.
       resume: a run's folder, to continue it as it was configured.
@@ -49,6 +51,8 @@ class Config:
     epochs: float = 3.0
     learning_rate: float = 3e-3
     clip_norm: float = 1.0
+    evaluations: int = 6
+    dynamic_rate: float = 0.2
     seeds: int = 1
     run_dir: pathlib.Path | None = None
     resume: pathlib.Path | None = None
@@ -61,8 +65,8 @@ class Config:
     def __post_init__(self):
         check_numbers(
             self,
-            counts=("hidden_dim", "layers", "window", "batch_size", "seeds", "length", "limit"),
-            positive=("epochs", "learning_rate", "clip_norm", "temperature"),
+            counts=("hidden_dim", "layers", "window", "batch_size", "evaluations", "seeds", "length", "limit"),
+            positive=("epochs", "learning_rate", "clip_norm", "dynamic_rate", "temperature"),
         )
         if not self.prompt:
             raise ValueError("--prompt must have at least one byte for the model to go on from.")

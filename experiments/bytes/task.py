@@ -2,25 +2,16 @@
 """The text as a task: the next byte, learnt in windows of long lanes, judged as one stream."""
 
 import functools
-import itertools
-import math
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 import seqjax
-from experiments.bytes import data
+from experiments.bytes import data, judge
 from experiments.study.task import Evaluator, Task
 from seqjax import training
-from seqjax.base import Array, Carry, Cell, Layer, Params
+from seqjax.base import Cell, Layer, Params
 
 METRIC = "bits"
 """A byte of the last part, given all bytes before it."""
 BYTES, FEATURES = 256, 64
-WARM_UP, PIECE = 8192, 512
-"""Bytes of the first part that a model reads before it is judged, and bytes that are judged in one call."""
 
 
 def task(
@@ -63,43 +54,9 @@ def model(*cells: Cell) -> seqjax.Serial:
 
 
 def _evaluator(corpus: data.Corpus, model: Layer) -> Evaluator:
-    ids = corpus.ids
-    read = reader(model)
+    read = judge.reader(model)
 
     def evaluate(params: Params) -> dict[str, float]:
-        return {METRIC: stream(model, read, params, ids, corpus.cut)}
+        return {METRIC: judge.fixed(model, read, params, corpus.ids, corpus.cut)}
 
     return evaluate
-
-
-Reader = Callable[[Params, Carry, Array, Array], tuple[Carry, Array]]
-
-
-def reader(model: Layer) -> Reader:
-    """A jitted `read(params, carry, xs, ys) -> (carry, nats)`: the sum of -log p of the bytes `ys` that follow `xs`."""
-
-    @jax.jit
-    def read(params: Params, carry: Carry, xs: Array, ys: Array) -> tuple[Carry, Array]:
-        carry, logits = model.apply(params, carry, xs)
-        return carry, training.cross_entropy(logits, ys) * len(ys)
-
-    return read
-
-
-def stream(model: Layer, read: Reader, params: Params, ids: np.ndarray, cut: int, piece: int = PIECE) -> float:
-    """Bits a byte of `ids[cut:]`, read as one stream whose carry is passed on, each byte judged once.
-
-    The carry at the cut comes from the `WARM_UP` bytes before it.
-    """
-    carry = model.initial_carry(params, ())
-    nats: list[Array] = []
-    start = max(cut - 1 - WARM_UP, 0)
-    # the first call ends where the judged part begins: the last byte before the cut predicts the first after it
-    edges = [start, *range(cut - 1, len(ids) - 1, piece), len(ids) - 1]
-    for begin, end in itertools.pairwise(edges):
-        if end > begin:
-            xs, ys = (jnp.asarray(ids[begin + shift : end + shift]) for shift in (0, 1))
-            carry, found = read(params, carry, xs, ys)
-            if begin >= cut - 1:
-                nats.append(found)
-    return float(np.sum(np.asarray(jax.device_get(nats), np.float64))) / (len(ids) - cut) / math.log(2)

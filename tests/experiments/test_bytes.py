@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import seqjax
-from experiments.bytes import data, run
-from experiments.bytes.task import model, reader, stream
+from experiments.bytes import data, judge, run
+from experiments.bytes.task import model
 from seqjax import training
 
 TEXT = b"".join(b"def f%d(x):\n    return x + %d\n" % (i, i * i) for i in range(400))
@@ -63,7 +63,7 @@ def test_a_model_that_knows_nothing_needs_eight_bits_and_every_byte_is_counted_o
     ids = np.frombuffer(TEXT, np.uint8).astype(np.int32)[:1000]
     blind = model(seqjax.Simple(4))
     params = jax.tree.map(jnp.zeros_like, blind.init(jax.random.key(0), jax.ShapeDtypeStruct((3, 2), jnp.int32)))
-    assert stream(blind, reader(blind), params, ids, cut=900, piece=33) == pytest.approx(8.0, rel=1e-6)
+    assert judge.fixed(blind, judge.reader(blind), params, ids, cut=900, piece=33) == pytest.approx(8.0, rel=1e-6)
 
 
 def test_streaming_in_pieces_equals_one_pass_over_all():
@@ -74,7 +74,23 @@ def test_streaming_in_pieces_equals_one_pass_over_all():
     logits = np.asarray(logits, np.float64)
     each = np.log(np.exp(logits).sum(-1)) - logits[np.arange(599), ids[1:]]
     expected = each[499:].mean() / np.log(2)  # bytes 500 to 599, each given all before it
-    assert stream(net, reader(net), params, ids, cut=500, piece=37) == pytest.approx(expected, rel=1e-5)
+    assert judge.fixed(net, judge.reader(net), params, ids, cut=500, piece=37) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_that_learn_are_judged_before_they_have_seen_a_piece():
+    # all weights but the last bias are 0, and stay so: p is softmax(b), whose gradient is p less the share of each byte
+    ids = np.frombuffer(TEXT, np.uint8).astype(np.int32)[:100]
+    net = model(seqjax.Simple(2))
+    params = jax.tree.map(jnp.zeros_like, net.init(jax.random.key(0), jax.ShapeDtypeStruct((3, 2), jnp.int32)))
+    bias, nats = np.zeros(256), []
+    for piece in (ids[60:80], ids[80:100]):
+        p = np.exp(bias) / np.exp(bias).sum()
+        nats += [-np.log(p[byte]) for byte in piece]
+        gradient = p - np.bincount(piece, minlength=256) / 20
+        bias -= 0.5 * gradient / max(1, np.linalg.norm(gradient))
+    found = judge.dynamic(net, params, ids, cut=60, rate=0.5, piece=20)
+    assert found == pytest.approx(np.mean(nats) / np.log(2), rel=1e-5)
+    assert found < 8
 
 
 def test_little_text_and_none_are_refused(tmp_path):
@@ -94,7 +110,8 @@ def test_a_run_is_resumed_refused_other_text_and_writes(tmp_path, folder, capsys
     assert 0 < row["mean"] < 10
     assert set(summary["baselines"]) == {"zlib", "bz2", "lzma"}
     assert training.latest(where / "simple/0") == row["outcomes"][0]["steps"]
-    capsys.readouterr()
+    assert "when it goes on learning" in capsys.readouterr().out
+    assert json.loads((where / "simple/0/dynamic.json").read_text())["bits"] < row["mean"]
     assert run.main(["--sample", str(where / "simple/0"), "--length", "20", "--prompt", "def"]) == 0
     assert capsys.readouterr().out.startswith("def")
     (where / "data.json").write_text("{}")
