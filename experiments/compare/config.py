@@ -17,7 +17,7 @@ class Config:
     Args:
       preset: smoke (seconds, to see that it runs), default, paper (ten seeds of 10,000 steps with 128 units).
       task: an experiment that has one: adding, copy, selective_copy, mnist1d, watch, forecast,
-        bytes, chorales, pixels.
+        bytes, chorales, pixels, spikes.
       options: what the task is to be given, as NAME=VALUE, for instance length=100 batch_size=16.
       cells: separated by commas; an unknown one is answered with the list of all.
       hidden_dim: units of each cell.

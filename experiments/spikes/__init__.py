@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The firing of an auditory neuron, predicted from the sound it hears."""
