@@ -20,9 +20,10 @@ import tyro
 
 import seqjax
 from experiments.benchmarks import measure
-from experiments.forecast import config as forecast_config
 from experiments.forecast import data as forecast_data
-from experiments.forecast import train as forecast_train
+from experiments.forecast.config import Config as ForecastConfig
+from experiments.forecast.run import variants
+from experiments.study import runner
 from seqjax.base import Cell, Engine
 from seqjax.engines import Newton, Relaxed, Scan, newton_solve, relaxed_solve
 from seqjax.initializers import Chrono
@@ -76,14 +77,14 @@ def initialized(config: Config) -> dict[str, tuple[Cell, Any]]:
 
 def trained(config: Config) -> tuple[dict[str, tuple[Cell, Any]], jax.Array]:
     """First layers of the forecast experiment's models after training, and the year they were trained on."""
-    options = forecast_config.Config(epochs=config.epochs)
+    options = ForecastConfig(model="simple,lstm,gru", epochs=config.epochs)
     task = forecast_data.load_task("weather", None, "greensboro", options.steps_seen)
     series = forecast_data.load_series("weather")
     cells = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("simple", "lstm", "gru"):
-            forecast_train.train(options, task, name, pathlib.Path(folder) / name)
-            loaded = seqjax.training.load(pathlib.Path(folder) / name / forecast_train.FINAL)
+        runner.run(variants(options, task), [0], pathlib.Path(folder), config={})
+        for name in options.names:
+            loaded = seqjax.training.load(pathlib.Path(folder) / name / "0")
             first = cast(seqjax.Serial, loaded.model).layers[0]
             cells[f"{name}, trained"] = cast(seqjax.RNN, first).cell, loaded.params[0]
     return cells, jnp.asarray(task.scaler.scale(series.values)[:, None], jnp.float32)

@@ -12,7 +12,7 @@ from experiments.diagnose.config import Config
 from experiments.forecast import config as forecast
 from experiments.forecast import data
 from experiments.forecast.models import MODELS
-from experiments.forecast.train import FINAL
+from experiments.study.runner import FINAL
 from seqjax import training
 from seqjax.base import Layer, Params
 from seqjax.layers import BatchMajor
@@ -52,16 +52,13 @@ def find(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         return path, path / FINAL
     if training.latest(path) is not None:
         return path, path
-    below = sorted(p.name for p in path.glob("*") if p.is_dir() and _has_checkpoint(p))
-    if len(below) == 1:
-        return find(path / below[0])
-    if below:
-        raise ValueError(f"{path} has several models; choose one: {', '.join(str(path / name) for name in below)}.")
+    below = {folder.parent for depth in ("*", "*/*") for folder in path.glob(f"{depth}/checkpoints")}
+    models = sorted({folder.parent if folder.name == FINAL else folder for folder in below})
+    if len(models) == 1:
+        return find(models[0])
+    if models:
+        raise ValueError(f"{path} has several models; choose one: {', '.join(map(str, models))}.")
     raise ValueError(f"{path} has no checkpoint; give the folder of a run.")
-
-
-def _has_checkpoint(path: pathlib.Path) -> bool:
-    return training.latest(path) is not None or training.latest(path / FINAL) is not None
 
 
 def load(config: Config) -> tuple[Subject, pathlib.Path]:
@@ -75,10 +72,10 @@ def load(config: Config) -> tuple[Subject, pathlib.Path]:
     loaded = training.load(saved)
     metrics = folder / "metrics.jsonl"
     history = training.read_metrics(metrics) if metrics.exists() else []
-    metadata = loaded.metadata if "data" in loaded.metadata else loaded.metadata.get("config", {})
-    if metadata.get("model") in MODELS and {"config", "data"} <= set(metadata):
-        name = f"{metadata['model']} of {folder.parent.name}"
-        inputs, xs, targets = _windows(config, metadata)
+    trained = loaded.metadata.get("config", {})
+    if trained.get("variant") in MODELS and "windows" in trained:
+        name = f"{trained['variant']} of {folder.parents[1].name}"
+        inputs, xs, targets = _windows(config, trained)
     else:
         name, targets = folder.name, None
         inputs, xs = _arrays(config, training.read_manifest(saved)["inputs"], isinstance(loaded.model, BatchMajor))
@@ -86,17 +83,13 @@ def load(config: Config) -> tuple[Subject, pathlib.Path]:
     return Subject(name, model, loaded.params, loaded.step, inputs, xs, targets, history), folder
 
 
-def _windows(config: Config, metadata: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
+def _windows(config: Config, trained: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
     """Windows of a forecasting task, scaled as the training data was, spread evenly."""
     if config.data is None and config.column is not None:
         raise ValueError("--column goes with --data, which is not given.")
-    trained, known = forecast.Config.from_json(metadata["config"]), metadata["data"]
-    window, positions = known["window"], MODELS[metadata["model"]].positions
-    source, column, station = (
-        (trained.source, trained.column, trained.station)
-        if config.data is None
-        else (config.data, config.column, config.station)
-    )
+    window, positions = trained["windows"]["window"], data.POSITIONS[MODELS[trained["variant"]].at]
+    asked = forecast.Config.of(trained) if config.data is None else config
+    source, column, station = asked.data or "weather", asked.column, asked.station
     if source == "synthetic" or config.data is None:
         task = data.load_task(source, column, station, window)
         rows, what = task.valid, f"validation windows of {task.name}"
@@ -106,7 +99,7 @@ def _windows(config: Config, metadata: Mapping[str, Any]) -> tuple[str, np.ndarr
             raise ValueError(
                 f"{series.name} has {len(series.values)} rows; the model needs {window} and {data.HORIZON} after them."
             )
-        values = data.Scaler(**known["scaler"]).scale(series.values)
+        values = data.Scaler(**trained["windows"]["scaler"]).scale(series.values)
         rows = np.lib.stride_tricks.sliding_window_view(values, window + data.HORIZON)
         what = f"windows of {series.name}"
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, config.sequences, dtype=int))]

@@ -2,10 +2,15 @@
 """What any forecaster must beat: persistence, and linear least squares in closed form. And how all are judged."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from experiments.forecast.data import HORIZON, Scaler, targets
+from experiments.forecast.data import HORIZON, POSITIONS, Task, targets
+
+Forecaster = Callable[[np.ndarray], np.ndarray]
+"""Of series `[count, at least window]`: forecasts `[count, steps, HORIZON]`."""
 
 
 def persistence(series: np.ndarray, window: int) -> np.ndarray:
@@ -48,12 +53,6 @@ class LeastSquares:
             weights[t, :seen] = np.linalg.lstsq(r[:seen, :seen], aims[t, :seen], rcond=None)[0]
         return cls(weights)
 
-    @property
-    def parameter_count(self) -> int:
-        """Weights and biases of all steps together."""
-        window = len(self.weights)
-        return HORIZON * sum(t + 2 for t in range(window))
-
     def __call__(self, series: np.ndarray) -> np.ndarray:
         """Forecasts `[count, window, HORIZON]` at every step of `series [count, at least window]`."""
         return np.einsum("nd,tdh->nth", _with_one(series, len(self.weights)), self.weights, optimize=True)
@@ -64,23 +63,53 @@ def _with_one(series: np.ndarray, window: int) -> np.ndarray:
     return np.concatenate([np.ones((len(series), 1)), series[:, :window].astype(np.float64)], axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """How good forecasts are.
+def fit(task: Task) -> dict[str, Forecaster]:
+    """The baselines by name; they forecast at every step of the window."""
+    return {
+        "persistence": functools.partial(persistence, window=task.window),
+        "least squares": LeastSquares.fit(task.train),
+    }
+
+
+def score(forecasts: np.ndarray, truth: np.ndarray, std: float) -> dict[str, float]:
+    """How good forecasts are, all `[count, steps, HORIZON]` in scaled units.
 
     Args:
+      forecasts: judged.
+      truth: what came.
+      std: of the data, in their own unit.
+
+    Returns:
       mse: mean squared error over all steps at which forecasts are made, in scaled units.
       mse_last: the same at the last of them, the mean of ten values.
       mae_last: mean absolute error there, in the data's own unit.
     """
-
-    mse: float
-    mse_last: float
-    mae_last: float
-
-
-def score(forecasts: np.ndarray, truth: np.ndarray, scaler: Scaler) -> Score:
-    """Judges `forecasts` by `truth`, both `[count, steps, HORIZON]` in scaled units."""
     errors = np.asarray(forecasts, np.float64) - np.asarray(truth, np.float64)
     last = errors[:, -1]
-    return Score(float(np.mean(errors**2)), float(np.mean(last**2)), float(np.mean(np.abs(last)) * scaler.std))
+    measures = {"mse": np.mean(errors**2), "mse_last": np.mean(last**2), "mae_last": np.mean(np.abs(last)) * std}
+    return {name: float(value) for name, value in measures.items()}
+
+
+def judge(task: Task, at: str, forecaster: Forecaster) -> dict[str, float]:
+    """The scores over validation and test windows, `valid_mse` to `test_mae_last`.
+
+    Args:
+      task: the windows.
+      at: the steps at which there are forecasts, a key of `data.POSITIONS`.
+      forecaster: judged.
+    """
+    measures: dict[str, float] = {}
+    for part, series in (("valid", task.valid), ("test", task.test)):
+        truth = targets(series, task.window)[:, POSITIONS[at]]
+        found = score(forecaster(series), truth, task.scaler.std)
+        measures |= {f"{part}_{name}": value for name, value in found.items()}
+    return measures
+
+
+def reach(task: Task, at: str) -> Mapping[str, Mapping[str, float]]:
+    """What each baseline reaches at some steps."""
+
+    def only(forecaster: Forecaster) -> Forecaster:
+        return lambda series: forecaster(series)[:, POSITIONS[at]]
+
+    return {name: judge(task, at, only(forecaster)) for name, forecaster in fit(task).items()}

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command can be asked for. A preset is a small difference from the defaults."""
 
-import argparse
 import dataclasses
-import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-import tyro
-
-PROGRAM = "scripts/run forecast"
+from experiments.forecast.models import GROUPS, MODELS
+from experiments.study.command import Command, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,63 +16,74 @@ class Config:
 
     Args:
       preset: smoke (seconds, to see that it runs), default (about 3 minutes for all models on
-        2 cores), paper (20 epochs, as published).
+        2 cores), paper (20 epochs and 3 seeds), ablation (normalization, activation and clipping),
+        explosion (a training that explodes, and the same one clipped).
       data: weather (the default), synthetic, or the path of a CSV file with a header. With
         --predict the default is what the model was trained on.
       column: of the CSV file, or of the weather data.
       station: whose weather.
-      model: one, or all of them.
+      model: one, several with commas between them, or all, ablation, explosion.
       window: steps that a model sees; by default 72 for weather and 50 otherwise.
       epochs: passes over the training windows.
+      seeds: runs of each model, with seeds 0, 1, ... of the weights and of the order of the windows.
       batch_size: windows in a batch.
       hidden_dim: units of each of the two recurrent layers.
-      learning_rate: of Adam; by default as published, 0.01 for the plain simple RNN and 0.001 otherwise.
+      optimizer: Adam, or gradient descent with a momentum of 0.9.
+      learning_rate: by default as published for Adam, 0.01 for the plain simple RNN and 0.001 otherwise.
       clip_norm: the global norm that gradients are clipped to, or None.
       limit: use so many windows of each part at most; None uses all.
-      seed: of the initial weights and of the order of the windows.
       run_dir: where to write; by default a new folder in runs/forecast.
-      resume: a run's folder, to continue it as it was configured; only --epochs may be changed.
+      resume: a run's folder, to continue it as it was configured; --epochs and --seeds may be raised.
       predict: a run's folder, to write the forecasts of its model for --data as CSV and a plot.
 
     Raises:
-      ValueError: a number out of range, or options that exclude each other.
+      ValueError: a number out of range, a model that there is not, or options that exclude each other.
     """
 
-    preset: Literal["smoke", "default", "paper"] = "default"
+    preset: Literal["smoke", "default", "paper", "ablation", "explosion"] = "default"
     data: str | None = None
     column: str | None = None
     station: Literal["greensboro", "miami"] = "greensboro"
-    model: Literal[
-        "all", "simple", "simple-batch", "simple-layer", "lstm", "lstm-generic", "peephole", "gru", "conv-gru"
-    ] = "all"
+    model: str = "all"
     window: int | None = None
     epochs: int = 8
+    seeds: int = 1
     batch_size: int = 32
     hidden_dim: int = 20
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float | None = None
     clip_norm: float | None = 1.0
     limit: int | None = None
-    seed: int = 0
     run_dir: pathlib.Path | None = None
     resume: pathlib.Path | None = None
     predict: pathlib.Path | None = None
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "hidden_dim", "limit", "window"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ValueError(f"{_flag(name)} must be at least 1, got {given}.")
-        for name in ("learning_rate", "clip_norm"):
-            given = getattr(self, name)
-            if given is not None and not 0 < given < float("inf"):
-                raise ValueError(f"{_flag(name)} must be a number above 0, or None, got {given}.")
+        counts = ("epochs", "seeds", "batch_size", "hidden_dim", "limit", "window")
+        check_numbers(self, counts=counts, positive=("learning_rate", "clip_norm"))
         if self.window is not None and (self.window < 4 or self.window % 2):
             raise ValueError(
                 f"--window must be even and at least 4, got {self.window}: the convolution of width 4 and "
                 "stride 2 then ends at the window's last step, where all models are compared."
             )
+        if unknown := [name for name in self.names if name not in MODELS]:
+            choices = ", ".join([*GROUPS, *MODELS])
+            raise ValueError(f"--model has no {', '.join(unknown)!r}; choose from {choices}.")
         if self.predict is not None and (self.resume is not None):
             raise ValueError("--predict and --resume exclude each other: a model is trained first, then it forecasts.")
+        if self.source not in ("weather", "synthetic"):  # a run can be resumed from any folder
+            object.__setattr__(self, "data", str(pathlib.Path(self.source).resolve()))
+
+    @classmethod
+    def of(cls, trained: Mapping[str, Any]) -> Self:
+        """The data that a model was trained on, by the `config` in its checkpoint's metadata."""
+        return cls(**{name: trained[name] for name in ("data", "column", "station")})
+
+    @property
+    def names(self) -> list[str]:
+        """The models asked for, each once."""
+        asked = [name.strip() for name in self.model.split(",")]
+        return list(dict.fromkeys(name for group in asked for name in GROUPS.get(group, (group,))))
 
     @property
     def source(self) -> str:
@@ -89,75 +97,25 @@ class Config:
             return self.window
         return 72 if self.source == "weather" else 50
 
-    def to_json(self) -> dict[str, Any]:
-        """What decides the numbers, as a run keeps it; where it is written is not a part of it."""
-        fields = dataclasses.asdict(self)
-        for place in ("run_dir", "resume", "predict"):
-            del fields[place]
-        return fields
 
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
-        """The inverse of `to_json`.
-
-        Raises:
-          ValueError: fields of another version of this experiment.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(fields) - known:
-            raise ValueError(f"The run's configuration has unknown fields: {', '.join(sorted(unknown))}.")
-        return cls(**fields)
-
-
-PRESETS = {
-    "smoke": Config(preset="smoke", epochs=1, limit=256),
-    "default": Config(),
-    "paper": Config(preset="paper", epochs=20),
-}
-
-
-def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for: a preset, or a run to resume, and what the flags change.
-
-    Raises:
-      ValueError: a flag's value out of range; a run that is not there; a resumed run with other options.
-      SystemExit: `--help`, or a flag that does not exist.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="default")
-    first.add_argument("--resume", type=pathlib.Path)
-    chosen, _ = first.parse_known_args(args)
-    if chosen.resume is None:
-        return _parse(args, PRESETS.get(chosen.preset, Config()))
-    saved = load(chosen.resume)
-    config = _parse(args, saved)
-    changed = {name for name, value in config.to_json().items() if value != getattr(saved, name)} - {"epochs"}
-    if changed or config.run_dir is not None:
-        flags = ", ".join(_flag(name) for name in sorted(changed | ({"run_dir"} if config.run_dir else set())))
-        raise ValueError(f"A resumed run keeps its own configuration but for --epochs; leave out {flags}.")
-    if config.epochs < saved.epochs:
-        raise ValueError(f"A resumed run can only become longer: --epochs {config.epochs}, but it has {saved.epochs}.")
-    return config
-
-
-def _parse(args: Sequence[str] | None, default: Config) -> Config:
-    return tyro.cli(Config, prog=PROGRAM, args=args, default=default, config=(tyro.conf.FlagConversionOff,))
-
-
-def load(run_dir: pathlib.Path) -> Config:
-    """The configuration of the run in `run_dir`.
-
-    Raises:
-      ValueError: there is none, or it is not one of this experiment.
-    """
-    path = run_dir / "config.json"
-    try:
-        return Config.from_json(json.loads(path.read_text()))
-    except OSError:
-        raise ValueError(f"{run_dir} is not a run of this experiment: it has no readable config.json.") from None
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is not the configuration of a run: {error}.") from None
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+COMMAND = Command(
+    "forecast",
+    {
+        "smoke": Config(preset="smoke", epochs=1, limit=256),
+        "default": Config(),
+        "paper": Config(preset="paper", epochs=20, seeds=3),
+        "ablation": Config(preset="ablation", data="synthetic", model="ablation", learning_rate=1e-2, seeds=3),
+        "explosion": Config(
+            preset="explosion",
+            data="synthetic",
+            model="explosion",
+            window=200,
+            epochs=2,
+            seeds=3,
+            optimizer="sgd",
+            learning_rate=0.1,
+        ),
+    },
+    extendable=("epochs", "seeds"),
+    actions=("predict",),
+)

@@ -12,8 +12,9 @@ from experiments.forecast import sources
 
 HORIZON = 10
 """How many steps ahead every forecast goes."""
-STRIDED = slice(3, None, 2)
-"""The steps at which a convolution of width 4 and stride 2 has an output."""
+POSITIONS = {"": slice(None), "[3::2]": slice(3, None, 2)}
+"""The steps of a window at which forecasts are made: all, or those at which a convolution of width 4 and
+stride 2 has an output."""
 SYNTHETIC_SPLIT = (7_000, 2_000, 1_000)
 """Training, validation and test series of the synthetic task, as published."""
 TIME_SPLIT = (0.7, 0.9)
@@ -62,8 +63,8 @@ class Task:
         """The name with the unit, if there is one."""
         return labelled(self.name, self.unit)
 
-    def limited(self, count: int) -> Self:
-        """The first `count` windows of each part."""
+    def limited(self, count: int | None) -> Self:
+        """The first `count` windows of each part, or all."""
         parts = {name: getattr(self, name)[:count] for name in ("train", "valid", "test")}
         return dataclasses.replace(self, **parts)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a run: forecasts against truth, error by step ahead, learning curves, gradient norm."""
+"""The pictures of a run: forecasts against truth, error by step ahead, gradient norm, what clipping did."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.style
@@ -12,21 +12,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.forecast.data import HORIZON, Task
-from experiments.study.style import PALETTE, STYLE, logarithmic
+from experiments.forecast.models import UNCLIPPED
+from experiments.study.style import PALETTE, STYLE
 
 BASELINES = {"persistence": ("0.65", ":"), "least squares": ("0.35", "--")}
 
 History = Sequence[Mapping[str, Any]]
 
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each model, the same in every picture of a run."""
-    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each model, the same in every picture of a run, and for its unclipped or generic twin."""
+    first = {name: name.removesuffix(UNCLIPPED).removesuffix("-generic") for name in names}
+    places = {name: place for place, name in enumerate(dict.fromkeys(first.values()))}
+    return {name: PALETTE[places[first[name]] % len(PALETTE)] for name in first}
 
 
 def _dash(name: str) -> str:
-    """The same model under another engine lies on the same line: it is dashed, to show both."""
-    return "--" if name.endswith("-generic") else "-"
+    """A twin is dashed: the generic one lies on the same line."""
+    return "--" if name.endswith(("-generic", UNCLIPPED)) else "-"
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
@@ -53,7 +56,7 @@ def forecasts(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], 
             axis.plot(past, values[task.window - shown : task.window], color="0.45", lw=1.2)
             axis.plot(ahead, values[task.window :], color="black", lw=1.2, marker="o", ms=3, label="truth")
             axis.plot(ahead, task.scaler.unscale(linear[row]), color="0.35", lw=1.2, ls="--", label="least squares")
-            for (name, made), colour in zip(models.items(), colours(list(models)).values(), strict=True):
+            for (name, made), colour in zip(models.items(), colours(models).values(), strict=True):
                 axis.plot(ahead, task.scaler.unscale(made[row]), color=colour, lw=1.6, label=name)
             axis.axvspan(0.5, HORIZON + 0.5, color="0.96", zorder=0)
             axis.set_title(f"validation window {row:,}", loc="left")
@@ -81,51 +84,12 @@ def horizon(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], ba
         axis = axes[0, 0]
         for name, made in base.items():
             axis.plot(ahead, error(made), color=BASELINES[name][0], ls=BASELINES[name][1], lw=1.6, label=name)
-        for name, colour in colours(list(models)).items():
+        for name, colour in colours(models).items():
             axis.plot(ahead, error(models[name]), color=colour, ls=_dash(name), lw=1.4, marker="o", ms=3, label=name)
         axis.set(xlabel="steps ahead", ylabel="RMSE" + (f" ({task.unit})" if task.unit else ""), xticks=ahead)
         axis.set_ylim(bottom=0)
         axis.set_title(f"{task.name}: error by step ahead, validation", loc="left")
         axis.legend(ncols=2)
-        figure.savefig(path)
-
-
-def learning(path: pathlib.Path, task: Task, histories: Mapping[str, History], base: Mapping[str, Any]) -> None:
-    """Validation MSE after every epoch, over all steps and at the last, with the baselines as lines.
-
-    Args:
-      path: of the PNG.
-      task: what was learnt.
-      histories: the lines of each model's metrics.
-      base: the `Score` of each baseline.
-    """
-    with matplotlib.style.context(STYLE):
-        figure, axes = _figure(1, 2, (11, 4.2), sharex=True)
-        for axis, key, field, title in (
-            (axes[0, 0], "valid_mse", "mse", "all steps"),
-            (axes[0, 1], "valid_mse_last", "mse_last", "last step"),
-        ):
-            for name, colour in colours(list(histories)).items():
-                lines = [line for line in histories[name] if key in line]
-                axis.plot(
-                    [line["step"] for line in lines],
-                    [line[key] for line in lines],
-                    color=colour,
-                    ls=_dash(name),
-                    lw=1.4,
-                    marker="o",
-                    ms=2.5,
-                    label=name,
-                )
-            for name, found in base.items():
-                colour, dash = BASELINES[name]
-                axis.axhline(getattr(found, field), color=colour, ls=dash, lw=1.4, label=name)
-            logarithmic(axis)
-            axis.set(xlabel="training step", ylabel="validation MSE", title=title)
-            axis.set_xlim(left=0)
-            axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        figure.suptitle(f"{task.name}: learning curves", x=0.01, ha="left")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
         figure.savefig(path)
 
 
@@ -141,8 +105,8 @@ def gradients(path: pathlib.Path, histories: Mapping[str, History], clip_norm: f
     rows = -(-len(histories) // columns)
     with matplotlib.style.context(STYLE):
         figure, axes = _figure(rows, columns, (max(2.8 * columns, 5), 2.6 * rows), sharex=True, sharey=True)
-        for axis, (name, colour) in zip(axes.flat, colours(list(histories)).items(), strict=False):
-            _gradient_panel(axis, histories[name], colour, clip_norm)
+        for axis, (name, colour) in zip(axes.flat, colours(histories).items(), strict=False):
+            _gradient_panel(axis, histories[name], colour, None if name.endswith(UNCLIPPED) else clip_norm)
             clipped = np.mean([bool(line["clipped"]) for line in histories[name]])
             axis.set_title(f"{name}, {clipped:.0%} of steps clipped", loc="left")
         for axis in axes.flat[len(histories) :]:
@@ -153,8 +117,7 @@ def gradients(path: pathlib.Path, histories: Mapping[str, History], clip_norm: f
 
 
 def _gradient_panel(axis: Axes, history: History, colour: str, clip_norm: float | None) -> None:
-    steps = np.array([line["step"] for line in history])
-    norms = np.array([line["grad_norm"] for line in history], np.float64)
+    steps, norms = _series(history, "step"), _series(history, "grad_norm")
     width = max(1, len(norms) // 50)
     blocks = len(norms) // width
     axis.plot(steps, norms, color=colour, lw=0.5, alpha=0.35)
@@ -168,6 +131,35 @@ def _gradient_panel(axis: Axes, history: History, colour: str, clip_norm: float 
         axis.axhline(clip_norm, color="black", ls="--", lw=0.9)
         axis.text(steps[-1], clip_norm * 1.2, "clipped above", ha="right", va="bottom", fontsize=7.5)
     axis.set_yscale("log")
+
+
+def _series(history: History, measure: str) -> np.ndarray:
+    """A measure at every step, NaN where it was not finite."""
+    return np.array([line[measure] for line in history], np.float64)
+
+
+def clipping(path: pathlib.Path, histories: Mapping[str, Sequence[History]]) -> None:
+    """Training loss and gradient norm step by step, a line for each seed; a cross is the last finite value.
+
+    Args:
+      path: of the PNG.
+      histories: the lines of metrics of each model's runs.
+    """
+    with matplotlib.style.context(STYLE):
+        figure, axes = _figure(2, len(histories), (max(2.8 * len(histories), 5), 5), sharex=True, sharey="row")
+        for column, (name, colour) in zip(axes.T, colours(histories).items(), strict=True):
+            for axis, measure in zip(column, ("loss", "grad_norm"), strict=True):
+                for history in histories[name]:
+                    steps, values = _series(history, "step"), _series(history, measure)
+                    axis.loglog(steps, values, color=colour, lw=0.8, marker=".", ms=2)
+                    finite = np.flatnonzero(np.isfinite(values))
+                    if finite.size and finite[-1] + 1 < len(values):
+                        axis.plot(steps[finite[-1]], values[finite[-1]], "x", color="black")
+            column[0].set_title(name, loc="left")
+        axes[0, 0].set_ylabel("training loss")
+        axes[1, 0].set_ylabel("gradient norm before clipping")
+        figure.supxlabel("training step")
+        figure.savefig(path)
 
 
 def future(path: pathlib.Path, label: str, values: np.ndarray, made: Mapping[int, np.ndarray]) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 
 from experiments.forecast import data, evaluation, plots, sources
 from experiments.forecast.config import Config
-from experiments.forecast.models import MODELS
-from experiments.forecast.train import FINAL
+from experiments.study.runner import FINAL
 from seqjax import training
 
 
@@ -37,10 +36,9 @@ def predict(config: Config, run_dir: pathlib.Path) -> pathlib.Path:
         raise ValueError("--column and --station go with --data, which is not given.")
     folder = model_folder(run_dir, config.model)
     loaded = training.load(folder / FINAL)
-    trained = Config.from_json(loaded.metadata["config"])
-    window = loaded.metadata["data"]["window"]
-    scaler = data.Scaler(**loaded.metadata["data"]["scaler"])
-    asked = trained if config.data is None else config
+    trained = loaded.metadata["config"]
+    window, scaler = trained["windows"]["window"], data.Scaler(**trained["windows"]["scaler"])
+    asked = Config.of(trained) if config.data is None else config
     out = config.run_dir or folder
     path = out / f"forecasts-{pathlib.Path(asked.source).stem}.csv"
     if asked.source == "synthetic":
@@ -49,8 +47,8 @@ def predict(config: Config, run_dir: pathlib.Path) -> pathlib.Path:
     else:
         series = data.load_series(asked.source, asked.column, asked.station)
         origins = of_series(series, window)
-    forecasts = evaluation.forecaster(loaded.model, window)
-    made = scaler.unscale(forecasts(loaded.params, scaler.scale(origins.seen))[:, -1])
+    forecasts = evaluation.forecast(loaded.model, loaded.params, scaler.scale(origins.seen), window)
+    made = scaler.unscale(forecasts[:, -1])
     out.mkdir(parents=True, exist_ok=True)
     write_csv(path, origins, made)
     _plot(path.with_suffix(".png"), series, origins, made)
@@ -113,21 +111,21 @@ def _plot(path: pathlib.Path, series: sources.Series | None, origins: Origins, m
 
 
 def model_folder(run_dir: pathlib.Path, model: str) -> pathlib.Path:
-    """The folder of the one finished model that `--predict` and `--model` name.
+    """The folder of the finished model that `--predict` and `--model` name: of its first seed.
 
     Raises:
       ValueError: there is none, or there are several.
     """
     if not run_dir.is_dir():
         raise ValueError(f"There is no run folder {run_dir}.")
-    if (run_dir / FINAL).is_dir():
-        return run_dir
-    finished = [name for name in MODELS if (run_dir / name / FINAL).is_dir()]
-    if not finished:
+    found = sorted(path.parent for path in run_dir.resolve().rglob(FINAL))  # RUN/MODEL/SEED
+    models = {folder.parent.name: folder for folder in reversed(found)}
+    if not models:
         raise ValueError(f"{run_dir} has no finished model; train one, or continue with --resume {run_dir}.")
-    if model == "all" and len(finished) > 1:
-        raise ValueError(f"{run_dir} has several models; choose one with --model: {', '.join(finished)}.")
-    chosen = finished[0] if model == "all" else model
-    if chosen not in finished:
-        raise ValueError(f"{run_dir} has no finished model {model}; it has {', '.join(finished)}.")
-    return run_dir / chosen
+    if model == "all" and len(models) == 1:
+        return found[0]
+    if model == "all":
+        raise ValueError(f"{run_dir} has several models; choose one with --model: {', '.join(sorted(models))}.")
+    if model not in models:
+        raise ValueError(f"{run_dir} has no finished model {model}; it has {', '.join(sorted(models))}.")
+    return models[model]

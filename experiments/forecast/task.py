@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experiment as a task of `scripts/run compare`: the published model around any cell."""
+"""Windows as a task of a study: batches, the standard model, and how models are judged."""
 
 import functools
 from collections.abc import Mapping
@@ -10,7 +10,9 @@ import seqjax
 from experiments.forecast import baselines, data, evaluation
 from experiments.study.task import Evaluator, Task
 from seqjax import training
-from seqjax.base import Cell, Layer, Params
+from seqjax.base import Cell, Layer
+
+METRIC = "valid_mse_last"
 
 
 def task(
@@ -22,7 +24,7 @@ def task(
     window: int = 50,
     batch_size: int = 32,
 ) -> Task:
-    """Ten-steps-ahead forecasts, judged by the mean squared error at the last step of the validation windows.
+    """Ten-steps-ahead forecasts for `scripts/run compare`: the published model around any cell.
 
     Args:
       replicate: a seed; the series are the same for all.
@@ -33,24 +35,53 @@ def task(
       ValueError: there are no such data, or fewer training windows than a batch.
     """
     known = data.load_task(source, column, station, window)
+    return learn(known, {"": baselines.reach(known, "")}, batch_size=batch_size)
+
+
+def learn(
+    known: data.Task,
+    reached: Mapping[str, Mapping[str, Mapping[str, float]]],
+    at: str = "",
+    *,
+    batch_size: int = 32,
+) -> Task:
+    """To forecast at some steps of the window, judged by the mean squared error at its last one.
+
+    Args:
+      known: the windows.
+      reached: what the baselines reach, by the steps at which they are judged; the last step is in all.
+      at: the steps, a key of `data.POSITIONS`.
+      batch_size: windows in a batch.
+
+    Raises:
+      ValueError: fewer training windows than a batch.
+    """
     if not 0 < batch_size <= len(known.train):
-        raise ValueError(f"a batch must have 1 to {len(known.train)} windows, got {batch_size}.")
+        raise ValueError(f"--batch-size must be 1 to {len(known.train)}, the training windows, got {batch_size}.")
 
     def make_batch(seed: int, step: int) -> training.Batch:
-        xs, ys = data.batch(known.train, window, slice(None), size=batch_size, seed=seed, step=step)
+        xs, ys = data.batch(known.train, known.window, data.POSITIONS[at], size=batch_size, seed=seed, step=step)
         return training.Batch(jnp.asarray(xs), jnp.asarray(ys))
 
-    truth = data.targets(known.valid, window)
-    linear = baselines.LeastSquares.fit(known.train)
-    made = {"persistence": baselines.persistence(known.valid, window), "least squares": linear(known.valid)}
+    def evaluator(model: Layer) -> Evaluator:
+        forecast = functools.partial(evaluation.forecast, model, window=known.window)
+        return lambda params: baselines.judge(known, at, functools.partial(forecast, params))
+
+    last = next(iter(reached.values())).items()
+    every = {f"{name} {steps}".rstrip(): found for steps in reached for name, found in reached[steps].items()}
     return Task(
-        name=f"{known.name}, ten steps ahead",
+        name=f"{known.label}, ten steps ahead",
         make_batch=make_batch,
         loss=training.mean_squared_error,
         model=around,
-        evaluator=functools.partial(_evaluator, known),
-        metric="valid_mse_last",
-        baselines={name: baselines.score(ys, truth, known.scaler).mse_last for name, ys in made.items()},
+        evaluator=evaluator,
+        metric=METRIC,
+        baselines={name: found[METRIC] for name, found in last},
+        also={
+            "valid_mae_last": {name: found["valid_mae_last"] for name, found in last},
+            "valid_mse": {name: found["valid_mse"] for name, found in every.items()},
+        },
+        finish=lambda model: functools.partial(evaluation.calibrate, model, train=known.train, window=known.window),
     )
 
 
@@ -58,16 +89,3 @@ def around(cell: Cell) -> Layer:
     """Two recurrent layers of `cell` and a dense one at every step."""
     layer = seqjax.RNN(cell)
     return seqjax.Serial(layer, layer, seqjax.Dense(data.HORIZON))
-
-
-def _evaluator(known: data.Task, model: Layer) -> Evaluator:
-    """Mean squared error over all steps and at the last one, with batch normalization calibrated."""
-    forecasts = evaluation.forecaster(model, known.window)
-    calibrate = evaluation.calibrator(model, known.train, known.window)
-    truth = data.targets(known.valid, known.window)
-
-    def evaluate(params: Params) -> Mapping[str, float]:
-        found = baselines.score(forecasts(calibrate(params), known.valid), truth, known.scaler)
-        return {"valid_mse": found.mse, "valid_mse_last": found.mse_last}
-
-    return evaluate

@@ -2,7 +2,7 @@
 """A whole study: runs it, and reports what there is even when it was stopped."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -19,6 +19,7 @@ def conduct(
     run_dir: pathlib.Path,
     *,
     config: Mapping[str, Any],
+    then: Callable[[Sequence[Row]], None] = lambda rows: None,
     **every: Any,
 ) -> list[Row]:
     """`runner.run`, then `report.summarize`, which also comes after Ctrl-C, of the runs that are finished.
@@ -27,6 +28,7 @@ def conduct(
       console: where progress and the table are printed.
       variants: of one metric; the first one's task gives the table its title and baselines.
       replicates, run_dir, config, every: see `runner.run`.
+      then: what else is made of the rows, pictures say.
 
     Returns:
       A row for each variant that has a finished run.
@@ -41,4 +43,5 @@ def conduct(
         rows = runner.partial(variants, replicates, run_dir)
         if rows:
             report.summarize(console, variants[0].task(replicates[0]), rows, run_dir, config=config)
+            then(rows)
     return rows

@@ -2,6 +2,7 @@
 """What a study says: a table of means and spreads beside what is published, a plot of the learning, all as JSON."""
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -11,9 +12,11 @@ from typing import Any
 import matplotlib.style
 import matplotlib.ticker
 import numpy as np
+import rich.box
 import rich.console
 import rich.table
 from matplotlib.figure import Figure
+from rich.markup import escape
 
 from experiments.study.runner import Row
 from experiments.study.style import PALETTE, STYLE, logarithmic
@@ -33,35 +36,43 @@ def summarize(
 
 def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
     """A row for each baseline and variant; the best mean is bold."""
-    made = rich.table.Table(
-        title=f"{task.name}: {task.metric}, {task.better} is better",
-        caption="Mean ± sample standard deviation over the runs that did not diverge.",
-    )
-    made.add_column("model")
-    for heading in ("parameters", task.metric, "runs", "published", "ms a\nstep", "s a\nrun"):
-        # on a narrow terminal words are folded, numbers never
-        made.add_column(heading, justify="right", no_wrap=heading not in ("runs", "published"))
+    measures = (task.metric, *task.also)
+    published = any(task.metric in row.variant.published for row in rows)
     noted = any(row.variant.note for row in rows)
-    if noted:
-        made.add_column("note")
-    for name, value in task.baselines.items():
-        made.add_row(name, "", number(value), style="dim")
-    made.add_section()
+    several = any(len(row.outcomes) > 1 or row.outcomes[0].diverged for row in rows)
+    headings = ["model", "weights", *(measure.replace("_", "\n") for measure in measures), *["runs"] * several]
+    headings += ["published"] * published + ["ms a\nstep", "s a\nrun"] + ["note"] * noted
+    lines: list[tuple[list[str], str | None]] = []
+    reached = {task.metric: task.baselines, **task.also}
+    for name in dict.fromkeys(name for values in reached.values() for name in values):
+        found = [number(values[name]) if name in values else "" for values in reached.values()]
+        lines.append(([name, "", *found], "dim"))
     best = _best(task, rows)
     for row in rows:
         diverged = sum(found.diverged for found in row.outcomes)
         steps = [found.milliseconds for found in row.outcomes if found.milliseconds is not None]
-        made.add_row(
-            row.variant.name,
-            f"{row.outcomes[0].parameters:,}",
-            mean_and_spread(row, task.metric),
-            f"{len(row.outcomes)}" + (f", {diverged} diverged" if diverged else ""),
-            row.variant.published.get(task.metric, ""),
+        cells = [row.variant.name, f"{row.outcomes[0].parameters:,}"]
+        cells += [mean_and_spread(row, measure) for measure in measures]
+        cells += [f"{len(row.outcomes)}" + (f", {diverged} diverged" if diverged else "")] * several
+        cells += [row.variant.published.get(task.metric, "")] * published
+        cells += [
             f"{np.median(steps):.2f}" if steps else "",
             f"{np.mean([found.seconds for found in row.outcomes]):.0f}",
-            *([row.variant.note] if noted else []),
-            style="bold" if row is best else None,
-        )
+        ]
+        lines.append((cells + [row.variant.note] * noted, "bold" if row is best else None))
+    made = rich.table.Table(
+        title=f"{task.name}: {task.metric}, {task.better} is better",
+        caption="Mean ± sample standard deviation over the runs that did not diverge.",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    columns = itertools.zip_longest(headings, *(cells for cells, _ in lines), fillvalue="")
+    for heading, *column in columns:
+        # on a narrow terminal cells are folded between words, and no word or number is cut
+        longest = max(len(word) for cell in (heading, *column) for word in cell.split())
+        made.add_column(heading, justify="left" if heading in ("model", "note") else "right", min_width=longest)
+    for cells, style in lines:
+        made.add_row(*map(escape, cells), style=style)
     return made
 
 
@@ -70,7 +81,7 @@ def mean_and_spread(row: Row, measure: str) -> str:
     mean, spread = row.mean(measure), row.spread(measure)
     if math.isnan(mean):
         return "-"
-    return number(mean) if math.isnan(spread) else f"{number(mean)} ± {number(spread)}"
+    return number(mean) if math.isnan(spread) else f"{number(mean)} ±{spread:.2g}"
 
 
 def number(value: float) -> str:
@@ -96,7 +107,7 @@ def write(path: pathlib.Path, task: Task, rows: Sequence[Row], config: Mapping[s
         "task": task.name,
         "metric": task.metric,
         "better": task.better,
-        "baselines": dict(task.baselines),
+        "baselines": {task.metric: dict(task.baselines)} | {name: dict(found) for name, found in task.also.items()},
         "rows": [
             {
                 "name": row.variant.name,

@@ -13,11 +13,14 @@ from typing import Any, Self
 import jax
 
 from experiments.study.files import write_json
-from experiments.study.task import Variant
+from experiments.study.task import Evaluator, Variant
 from seqjax import training
+from seqjax.base import Params
 
 RESULT = "result.json"
 """Written last: a folder that has it is finished."""
+FINAL = "final"
+"""Folder, beside the checkpoints, of the finished params of a task that has a `finish`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +155,7 @@ def _train(
     before = json.loads(clock.read_text()) if clock.exists() else 0.0
     began = time.monotonic()
     diverged, milliseconds = False, math.nan
+    finish = task.finish and task.finish(variant.model)
     try:
         trained = training.fit(
             variant.model,
@@ -163,10 +167,13 @@ def _train(
             run_dir=folder,
             resume=True,
             stateful=task.stateful,
-            evaluate=task.evaluator(variant.model),
+            evaluate=_after(finish, task.evaluator(variant.model)),
             config={**config, "variant": variant.name, "replicate": replicate},
+            types=variant.types,
             **every,
         )
+        if finish:
+            _keep_finished(variant, folder, trained.state._replace(params=finish(trained.state.params)))
         milliseconds = 1e3 * trained.seconds_per_step
     except FloatingPointError:
         diverged = True
@@ -178,7 +185,7 @@ def _train(
         replicate=replicate,
         values={} if diverged else _measures(history[-1]),
         steps=history[-1]["step"],
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(training.load(folder).params)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(training.load(folder, types=variant.types).params)),
         seconds=seconds,
         milliseconds=None if math.isnan(milliseconds) else milliseconds,
         skipped=sum(line["skipped"] for line in history),
@@ -187,6 +194,20 @@ def _train(
     kept = {"steps": variant.steps, "model": repr(variant.model), "outcome": dataclasses.asdict(outcome)}
     write_json(folder / RESULT, kept)
     return outcome
+
+
+def _after(finish: Callable[[Params], Params] | None, evaluate: Evaluator) -> Evaluator:
+    return evaluate if finish is None else lambda params: evaluate(finish(params))
+
+
+def _keep_finished(variant: Variant, folder: pathlib.Path, state: training.TrainState) -> None:
+    """Saves the finished state as a checkpoint of its own, unless a run that was killed later has done so."""
+    if training.latest(folder / FINAL) == int(state.step):
+        return
+    known = training.read_manifest(folder)
+    inputs = jax.ShapeDtypeStruct(tuple(known["inputs"]["shape"]), known["inputs"]["dtype"])
+    options = {"model": variant.model, "metadata": known["metadata"], "types": variant.types}
+    training.save(folder / FINAL, state, inputs=inputs, keep=1, **options)
 
 
 def _measures(line: Mapping[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import optax
 
 from seqjax.base import Cell, Layer, Params
 from seqjax.training import Batch
+from seqjax.training.description import Types
 from seqjax.training.losses import Loss
 
 Evaluator = Callable[[Params], Mapping[str, float]]
@@ -27,6 +28,9 @@ class Task:
       metric: the measure that models are judged by.
       better: whether a lower or a higher value of it is.
       baselines: what is reached without learning or by a classic, in the unit of `metric`.
+      also: further measures that the table shows, each with what baselines reach in it.
+      finish: jits once for a model; what params go through before they are judged, and as they are kept at
+        the end (`layer.calibrate` with training data, say).
       stateful: batches are consecutive windows and the model goes on from its last carry.
     """
 
@@ -38,6 +42,8 @@ class Task:
     metric: str
     better: Literal["lower", "higher"] = "lower"
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    also: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    finish: Callable[[Layer], Callable[[Params], Params]] | None = None
     stateful: bool = False
 
 
@@ -53,6 +59,7 @@ class Variant:
       steps: of training.
       published: figures of others by the name of their measure, as text.
       note: what the reader should know about this row.
+      types: your own classes in the model, see `training.describe`.
     """
 
     name: str
@@ -62,3 +69,4 @@ class Variant:
     steps: int
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
+    types: Types = ()

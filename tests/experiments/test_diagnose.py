@@ -142,7 +142,7 @@ def trained(tmp_path_factory):
     arguments = ["--data", source, "--column", "load", "--run-dir", folder / "run", "--model", "conv-gru"]
     tiny = ["--window", "8", "--hidden-dim", "3", "--limit", "64", "--epochs", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forecast, "summarize", lambda config, task, run_dir, rows: rows)
+        patch.setattr(forecast, "pictures", lambda *args: None)
         assert forecast.main([*map(str, arguments), *tiny]) == 0
     return folder / "run"
 
@@ -165,7 +165,7 @@ class Page(html.parser.HTMLParser):
 def test_report_holds_findings_and_pictures_and_loads_nothing(trained, capsys):
     assert run.main(["--checkpoint", str(trained), "--sequences", "4"]) == 0
     said = capsys.readouterr().out
-    page = Page((trained / "conv-gru" / "diagnosis.html").read_text())
+    page = Page((trained / "conv-gru" / "0" / "diagnosis.html").read_text())
     words = " ".join(page.words)
     assert len(page.sources) == 5
     for source in page.sources:
@@ -175,7 +175,7 @@ def test_report_holds_findings_and_pictures_and_loads_nothing(trained, capsys):
     for expected in ("1 GRU(3)", "2 GRU(3)", "the model", "training", "Gradient flow", "Lyapunov", "Conv1D(3, 4"):
         assert expected in words
     assert words.count("largest Lyapunov exponent") == 2 + 1
-    assert f"The report is in {trained / 'conv-gru' / 'diagnosis.html'}" in said
+    assert f"The report is in {trained / 'conv-gru' / '0' / 'diagnosis.html'}" in said
     assert "validation windows of load" in said
 
 
@@ -183,10 +183,10 @@ def test_forecasts_are_looked_into_on_other_data_in_the_units_of_training(traine
     other = tmp_path / "other.csv"
     other.write_text("load\n" + "".join(f"{i}\n" for i in range(20)))
     found, folder = subject.load(Config(trained, data=str(other), column="load"))
-    assert folder == trained / "conv-gru"
+    assert folder == trained / "conv-gru" / "0"
     assert found.xs.shape == (8, 3, 1)  # 20 values are three windows of 8 + 10
     assert found.targets.shape == (3, 3, 10)
-    scaler = training.load(folder / "final").metadata["data"]["scaler"]
+    scaler = training.load(folder / "final").metadata["config"]["windows"]["scaler"]
     np.testing.assert_allclose(found.xs[:, 2, 0], (np.arange(2, 10) - scaler["mean"]) / scaler["std"], rtol=1e-6)
     np.testing.assert_allclose(
         found.targets[0, 0], (np.arange(4, 14) - scaler["mean"]) / scaler["std"], rtol=1e-6

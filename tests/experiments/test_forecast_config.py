@@ -1,49 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command's flags: presets, what overrides them, and what is refused."""
 
-import typing
+import json
 
 import pytest
 
-from experiments.forecast import config
-from experiments.forecast.models import MODELS
+from experiments.forecast.config import COMMAND, Config
+from experiments.forecast.models import GROUPS, MODELS, PAPER
 
 
 def test_presets_differ_by_what_they_say():
-    assert config.parse([]) == config.Config()
-    assert config.parse(["--preset", "paper"]) == config.Config(preset="paper", epochs=20)
-    assert config.parse(["--preset=smoke"]) == config.PRESETS["smoke"]
+    assert COMMAND.parse([]) == Config()
+    assert COMMAND.parse(["--preset", "paper"]) == Config(preset="paper", epochs=20, seeds=3)
+    assert COMMAND.parse(["--preset=smoke"]) == COMMAND.presets["smoke"]
 
 
 def test_flags_override_a_preset():
-    made = config.parse(["--preset", "paper", "--epochs", "3", "--model", "gru", "--clip-norm", "None"])
-    assert made == config.Config(preset="paper", epochs=3, model="gru", clip_norm=None)
+    made = COMMAND.parse(["--preset", "paper", "--epochs", "3", "--model", "gru", "--clip-norm", "None"])
+    assert made == Config(preset="paper", epochs=3, seeds=3, model="gru", clip_norm=None)
 
 
 def test_window_follows_the_data():
-    assert config.Config().steps_seen == 72
-    assert config.Config(data="synthetic").steps_seen == config.Config(data="a.csv").steps_seen == 50
-    assert config.Config(data="weather", window=24).steps_seen == 24
+    assert Config().steps_seen == 72
+    assert Config(data="synthetic").steps_seen == Config(data="a.csv").steps_seen == 50
+    assert Config(data="weather", window=24).steps_seen == 24
 
 
-def test_every_model_can_be_chosen():
-    hints = typing.get_type_hints(config.Config)
-    assert set(typing.get_args(hints["model"])) == {"all", *MODELS}
+def test_models_are_chosen_by_name_or_group():
+    assert Config().names == list(PAPER)
+    assert Config(model="gru, all").names == ["gru", *(name for name in PAPER if name != "gru")]
+    assert {name for group in GROUPS.values() for name in group} <= set(MODELS)
+
+
+def test_ablation_has_each_normalization_with_each_activation_clipped_and_not():
+    entries = [MODELS[name] for name in Config(model="ablation").names]
+    cells = [entry.cell(4) for entry in entries]
+    made = {(cell.normalize, cell.activation, entry.clip) for cell, entry in zip(cells, entries, strict=True)}
+    assert made == {(n, a, c) for n in (None, "batch", "layer") for a in ("tanh", "relu") for c in (True, False)}
+    assert len(entries) == 12
+
+
+def test_explosion_differs_from_its_cure_by_clipping_alone():
+    bad, good = (MODELS[name] for name in ("simple-he-unclipped", "simple-he"))
+    assert bad.build() == good.build()
+    assert (bad.clip, good.clip) == (False, True)
+    assert bad.learning_rate == good.learning_rate
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
-        ({"batch_size": -1}, "--batch-size must be at least 1, got -1"),
-        ({"learning_rate": 0.0}, "--learning-rate must be a number above 0"),
+        ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"clip_norm": float("nan")}, "--clip-norm must be a number above 0"),
         ({"window": 7}, "--window must be even and at least 4, got 7"),
+        ({"model": "gru,transformer"}, "--model has no 'transformer'; choose from all, ablation"),
     ],
 )
-def test_numbers_out_of_range_are_refused_by_flag(option, message):
+def test_what_is_out_of_range_is_refused_by_flag(option, message):
     with pytest.raises(ValueError, match=message):
-        config.Config(**option)
+        Config(**option)
 
 
 @pytest.mark.parametrize(
@@ -51,30 +67,24 @@ def test_numbers_out_of_range_are_refused_by_flag(option, message):
 )
 def test_bad_flags_exit_with_status_2(args, capsys):
     with pytest.raises(SystemExit) as exit_:
-        config.parse(args)
+        COMMAND.parse(args)
     assert exit_.value.code == 2
     assert args[0] in capsys.readouterr().err
 
 
 def test_help_lists_the_flags(capsys):
     with pytest.raises(SystemExit) as exit_:
-        config.parse(["--help"])
+        COMMAND.parse(["--help"])
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
-    for flag in ("--data", "--column", "--model", "--preset", "--predict", "--resume", "--clip-norm"):
+    for flag in ("--data", "--column", "--model", "--preset", "--seeds", "--predict", "--resume", "--clip-norm"):
         assert flag in shown
 
 
-def test_configuration_survives_json():
-    made = config.Config(data="synthetic", model="lstm", epochs=2, clip_norm=None)
-    assert config.Config.from_json(made.to_json()) == made
-    with pytest.raises(ValueError, match="unknown fields: layers"):
-        config.Config.from_json({"layers": 3})
-
-
-def test_resume_of_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a run of this experiment"):
-        config.parse(["--resume", str(tmp_path)])
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"is not the configuration of a run"):
-        config.parse(["--resume", str(tmp_path)])
+def test_configuration_survives_its_file_whatever_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = Config(data="load.csv", model="lstm", epochs=2, clip_norm=None)
+    assert made.data == str(tmp_path / "load.csv")
+    (tmp_path / "config.json").write_text(json.dumps(COMMAND.to_json(made)))
+    monkeypatch.chdir("/")
+    assert COMMAND.load(tmp_path) == made

@@ -40,5 +40,5 @@ def test_measures_of_a_model_that_forecasts_zero_are_the_mean_squares(made):
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ValueError, match="1 to 7000 windows, got 8000"):
+    with pytest.raises(ValueError, match="must be 1 to 7000, the training windows, got 8000"):
         task(batch_size=8000)

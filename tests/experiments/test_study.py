@@ -8,6 +8,8 @@ import pathlib
 import statistics
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -145,6 +147,35 @@ def test_a_run_that_diverges_is_a_result_and_others_go_on(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["rows"][0]["mean"] is None
 
 
+def test_params_are_finished_before_they_are_judged_and_kept_so(tmp_path):
+    def finish(model):
+        return lambda params: jax.tree.map(jnp.zeros_like, params)
+
+    (row,) = run(tmp_path, [variant("a", 0.1, task=dataclasses.replace(TASK, finish=finish))], (0,))
+    assert row.mean("mse") == pytest.approx(np.mean(np.square(make_batch(99, 0).ys)), rel=1e-6)
+    before, after = (training.load(path).params for path in (tmp_path / "a/0", tmp_path / "a/0" / runner.FINAL))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(before))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(after))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Scale(seqjax.base.Layer):
+    """A user's own layer."""
+
+    def init(self, key, xs):
+        return jnp.ones((), jnp.float32)
+
+    def apply(self, params, carry, xs, *, mask=None, resets=None, key=None):
+        return carry, params * xs
+
+
+def test_a_layer_class_of_the_users_own_is_trained(tmp_path):
+    own = dataclasses.replace(variant("own", 0.1), model=Scale(), types=(Scale,))
+    (row,) = run(tmp_path, [own], (0,))
+    assert row.outcomes[0].parameters == 1
+    assert row.mean("mse") < 1.0  # the first step's is about 1: y = 2x, and the scale begins at 1
+
+
 def outcome(value, **changes):
     return Outcome(
         **(
@@ -167,7 +198,7 @@ def test_mean_and_spread_are_those_of_the_runs_that_did_not_diverge():
     row = Row(VARIANTS[0], [outcome(1.0), outcome(2.0), outcome(4.0), outcome(0.0, values={}, diverged=True)])
     assert row.mean("mse") == pytest.approx(7 / 3)
     assert row.spread("mse") == pytest.approx(statistics.stdev([1.0, 2.0, 4.0]))
-    assert report.mean_and_spread(row, "mse") == "2.333 ± 1.528"
+    assert report.mean_and_spread(row, "mse") == "2.333 ±1.5"
     assert math.isnan(Row(VARIANTS[0], [outcome(1.0)]).spread("mse"))
 
 
