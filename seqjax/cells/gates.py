@@ -77,7 +77,7 @@ def project_transpose(params: Any, x: Array, d_z: Array) -> tuple[Any, Array]:
     transposes the larger, `d_z`, in memory: that takes as long as the product.
     """
     d_params = jax.tree.map(jnp.zeros_like, params)
-    d_params = d_params._replace(w_in=outer_sum(x.astype(d_z.dtype), d_z, params.w_in.dtype))
+    d_params = d_params._replace(w_in=outer_sum(x.astype(d_z.dtype), d_z, params.w_in))
     if params.bias is not None:
         d_params = d_params._replace(bias=leading_sum(d_z, params.bias.dtype))
     return d_params, recur_transpose(d_z, params.w_in).astype(x.dtype)
@@ -150,10 +150,15 @@ def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
     return (centred * kept.inverse.astype(wide.dtype)).astype(d_y.dtype)
 
 
-def outer_sum(left: Array, right: Array, dtype: Any) -> Array:
-    """Σ over all leading axes of left ⊗ right: `[..., A], [..., B] -> [A, B]`, one matmul."""
+def outer_sum(left: Array, right: Array, weights: Array) -> Array:
+    """Σ over all leading axes of left ⊗ right: `[..., A], [..., B] -> [A, B]`, one matmul.
+
+    Where the batch is spread over devices, the sum has the sharding of the `weights` whose cotangent it is.
+    """
     leading = tuple(range(left.ndim - 1))
-    return jax.lax.dot_general(left, right, ((leading, leading), ((), ()))).astype(dtype)
+    contraction = (leading, leading), ((), ())
+    total = jax.lax.dot_general(left, right, contraction, out_sharding=jax.typeof(weights).sharding)
+    return total.astype(weights.dtype)
 
 
 def leading_sum(x: Array, dtype: Any) -> Array:

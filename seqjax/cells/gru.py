@@ -141,10 +141,10 @@ def gru_accumulate(params: GRUParams, kept: GRUResiduals, d_zs: Array, d_activat
     d_bias_rec = d_scale = d_offset = None
     if kept.recurrent is None:
         products = (kept.h_before, d_gates), (kept.r * kept.h_before, d_g)
-        d_rec = jnp.concatenate([gates.outer_sum(left, right, dtype) for left, right in products], axis=1)
+        d_rec = jnp.concatenate([gates.outer_sum(left, right, params.w_rec) for left, right in products], axis=1)
     else:
         d_product = jnp.concatenate([d_gates, d_g * kept.r], -1)
-        d_rec = gates.outer_sum(kept.h_before, d_product, dtype)
+        d_rec = gates.outer_sum(kept.h_before, d_product, params.w_rec)
         d_bias_rec = None if params.bias_rec is None else gates.leading_sum(d_product, dtype)
     if d_activated is not None:
         units = [n.unit for n in kept.normalized]

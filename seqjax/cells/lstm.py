@@ -169,10 +169,10 @@ def lstm_accumulate(params: LSTMParams, kept: LSTMResiduals, d_zs: Array, extras
         d_scale = jnp.concatenate([gates.leading_sum(d * u, dtype) for d, u in zip(d_activated, units, strict=True)])
         d_offset = jnp.concatenate([gates.leading_sum(d, dtype) for d in d_activated])
     if d_projected is not None:
-        d_proj = gates.outer_sum(kept.output, d_projected, dtype)
+        d_proj = gates.outer_sum(kept.output, d_projected, params.w_proj)
     return LSTMParams(
         w_in=jnp.zeros_like(params.w_in),
-        w_rec=gates.outer_sum(kept.h_before, d_zs, dtype),
+        w_rec=gates.outer_sum(kept.h_before, d_zs, params.w_rec),
         bias=None if params.bias is None else jnp.zeros_like(params.bias),
         peephole=d_peephole,
         scale=d_scale,

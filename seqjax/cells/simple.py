@@ -123,7 +123,7 @@ def simple_accumulate(params: SimpleParams, kept: SimpleResiduals, d_zs: Array, 
     """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
     dtype = params.w_rec.dtype
     zeros = jax.tree.map(jnp.zeros_like, params)
-    zeros = zeros._replace(w_rec=gates.outer_sum(kept.h_before, d_zs, dtype))
+    zeros = zeros._replace(w_rec=gates.outer_sum(kept.h_before, d_zs, params.w_rec))
     if d_activated is None:
         return zeros
     d_scale = gates.leading_sum(d_activated * kept.normalized.unit, dtype)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks, resets and keys around a cell's step: the engines' business, done once for all cells."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -119,8 +118,8 @@ def scan_pieces(
 ) -> tuple[Any, tuple[Any, Any]]:
     """`lax.scan` over pieces of a sequence.
 
-    Pieces enter and leave the loop with their trailing axes as one: XLA may give pieces with an axis of
-    size 1, a batch of one say, a layout that is no view of the whole, and copy it.
+    Pieces enter and leave the loop without axes of size 1: XLA may give pieces with one, a batch of one say,
+    a layout that is no view of the whole, and copy it.
 
     Args:
       body: `body(carry, piece, beside) -> (carry, (outputs, kept))`.
@@ -140,8 +139,13 @@ def scan_pieces(
         shaped = jax.tree.map(lambda a, like: a.reshape(size, *like.shape[1:]), flat, steps)
         carry, (outputs, kept) = body(carry, shaped, beside)
         shapes[:] = [jax.tree.map(lambda a: a.shape[1:], outputs)]
-        return carry, (jax.tree.map(lambda a: a.reshape(size, math.prod(a.shape[1:])), outputs), kept)
+        return carry, (jax.tree.map(lambda a: a.reshape(size, *_long(a)), outputs), kept)
 
-    flat = jax.tree.map(lambda a: a.reshape(a.shape[0] // size, size, math.prod(a.shape[1:])), steps)
+    flat = jax.tree.map(lambda a: a.reshape(a.shape[0] // size, size, *_long(a)), steps)
     carry, (outputs, kept) = jax.lax.scan(piece, carry, (flat, beside), reverse=reverse)
     return carry, (jax.tree.map(lambda a, shape: a.reshape(a.shape[0] * size, *shape), outputs, shapes[0]), kept)
+
+
+def _long(a: Array) -> list[int]:
+    """The sizes of all axes but the first, without ones."""
+    return [size for size in a.shape[1:] if size != 1]

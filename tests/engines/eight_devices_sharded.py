@@ -2,6 +2,7 @@
 """The laws of `Sharded` on eight devices; `test_sharded.py` runs this file in a process that has them."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,35 @@ def test_fewer_steps_than_devices_and_two_batch_axes():
 
 def test_one_unbatched_sequence_in_float32():
     check_equal(Sharded(LINE, "time"), MinGRU(3), 1e-5, T=9, batch_shape=())
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "axis_type"),
+    [
+        ("gru", Scan(), AxisType.Auto),
+        ("gru", Scan(), AxisType.Explicit),
+        ("lstm", Checkpointed(4), AxisType.Explicit),
+        ("min-gru", Associative(), AxisType.Explicit),
+    ],
+)
+def test_a_batch_that_jit_spreads_over_devices_moves_sums_alone(name, engine, axis_type):
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
+    cell = CELLS[name]
+
+    def loss(params, carry, xs, mask, resets):
+        return (engine.run(cell, params, carry, xs, mask=mask, resets=resets)[1] ** 2).sum()
+
+    arrays = example(cell, T=16, batch_shape=(8,), masked=True, with_resets=True)
+    axes = (), ("batch",), (None, "batch"), (None, "batch"), (None, "batch")
+    spread = [
+        jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axis))) for a, axis in zip(arrays, axes, strict=True)
+    ]
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*spread).compile()
+    assert "all-reduce" in program.as_text()
+    assert not re.search("all-gather|all-to-all|collective-permute", program.as_text())
+    expected = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
+    for found, wanted in zip(jax.tree.leaves(program(*spread)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-10)
 
 
 @pytest.mark.parametrize("inner", [Checkpointed(2), Associative("tree")])
