@@ -9,7 +9,7 @@ import pytest
 
 import seqjax
 from seqjax import DTypes
-from seqjax.engines import Checkpointed
+from seqjax.engines import Checkpointed, scan
 from seqjax.engines.scan import Scan, block_size
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
@@ -22,7 +22,8 @@ CELLS = {
 
 @pytest.mark.parametrize(("T", "size"), [(74, 37), (67, 1)], ids=["two blocks", "a prime: none"])
 @pytest.mark.parametrize("name", CELLS)
-def test_blocks_of_steps_equal_the_reference_loop(name, T, size):
+def test_blocks_of_steps_equal_the_reference_loop(name, T, size, monkeypatch):
+    monkeypatch.setattr(scan, "WHOLE_BYTES", 0)  # as if this were long
     cell = CELLS[name]
     params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True)
     assert block_size(cell, params, xs) == size
@@ -32,8 +33,15 @@ def test_blocks_of_steps_equal_the_reference_loop(name, T, size):
     assert_close(actual, expected, 1e-10)
 
 
+def test_a_sequence_that_the_cache_holds_is_one_block():
+    cell = seqjax.GRU(64)
+    params = cell.init(jax.random.key(0), 2)
+    sizes = [block_size(cell, params, jax.ShapeDtypeStruct((T, 8, 2), "float32")) for T in (337, 341, 342, 3420)]
+    assert sizes == [337, 341, 57, 60]  # 2 MiB are 341.3 steps of 8 x 192 numbers of 4 bytes
+
+
 @pytest.mark.parametrize("engine", [Scan(), Checkpointed()], ids=repr)
-def test_a_batch_of_no_sequences_runs_through_blocks(engine):
+def test_a_batch_of_no_sequences_runs(engine):
     cell = seqjax.GRU(3)
     params = cell.init(jax.random.key(0), 2)
     xs = jnp.ones((74, 0, 2), "float32")
