@@ -23,7 +23,7 @@ class Config:
         the first one is learnt from.
       history: whether past spikes are an input too.
       bins: the first so many of each recording, of 50 microseconds.
-      passes: over the part that is learnt from; a full-length gradient is one update a pass.
+      passes: over the part that is learnt from; by default 80 where a pass is one update, 20 where it is many.
       hidden_dim: units of the recurrent layer.
       learning_rate: of Adam at the first step, falling to zero along a cosine; by default that of the way.
       clip_norm: the global norm that gradients are clipped to.
@@ -42,7 +42,7 @@ class Config:
     judge: Judge = "later"
     history: bool = False
     bins: int = BINS
-    passes: int = 80
+    passes: int | None = None
     hidden_dim: int = 16
     learning_rate: float | None = None
     clip_norm: float = 1.0
@@ -75,7 +75,7 @@ COMMAND = Command(
     {
         "smoke": Config(preset="smoke", ways="full,windows-1000", bins=5000, passes=2, hidden_dim=4),
         "default": Config(),
-        "paper": Config(preset="paper", ways=",".join(RECIPES), cells="gru,lstm", passes=200, seeds=3),
+        "paper": Config(preset="paper", ways=",".join(RECIPES), cells="gru,lstm", seeds=3),
     },
     actions=("cost",),
 )

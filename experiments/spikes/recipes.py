@@ -28,21 +28,23 @@ class Recipe:
     Args:
       engine: that the cell is run by.
       window: bins between two updates, the carry going on from each to the next; None is all of them.
+      passes: over what is learnt from.
       learning_rate: of Adam at the first step.
       note: for the table.
     """
 
     engine: Engine
     window: int | None
+    passes: int
     learning_rate: float
     note: str
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "full": Recipe(Checkpointed(), None, 3e-2, "one gradient through all bins"),
-    "cut-1000": Recipe(Truncated(1000), None, 3e-2, "the same, cut every 50 ms"),
-    "cut-100": Recipe(Truncated(100), None, 3e-2, "the same, cut every 5 ms"),
-    "windows-1000": Recipe(Auto(), 1000, 1e-2, "an update every 50 ms, the carry goes on"),
-    "windows-100": Recipe(Auto(), 100, 3e-3, "an update every 5 ms, the carry goes on"),
+    "full": Recipe(Checkpointed(), None, 80, 3e-2, "one gradient through all bins"),
+    "cut-1000": Recipe(Truncated(1000), None, 80, 3e-2, "the same, cut every 50 ms"),
+    "cut-100": Recipe(Truncated(100), None, 80, 3e-2, "the same, cut every 5 ms"),
+    "windows-1000": Recipe(Auto(), 1000, 20, 1e-2, "an update every 50 ms, the carry goes on"),
+    "windows-100": Recipe(Auto(), 100, 20, 3e-3, "an update every 5 ms, the carry goes on"),
 }
 """Whether a gradient is cut is seen between the first three, and what frequent updates are worth in the last two."""

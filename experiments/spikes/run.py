@@ -31,7 +31,9 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, writes the summary and the plots."""
     data.load()
     rows = variants(config)
-    updates = {row.name: row.steps // config.passes for row in rows}
+    updates = {
+        f"{cell}-{way}": updates_a_pass(config, way) for cell in listed(config.cells) for way in listed(config.ways)
+    }
     seeds = range(config.seeds)
     try:
         for seed in seeds:
@@ -62,7 +64,7 @@ def updates_a_pass(config: Config, way: str) -> int:
 
 
 def variants(config: Config) -> list[Variant]:
-    """A row for each cell in each way, all with the same number of passes."""
+    """A row for each cell in each way."""
     return [
         variant(config, f"{name}-{way}", CELLS[name](config.hidden_dim), way)
         for name in listed(config.cells)
@@ -73,7 +75,7 @@ def variants(config: Config) -> list[Variant]:
 def variant(config: Config, name: str, cell: Cell, way: str) -> Variant:
     """Adam, its rate falling to zero along a cosine, on clipped gradients."""
     recipe = RECIPES[way]
-    steps = config.passes * updates_a_pass(config, way)
+    steps = (config.passes or recipe.passes) * updates_a_pass(config, way)
     rate = optax.cosine_decay_schedule(config.learning_rate or recipe.learning_rate, steps)
 
     def read(replicate: int) -> Task:

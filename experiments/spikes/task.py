@@ -16,7 +16,7 @@ from experiments.spikes.likelihood import Surprise, bits_per_spike, entropy, log
 from experiments.study.task import Evaluator, Task
 from seqjax import training
 from seqjax.base import Array, Cell, Engine, Layer, Params
-from seqjax.engines import Auto
+from seqjax.engines.auto import Auto
 from seqjax.training import Batch
 
 METRIC = "bits"
@@ -57,7 +57,7 @@ def _cut(bins: int) -> int:
     return bins * 4 // 5 // data.RESOLUTION * data.RESOLUTION
 
 
-def model(cell: Cell, engine: Engine = Auto()) -> seqjax.Serial:  # noqa: B008
+def model(cell: Cell, engine: Engine = Auto()) -> seqjax.Serial:
     """The cell on the stimulus as it is, 20,000 values a second, and by how much it changes the log odds of a spike."""
     return seqjax.Serial(seqjax.RNN(cell, engine), seqjax.Dense(READOUT, activation="relu"), seqjax.Dense(1))
 
@@ -91,7 +91,7 @@ def task(
         make_batch=_batches(learnt.of(xs), learnt.of(ys), window),
         loss=loss,
         model=model,
-        evaluator=lambda model: _evaluator(model, loss, xs, ys, learnt, judged),
+        evaluator=lambda model: _evaluator(model, loss, xs, ys, judged),
         metric=METRIC,
         better="higher",
         baselines={name: bits_per_spike(nats, asked) for name, nats in classics.items()},
@@ -123,7 +123,7 @@ def _batches(xs: np.ndarray, ys: np.ndarray, window: int | None) -> Callable[[in
     return training.windows(xs, ys, window=window, batch=lanes)
 
 
-def _evaluator(model: Layer, loss: Surprise, xs: np.ndarray, ys: np.ndarray, learnt: Part, judged: Part) -> Evaluator:
+def _evaluator(model: Layer, loss: Surprise, xs: np.ndarray, ys: np.ndarray, judged: Part) -> Evaluator:
     run = Part(judged.lanes, 0, judged.stop)  # the carry comes from all bins before
     inputs, spikes = jnp.asarray(run.of(xs)), jnp.asarray(run.of(ys))
     rate = float(told(judged.of(ys)).mean())
