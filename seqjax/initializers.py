@@ -98,7 +98,8 @@ class Chrono(Described):
     """A gate bias for memories of 1 to `max_steps` steps.
 
     LSTM `[4, H]`: b_f = log u, b_i = -b_f, u ~ U(1, max_steps - 1). GRU `[3, H]`: b_z = log u
-    (z keeps the state). Source: Tallec and Ollivier 2018, equation 16.
+    (z keeps the state); minimal GRU `[2, H]`: b_z = -log u (z writes it). Source: Tallec and
+    Ollivier 2018, equation 16.
 
     >>> bias = Chrono(1000)(jax.random.key(0), (4, 8))
     >>> bool((bias[0] == -bias[1]).all() & (bias[1] >= 0).all() & (bias[2:] == 0).all())
@@ -112,13 +113,15 @@ class Chrono(Described):
             raise ValueError(f"Chrono needs max_steps >= 3, got {self.max_steps}.")
 
     def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
-        if len(shape) != 2 or shape[0] not in (3, 4):
-            raise ValueError(f"Chrono fills the bias of an LSTM [4, H] or a GRU [3, H], got shape {shape}.")
+        if len(shape) != 2 or shape[0] not in (2, 3, 4):
+            raise ValueError(
+                f"Chrono fills the bias of an LSTM [4, H], a GRU [3, H] or a MinGRU [2, H], got shape {shape}."
+            )
         memory = jnp.log(jax.random.uniform(key, shape[1:], dtype, 1.0, self.max_steps - 1.0))
         zeros = jnp.zeros(shape, dtype)
-        if shape[0] == 3:
-            return zeros.at[0].set(memory)
-        return zeros.at[0].set(-memory).at[1].set(memory)
+        if shape[0] == 4:
+            return zeros.at[0].set(-memory).at[1].set(memory)
+        return zeros.at[0].set(memory if shape[0] == 3 else -memory)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

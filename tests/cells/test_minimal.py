@@ -169,8 +169,13 @@ def test_forget_gate_and_chrono_biases_mean_what_they_do_for_an_lstm():
     np.testing.assert_array_equal(i, -f)
     assert (f > 0).all()
     assert (g == 0).all()
+    z, g = MinGRU(500, bias_init=seqjax.initializers.Chrono(100)).init(jax.random.key(0), D).bias.reshape(2, 500)
+    decay = 1 / (1 + np.exp(z))  # 1 - σ(b_z), that of a memory of u steps: u / (u + 1)
+    assert 0.5 <= decay.min() < 0.7
+    assert 98 / 99 < decay.max() <= 99 / 100
+    assert (g == 0).all()
     with pytest.raises(ValueError, match="Chrono fills the bias of an LSTM"):
-        MinGRU(2, bias_init=seqjax.initializers.Chrono(100)).init(jax.random.key(0), D)
+        seqjax.IndRNN(2, bias_init=seqjax.initializers.Chrono(100)).init(jax.random.key(0), D)
 
 
 def test_params_have_the_documented_shapes_and_no_bias_on_request():
