@@ -139,27 +139,35 @@ def _series(history: History, measure: str) -> np.ndarray:
 
 
 def clipping(path: pathlib.Path, histories: Mapping[str, Sequence[History]]) -> None:
-    """Training loss and gradient norm step by step, a line for each seed; a cross is the last finite value.
+    """Training loss and gradient norm step by step, of a model clipped and not; a cross is the last finite value.
 
     Args:
       path: of the PNG.
-      histories: the lines of metrics of each model's runs.
+      histories: the lines of metrics of each model's runs, a line in the picture for each.
     """
+    twins = list(dict.fromkeys(name.removesuffix(UNCLIPPED) for name in histories))
     with matplotlib.style.context(STYLE):
-        figure, axes = _figure(2, len(histories), (max(2.8 * len(histories), 5), 5), sharex=True, sharey="row")
-        for column, (name, colour) in zip(axes.T, colours(histories).items(), strict=True):
-            for axis, measure in zip(column, ("loss", "grad_norm"), strict=True):
-                for history in histories[name]:
-                    steps, values = _series(history, "step"), _series(history, measure)
-                    axis.loglog(steps, values, color=colour, lw=0.8, marker=".", ms=2)
-                    finite = np.flatnonzero(np.isfinite(values))
-                    if finite.size and finite[-1] + 1 < len(values):
-                        axis.plot(steps[finite[-1]], values[finite[-1]], "x", color="black")
-            column[0].set_title(name, loc="left")
+        figure, axes = _figure(2, len(twins), (max(3 * len(twins), 5), 5), sharex=True, sharey="row")
+        for column, twin in zip(axes.T, twins, strict=True):
+            for name, colour, label in ((twin + UNCLIPPED, PALETTE[1], "not clipped"), (twin, PALETTE[0], "clipped")):
+                for history in histories.get(name, ()):
+                    _explosion(column, history, colour, label)
+            column[0].set_title(twin, loc="left")
         axes[0, 0].set_ylabel("training loss")
         axes[1, 0].set_ylabel("gradient norm before clipping")
         figure.supxlabel("training step")
+        shown = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(shown.values(), shown.keys(), loc="outside upper right", ncols=2)
         figure.savefig(path)
+
+
+def _explosion(column: np.ndarray, history: History, colour: str, label: str) -> None:
+    for axis, measure in zip(column, ("loss", "grad_norm"), strict=True):
+        steps, values = _series(history, "step"), _series(history, measure)
+        axis.loglog(steps, values, color=colour, lw=0.8, marker=".", ms=2, label=label)
+        finite = np.flatnonzero(np.isfinite(values))
+        if finite.size and finite[-1] + 1 < len(values):
+            axis.plot(steps[finite[-1]], values[finite[-1]], "x", color="black")
 
 
 def future(path: pathlib.Path, label: str, values: np.ndarray, made: Mapping[int, np.ndarray]) -> None:

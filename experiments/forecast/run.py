@@ -66,7 +66,7 @@ def variants(config: Config, known: data.Task) -> list[Variant]:
     entries = {name: MODELS[name] for name in config.names}
     reached = {at: baselines.reach(known, at) for at in sorted({entry.at for entry in entries.values()})}
     tasks = {at: learn(known, reached, at, batch_size=config.batch_size) for at in reached}
-    comparable = (config.source, known.window) == ("synthetic", 50)
+    comparable = (config.source, known.window, config.learning_rate) == ("synthetic", 50, None)
     return [
         Variant(
             name,

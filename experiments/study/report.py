@@ -36,44 +36,45 @@ def summarize(
 
 def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
     """A row for each baseline and variant; the best mean is bold."""
-    measures = (task.metric, *task.also)
-    published = any(task.metric in row.variant.published for row in rows)
-    noted = any(row.variant.note for row in rows)
-    several = any(len(row.outcomes) > 1 or row.outcomes[0].diverged for row in rows)
-    headings = ["model", "weights", *(measure.replace("_", "\n") for measure in measures), *["runs"] * several]
-    headings += ["published"] * published + ["ms a\nstep", "s a\nrun"] + ["note"] * noted
-    lines: list[tuple[list[str], str | None]] = []
     reached = {task.metric: task.baselines, **task.also}
-    for name in dict.fromkeys(name for values in reached.values() for name in values):
-        found = [number(values[name]) if name in values else "" for values in reached.values()]
-        lines.append(([name, "", *found], "dim"))
     best = _best(task, rows)
+    lines = []
+    for name in dict.fromkeys(name for found in reached.values() for name in found):
+        lines.append(([name, *(number(found[name]) if name in found else "" for found in reached.values())], "dim"))
     for row in rows:
-        diverged = sum(found.diverged for found in row.outcomes)
-        steps = [found.milliseconds for found in row.outcomes if found.milliseconds is not None]
-        cells = [row.variant.name, f"{row.outcomes[0].parameters:,}"]
-        cells += [mean_and_spread(row, measure) for measure in measures]
-        cells += [f"{len(row.outcomes)}" + (f", {diverged} diverged" if diverged else "")] * several
-        cells += [row.variant.published.get(task.metric, "")] * published
-        cells += [
-            f"{np.median(steps):.2f}" if steps else "",
-            f"{np.mean([found.seconds for found in row.outcomes]):.0f}",
-        ]
-        lines.append((cells + [row.variant.note] * noted, "bold" if row is best else None))
+        measured = [mean_and_spread(row, measure) for measure in reached]
+        lines.append(([row.variant.name, *measured, *_costs(task, row)], "bold" if row is best else ""))
     made = rich.table.Table(
         title=f"{task.name}: {task.metric}, {task.better} is better",
         caption="Mean ± sample standard deviation over the runs that did not diverge.",
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
+    headings = ["model", *(measure.replace("_", "\n") for measure in reached)]
+    headings += ["published", "runs", "weights", "ms a\nstep", "s a\nrun", "note"]
     columns = itertools.zip_longest(headings, *(cells for cells, _ in lines), fillvalue="")
-    for heading, *column in columns:
+    filled = [(heading, column) for heading, *column in columns if any(column)]
+    for heading, column in filled:
         # on a narrow terminal cells are folded between words, and no word or number is cut
         longest = max(len(word) for cell in (heading, *column) for word in cell.split())
         made.add_column(heading, justify="left" if heading in ("model", "note") else "right", min_width=longest)
-    for cells, style in lines:
-        made.add_row(*map(escape, cells), style=style)
+    for index, (_, style) in enumerate(lines):
+        made.add_row(*(escape(column[index]) for _, column in filled), style=style)
     return made
+
+
+def _costs(task: Task, row: Row) -> list[str]:
+    """What stands behind the measures: published, runs, weights, milliseconds a step, seconds a run, the note."""
+    diverged = sum(found.diverged for found in row.outcomes)
+    steps = [found.milliseconds for found in row.outcomes if found.milliseconds is not None]
+    return [
+        row.variant.published.get(task.metric, ""),
+        f"{len(row.outcomes)}" + (f", {diverged} diverged" if diverged else ""),
+        f"{row.outcomes[0].parameters:,}",
+        f"{np.median(steps):.2f}" if steps else "",
+        f"{np.mean([found.seconds for found in row.outcomes]):.0f}",
+        row.variant.note,
+    ]
 
 
 def mean_and_spread(row: Row, measure: str) -> str:
@@ -107,7 +108,8 @@ def write(path: pathlib.Path, task: Task, rows: Sequence[Row], config: Mapping[s
         "task": task.name,
         "metric": task.metric,
         "better": task.better,
-        "baselines": {task.metric: dict(task.baselines)} | {name: dict(found) for name, found in task.also.items()},
+        "baselines": dict(task.baselines),
+        "also": {measure: dict(found) for measure, found in task.also.items()},
         "rows": [
             {
                 "name": row.variant.name,
