@@ -15,7 +15,7 @@ MICROSECONDS = 50
 RESOLUTION = 2
 """Bins in which a spike is told: all spike times are multiples of 100 microseconds."""
 INTENSITIES = (76.4286, 71.2)
-"""The loudest moment of each stimulus in dB SPL, from the headers of the spike files: so nitime's example reads them."""
+"""The loudest moment of each stimulus in dB SPL, from the spike files' headers, as in nitime's example."""
 SHA256 = {
     "grasshopper_stimulus1.txt": "4b47a4cbca8c5f694f87dd510db608a868dffbaba96845199c8afa545a4c37fa",
     "grasshopper_stimulus2.txt": "69f257a8e7a5019897111b07f9cd317b136357d256e99682d40c09d5add18e6a",
