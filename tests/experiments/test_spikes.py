@@ -154,7 +154,7 @@ def test_command_writes_what_it_found_and_goes_on_where_it_stopped(tmp_path, mon
 
         def make_batch(seed, step):
             calls.append(step)
-            if step == 5:
+            if len(calls) == 2:  # the first call tells `fit` the shape
                 raise KeyboardInterrupt
             return make(seed, step)
 
