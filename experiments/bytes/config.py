@@ -14,7 +14,7 @@ class Config:
     """A byte-level model of source text against zlib, bz2 and lzma: trains it, or lets it write.
 
     Args:
-      preset: smoke (seconds, to see that it runs), default (about 15 minutes), paper (hours).
+      preset: smoke (seconds, to see that it runs), default (about 20 minutes), large (over an hour), paper (hours).
       data: a file or a folder of your own; by default the sources of Python's standard library.
       limit: use the first so many bytes alone.
       cells: names with commas between them, each a model.
@@ -40,7 +40,7 @@ class Config:
       ValueError: a number out of range, or a cell that does not exist.
     """
 
-    preset: Literal["smoke", "default", "paper"] = "default"
+    preset: Literal["smoke", "default", "large", "paper"] = "default"
     data: str | None = None
     limit: int | None = None
     cells: str = "lstm"
@@ -78,6 +78,7 @@ COMMAND = Command(
     presets={
         "smoke": Config(preset="smoke", limit=40_000, hidden_dim=32, epochs=1, batch_size=8),
         "default": Config(),
+        "large": Config(preset="large", hidden_dim=512, epochs=4, learning_rate=2e-3, evaluations=2),
         "paper": Config(preset="paper", hidden_dim=512, layers=2, window=128, batch_size=64, epochs=20, seeds=3),
     },
     actions=("sample", "length", "prompt", "temperature", "sample_seed"),
