@@ -16,7 +16,7 @@ from experiments.bytes.sample import write
 from experiments.bytes.task import METRIC, task
 from experiments.study.cells import cells
 from experiments.study.conduct import conduct
-from experiments.study.files import write_json
+from experiments.study.files import keep_same, write_json
 from experiments.study.task import Task, Variant
 from seqjax import training
 
@@ -54,10 +54,7 @@ def variants(config: Config, read: Task, learnt: int) -> list[Variant]:
 def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, and judges each model again while it goes on learning."""
     corpus = data.load(config.data, config.limit)
-    known = run_dir / "data.json"
-    if known.exists() and json.loads(known.read_text()) != corpus.describe():
-        raise ValueError(f"The text of {run_dir} has changed since it was started; start a new run, without --resume.")
-    known.write_text(json.dumps(corpus.describe(), indent=2) + "\n")
+    keep_same(run_dir / "data.json", corpus.describe())
     CONSOLE.print(
         f"{corpus.name}: {len(corpus.manifest)} files, {len(corpus.text):,} bytes, manifest {corpus.sha256[:12]}",
         highlight=False,

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import optax
 import rich.console
 
-from experiments.spikes import data, pictures
+from experiments.spikes import pictures
 from experiments.spikes.config import COMMAND, Config, listed
 from experiments.spikes.cost import cost
 from experiments.spikes.recipes import CELLS, RECIPES
 from experiments.spikes.task import model, parts, task
-from experiments.study import report, runner
+from experiments.study.conduct import conduct
+from experiments.study.runner import Row
 from experiments.study.task import Task, Variant
 from seqjax import training
 from seqjax.base import Cell
@@ -29,32 +30,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, writes the summary and the plots."""
-    data.load()
-    rows = variants(config)
-    updates = {
-        f"{cell}-{way}": updates_a_pass(config, way) for cell in listed(config.cells) for way in listed(config.ways)
-    }
-    seeds = range(config.seeds)
-    try:
-        for seed in seeds:
-            for row in rows:
-                runner.run(
-                    [row],
-                    [seed],
-                    run_dir,
-                    config=COMMAND.to_json(config),
-                    evaluate_every=max(1, row.steps // EVALUATIONS),
-                    checkpoint_every=max(10, row.steps // EVALUATIONS),
-                    log_every=updates[row.name],
-                    told=lambda text: CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True),
-                )
-    finally:
-        finished = runner.partial(rows, seeds, run_dir)
-        if finished:
-            shown = finished[0].variant.task(0)
-            report.summarize(CONSOLE, shown, finished, run_dir, config=COMMAND.to_json(config))
-            pictures.learning(run_dir / "passes.png", shown, finished, run_dir, updates)
-            pictures.stretch(run_dir / "stretch.png", finished, run_dir, config.bins, config.judge, config.history)
+
+    def draw(rows: Sequence[Row]) -> None:
+        updates = {row.variant.name: row.variant.every["log_every"] for row in rows}
+        pictures.learning(run_dir / "passes.png", rows[0].variant.task(0), rows, run_dir, updates)
+        pictures.stretch(run_dir / "stretch.png", rows, run_dir, config.bins, config.judge, config.history)
+
+    conduct(CONSOLE, variants(config), range(config.seeds), run_dir, config=COMMAND.to_json(config), then=draw)
 
 
 def updates_a_pass(config: Config, way: str) -> int:
@@ -75,14 +57,17 @@ def variants(config: Config) -> list[Variant]:
 def variant(config: Config, name: str, cell: Cell, way: str) -> Variant:
     """Adam, its rate falling to zero along a cosine, on clipped gradients."""
     recipe = RECIPES[way]
-    steps = (config.passes or recipe.passes) * updates_a_pass(config, way)
+    updates = updates_a_pass(config, way)
+    steps = (config.passes or recipe.passes) * updates
     rate = optax.cosine_decay_schedule(config.learning_rate or recipe.learning_rate, steps)
 
     def read(replicate: int) -> Task:
         return task(replicate, bins=config.bins, judge=config.judge, history=config.history, window=recipe.window)
 
     optimizer = training.clipped(optax.adam(rate), norm=config.clip_norm)
-    return Variant(name, read, model(cell, recipe.engine), optimizer, steps, note=recipe.note)
+    part = steps // EVALUATIONS
+    every = {"evaluate_every": max(1, part), "checkpoint_every": max(10, part), "log_every": updates}
+    return Variant(name, read, model(cell, recipe.engine), optimizer, steps, note=recipe.note, every=every)
 
 
 def measure(config: Config) -> bool:

@@ -94,7 +94,7 @@ def run(
       replicates: seeds of params and batches, and the argument of each variant's `task`.
       run_dir: of the study.
       config: anything JSON can hold, kept with every checkpoint.
-      evaluate_every, checkpoint_every, log_every: in steps, see `training.fit`.
+      evaluate_every, checkpoint_every, log_every: in steps, see `training.fit`; of rows that have no own.
       told: is told of every run that ends.
 
     Returns:
@@ -170,7 +170,7 @@ def _train(
             evaluate=_after(finish, task.evaluator(variant.model)),
             config={**config, "variant": variant.name, "replicate": replicate},
             types=variant.types,
-            **every,
+            **{**every, **variant.every},
         )
         if finish:
             _keep_finished(variant, folder, trained.state._replace(params=finish(trained.state.params)))

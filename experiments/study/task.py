@@ -60,6 +60,7 @@ class Variant:
       published: figures of others by the name of their measure, as text.
       note: what the reader should know about this row.
       types: your own classes in the model, see `training.describe`.
+      every: `evaluate_every`, `checkpoint_every` or `log_every` of this row, where it is not the study's.
     """
 
     name: str
@@ -70,3 +71,4 @@ class Variant:
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
     types: Types = ()
+    every: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks of steps in the hand-written pass: lengths that the contract table does not reach."""
 
+import dataclasses
 import functools
 
 import jax
@@ -27,6 +28,44 @@ def test_blocks_of_steps_equal_the_reference_loop(name, T, size, monkeypatch):
     cell = CELLS[name]
     params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True)
     assert block_size(cell, params, xs) == size
+    flags = {"mask": mask, "resets": resets}
+    expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
+    actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)
+    assert_close(actual, expected, 1e-10)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Given(seqjax.Cell):
+    """A cell with a hand-written reverse pass that leaves the transpose of `project` to autodiff."""
+
+    cell: seqjax.Cell
+    capabilities = frozenset({"adjoint"})
+
+    def init(self, key, in_dim):
+        return self.cell.init(key, in_dim)
+
+    def initial_carry(self, params, batch_shape):
+        return self.cell.initial_carry(params, batch_shape)
+
+    def project(self, params, x):
+        return self.cell.project(params, x)
+
+    def step(self, params, carry, z, key=None):
+        return self.cell.step(params, carry, z)
+
+    def step_residuals(self, params, carry, z):
+        return self.cell.step_residuals(params, carry, z)
+
+    def step_transpose(self, params, residuals, d_carry, d_y):
+        return self.cell.step_transpose(params, residuals, d_carry, d_y)
+
+    def accumulate(self, params, residuals, d_zs, extras):
+        return self.cell.accumulate(params, residuals, d_zs, extras)
+
+
+def test_the_transpose_of_a_projection_may_be_left_to_autodiff():
+    cell = Given(CELLS["gru"])  # whose projection is a tuple
+    params, carry, xs, mask, resets = example(cell, T=5, batch_shape=(2,), masked=True, with_resets=True)
     flags = {"mask": mask, "resets": resets}
     expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
     actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)

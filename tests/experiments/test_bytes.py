@@ -116,5 +116,5 @@ def test_a_run_is_resumed_refused_other_text_and_writes(tmp_path, folder, capsys
     assert capsys.readouterr().out.startswith("def")
     (where / "data.json").write_text("{}")
     assert run.main(["--resume", str(where)]) == 2
-    assert "has changed" in capsys.readouterr().err
+    assert "have changed" in capsys.readouterr().err
     assert run.main(["--sample", str(tmp_path)]) == 2
