@@ -14,6 +14,9 @@ from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, add, cut, prepare, scan_pieces, zeros_like
 from seqjax.plan import Plan, tree_bytes
 
+SHORT = 100
+"""Steps of a segment below which starting it is felt; measured on a CPU."""
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Checkpointed(Engine):
@@ -32,7 +35,8 @@ class Checkpointed(Engine):
     Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way.
 
     Args:
-      segment: steps in an innermost segment; `None`: about T^(1 / (levels + 1)).
+      segment: steps in an innermost segment; `None`: about half of T^(1 / (levels + 1)), as residuals of a step
+        are about four carries, but that root itself up to 100 steps.
       levels: how often the sequence is cut.
       adjoint: whether to use the hand-written reverse pass inside a segment.
 
@@ -87,10 +91,11 @@ class Checkpointed(Engine):
     def sizes(self, T: int) -> tuple[int, ...]:
         """Steps in a segment at each level, outermost first: divisors of T, where any is near, leave no rest.
 
-        >>> Checkpointed().sizes(10_000), Checkpointed().sizes(997), Checkpointed(levels=2).sizes(1_000_000)
-        ((100,), (32,), (10000, 100))
+        >>> Checkpointed().sizes(100_000), Checkpointed().sizes(997), Checkpointed(levels=2).sizes(1_000_000)
+        ((160,), (32,), (10000, 100))
         """
-        inner = min(self.segment or near_divisor(T, T ** (1 / (self.levels + 1))), T)
+        root = T ** (1 / (self.levels + 1))
+        inner = min(self.segment or near_divisor(T, max(root / 2, min(root, SHORT))), T)
         count = -(-T // inner)
         outer = (inner * near_divisor(count, count ** (k / self.levels)) for k in reversed(range(1, self.levels)))
         return (*outer, inner)
