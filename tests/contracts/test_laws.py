@@ -38,26 +38,6 @@ PAIRS = [
     for engine in ENGINES
     if refusal(name, cell, ENGINES[engine]) is None and not is_scan(name, cell, engine)
 ]
-SECONDARY = (*(case for case in CASES if case != RICH), "float32", "pieces", "vmap")
-
-
-def pairs(law: str) -> list[tuple[str, str]]:
-    """The pairs of cell and engine that a secondary law is run on, for all of them would take an hour.
-
-    All pairs run the rich case; each engine meets each secondary law once, every time with another cell.
-    """
-    number, chosen = SECONDARY.index(law), []
-    for k, engine in enumerate(ENGINES):
-        able = [name for name, with_engine in PAIRS if with_engine == engine]
-        chosen.append((able[(5 * number + k) % len(able)], engine))
-    return chosen
-
-
-PAIR_CASES = [
-    pytest.param(*pair, case, marks=pytest.mark.xdist_group(pair[0]))  # one process computes a cell's reference
-    for case in CASES
-    for pair in (PAIRS if case == RICH else pairs(case))
-]
 
 
 @functools.cache
@@ -71,7 +51,8 @@ def reference(name: str, dtype: str, case: str, training: bool):
     return (params, carry, xs), flags, expected
 
 
-@pytest.mark.parametrize(("name", "engine", "case"), PAIR_CASES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("name", "engine"), PAIRS)
 def test_every_engine_equals_the_reference_loop(name, engine, case):
     cell = CELLS["float64"][name]
     arguments, flags, expected = reference(name, "float64", case, training=False)
@@ -79,7 +60,7 @@ def test_every_engine_equals_the_reference_loop(name, engine, case):
     assert_close(actual, expected, TOLERANCE["float64"])
 
 
-@pytest.mark.parametrize(("name", "engine"), pairs("float32"))
+@pytest.mark.parametrize(("name", "engine"), PAIRS)
 def test_every_engine_equals_the_reference_loop_in_float32(name, engine):
     cell = CELLS["float32"][name]
     arguments, flags, expected = reference(name, "float32", RICH, training=False)
@@ -109,7 +90,7 @@ def test_a_stochastic_cell_draws_the_same_noise_under_every_engine(name, engine)
     assert float(jnp.abs(actual[1] - evaluated[1]).max()) > 1e-3, "training draws noise"
 
 
-@pytest.mark.parametrize(("name", "engine"), pairs("pieces"))
+@pytest.mark.parametrize(("name", "engine"), PAIRS)
 def test_two_pieces_equal_the_whole(name, engine):
     cell = CELLS["float64"][name]
     (params, carry, xs), flags, expected = reference(name, "float64", RICH, False)
@@ -121,7 +102,7 @@ def test_two_pieces_equal_the_whole(name, engine):
     assert_close((carry, jnp.concatenate(outputs)), expected[0], TOLERANCE["float64"])
 
 
-@pytest.mark.parametrize(("name", "engine"), pairs("vmap"))
+@pytest.mark.parametrize(("name", "engine"), PAIRS)
 def test_vmap_equals_batched(name, engine):
     cell = CELLS["float64"][name]
     (params, carry, xs), flags, expected = reference(name, "float64", "T8-masked", False)
