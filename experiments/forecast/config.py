@@ -29,7 +29,7 @@ class Config:
       batch_size: windows in a batch.
       hidden_dim: units of each of the two recurrent layers.
       optimizer: Adam, or gradient descent with a momentum of 0.9.
-      learning_rate: by default as published for Adam, 0.01 for the plain simple RNN and 0.001 otherwise.
+      learning_rate: by default that of Adam in `models.py`, 0.01 for `simple` and `simple-layer`, 0.001 otherwise.
       clip_norm: the global norm that gradients are clipped to, or None.
       limit: use so many windows of each part at most; None uses all.
       run_dir: where to write; by default a new folder in runs/forecast.

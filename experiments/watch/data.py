@@ -12,6 +12,9 @@ import numpy as np
 
 CHANNELS = ("ax", "ay", "az", "wx", "wy", "wz")
 """Acceleration in g, gravity included, and angular velocity in radians a second."""
+MIRROR = np.array([-1, 1, 1, 1, -1, -1], np.float32)
+"""What turns a movement of one arm into the other's: x, along the forearm, is the axis whose sense depends on the arm.
+Angular velocity is a pseudovector, so that of its parts the two across the mirrored axis change their sign."""
 EXERCISES = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
 PEOPLE = tuple(range(1, 11))
 FOLDS = 5
@@ -34,6 +37,11 @@ class Recordings(NamedTuple):
         rows = np.flatnonzero(np.isin(self.people, people))
         signals = tuple(self.signals[row] for row in rows)
         return type(self)(signals, self.labels[rows], self.people[rows], self.right[rows])
+
+    def as_right(self) -> Self:
+        """All as the right arm would have made them: those of the left are mirrored, see `MIRROR`."""
+        signals = tuple(s if right else s * MIRROR for s, right in zip(self.signals, self.right, strict=True))
+        return self._replace(signals=signals, right=np.ones_like(self.right))
 
 
 class Split(NamedTuple):

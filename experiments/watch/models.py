@@ -25,6 +25,7 @@ class Recipe:
       cell: of so many units.
       model: around the cell.
       loss: of every step, or of the last.
+      mirrored: whether recordings of the left arm are mirrored.
       variation: of crops.
       clip: whether gradients are clipped, see `--clip-norm`.
       published: accuracy, as text.
@@ -34,6 +35,7 @@ class Recipe:
     cell: Callable[[int], Cell]
     model: Callable[[Cell], Layer] = plain
     loss: Literal["every", "last"] = "every"
+    mirrored: bool = False
     variation: Variation = AS_RECORDED
     clip: bool = True
     published: str = ""
@@ -52,6 +54,7 @@ CROPS: Mapping[str, Recipe] = {
     "gru": Recipe(seqjax.GRU, published="0.929"),
     "conv-gru": Recipe(seqjax.GRU, strided),
     "conv-gru-varied": Recipe(seqjax.GRU, strided, variation=VARIED, note="crops varied in tempo, tilt and gain"),
+    "conv-gru-mirrored": Recipe(seqjax.GRU, strided, mirrored=True, variation=VARIED, note="varied, left mirrored"),
     "conv-gru-dropout": Recipe(seqjax.GRU, dropped, variation=VARIED, note="varied, and dropout of 0.3"),
     "conv-layer-dropout": Recipe(_layer, dropped, variation=VARIED, note="the same, layer normalization in the cell"),
 }
@@ -68,7 +71,8 @@ WHOLE: Mapping[str, Recipe] = {
     "strided": Recipe(seqjax.GRU, strided, loss="last", clip=False, note="Conv1D, every 4th step"),
     "every": Recipe(seqjax.GRU, clip=False, note="loss at every step"),
     "cure": Recipe(seqjax.GRU, strided, note="strided, clipped, loss at every step"),
+    "cure-mirrored": Recipe(seqjax.GRU, strided, mirrored=True, note="the same, left arms mirrored"),
 }
-"""Learnt from whole recordings: each of the rows between the first and the last differs from `plain` in one thing."""
+"""Learnt from whole recordings: each of the rows between the first and the cures differs from `plain` in one thing."""
 
 STUDIES = {"crops": CROPS, "whole": WHOLE}

@@ -47,6 +47,7 @@ def variant(config: Config, name: str, recipe: Recipe) -> Variant:
             replicate,
             validation=config.judge == "validation",
             whole=config.study == "whole",
+            mirrored=recipe.mirrored,
             variation=recipe.variation,
             loss=recipe.loss,
             model=recipe.model,

@@ -46,21 +46,23 @@ def task(
     *,
     validation: bool = False,
     whole: bool = False,
+    mirrored: bool = False,
     variation: Variation = AS_RECORDED,
     loss: Literal["every", "last"] = "every",
     model: Callable[[Cell], Layer] = strided,
 ) -> Task:
-    """The task of fold `replicate`.
+    """The task of a fold.
 
     Args:
-      replicate: 0 to 4, see `data.split`.
+      replicate: the fold, 0 to 4, plus 5 for each further seed; see `data.split`.
       validation: judge by two of the eight people instead, and learn from the other six.
       whole: learn from whole recordings, padded, instead of crops of 500 steps.
+      mirrored: recordings of the left arm, see `data.Recordings.as_right`; which arm it is, is known.
       variation: of crops.
       loss: of every step, or of the last one of a recording or crop.
       model: the standard one around a cell.
     """
-    learnt, judged, scaler = _parts(replicate, validation)
+    learnt, judged, scaler = _parts(replicate % data.FOLDS, validation, mirrored)
     xs, lengths = data.padded(judged, scaler)
     return Task(
         name=f"smartwatch recordings of {'people left out of training' if validation else 'unseen people'}, "
@@ -75,11 +77,12 @@ def task(
     )
 
 
-@functools.lru_cache(maxsize=2 * data.FOLDS)
-def _parts(fold: int, validation: bool) -> tuple[data.Recordings, data.Recordings, data.Scaler]:
+@functools.lru_cache(maxsize=4 * data.FOLDS)
+def _parts(fold: int, validation: bool, mirrored: bool) -> tuple[data.Recordings, data.Recordings, data.Scaler]:
     """The recordings learnt from, those judged by, and the scaler of the former."""
     split = data.split(fold, validation=validation)
-    learnt, judged = (data.load().of(people) for people in split)
+    recordings = data.load().as_right() if mirrored else data.load()
+    learnt, judged = (recordings.of(people) for people in split)
     return learnt, judged, data.Scaler.fit(learnt)
 
 

@@ -42,6 +42,31 @@ def test_missing_package_names_the_extra(monkeypatch):
         data.load.__wrapped__()
 
 
+def test_mirrored_recording_moves_as_a_body_does():
+    """Gravity, as the watch sees it, turns against the watch, a(t) = exp(-t ω×) a(0): in a mirrored recording, too."""
+    times, rate, gravity = np.linspace(0, 2, 9), np.array([0.3, -0.7, 1.1]), np.array([0.5, 0.4, -0.6])
+
+    def seen(rate, gravity):
+        axes = np.broadcast_to(rate, (len(times), 3))
+        return crops.rotations(axes, -np.linalg.norm(rate) * times) @ gravity
+
+    left = np.concatenate([seen(rate, gravity), np.broadcast_to(rate, (len(times), 3))], axis=1).astype(np.float32)
+    both = data.Recordings((left, left), np.zeros(2, np.int32), np.ones(2, np.int32), np.array([False, True]))
+    mirrored, kept = both.as_right().signals
+    np.testing.assert_array_equal(kept, left)
+    np.testing.assert_allclose(mirrored[:, :3], left[:, :3] * [-1, 1, 1])
+    np.testing.assert_allclose(mirrored[:, :3], seen(mirrored[0, 3:], mirrored[0, :3]), atol=1e-6)
+
+
+def test_arms_are_told_apart_by_the_axis_that_is_mirrored():
+    """In the pendulum the arm hangs down, and x is along the forearm: gravity is on one side for one arm."""
+    recordings = data.load()
+    means = np.array([signal[:, 0].mean() for signal in recordings.signals])[recordings.labels == 0]
+    right = recordings.right[recordings.labels == 0]
+    assert (means[right] < -0.5).all()
+    assert (means[~right] > 0.5).all()
+
+
 @pytest.mark.parametrize("validation", [False, True])
 def test_nobody_is_learnt_from_and_judged_by(validation):
     judged = []
@@ -56,7 +81,7 @@ def test_nobody_is_learnt_from_and_judged_by(validation):
 
 
 def test_scaling_knows_the_people_learnt_from_alone():
-    learnt, judged, scaler = task._parts(1, False)
+    learnt, judged, scaler = task._parts(1, validation=False, mirrored=False)
     assert set(learnt.people) == {1, 2, 5, 6, 7, 8, 9, 10}
     assert set(judged.people) == {3, 4}
     steps = np.concatenate([data.load().signals[i] for i in np.flatnonzero(~np.isin(data.load().people, (3, 4)))])
