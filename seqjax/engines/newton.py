@@ -10,7 +10,14 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.cells.gates import one_of
-from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite
+from seqjax.engines.convergence import (
+    Solution,
+    check_options,
+    check_solvable,
+    enforce,
+    finite,
+    on_automatic_axes,
+)
 from seqjax.engines.iteration import iterate
 from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, without_float0
 from seqjax.engines.scan import Scan
@@ -144,7 +151,12 @@ def newton_solve(
     check_solvable(engine, cell, carry, key)
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(carry)):
         raise ValueError(f"{engine!r} iterates on real carries, that of {cell!r} is complex; use Scan or Relaxed.")
-    T = xs.shape[0]
+    return on_automatic_axes(functools.partial(_windows, engine, cell), params, initial, carry, steps)
+
+
+def _windows(engine: Newton, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
+    """Window after window."""
+    T = steps.x.shape[0]
     if engine.window is None or engine.window >= T:
         return _solve(engine, cell, params, initial, carry, steps)
 

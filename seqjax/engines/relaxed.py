@@ -11,7 +11,14 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.cells.gates import one_of
-from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite
+from seqjax.engines.convergence import (
+    Solution,
+    check_options,
+    check_solvable,
+    enforce,
+    finite,
+    on_automatic_axes,
+)
 from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, widen, without_float0
 from seqjax.engines.relaxation import relax
 from seqjax.engines.scan import Scan
@@ -140,7 +147,12 @@ def relaxed_solve(
     """
     steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
     check_solvable(engine, cell, carry, key)
-    T = xs.shape[0]
+    return on_automatic_axes(functools.partial(_chunks, engine, cell), params, initial, carry, steps)
+
+
+def _chunks(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
+    """All chunks side by side."""
+    T = steps.x.shape[0]
     pieces = split_steps(steps, engine.size(T))
     chunks = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), pieces)
     solution = _solve(engine, cell, params, initial, carry, chunks)

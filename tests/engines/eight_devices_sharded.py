@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from seqjax import GRU, LRU, LSTM, DTypes, MinGRU, Simple, mask_from_lengths
 from seqjax.base import Cell
 from seqjax.cells import LambdaCell, Zoneout
-from seqjax.engines import Associative, Checkpointed, Scan
+from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, Scan
 from seqjax.engines.sharded import Sharded, sharded_solve
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
@@ -76,6 +76,8 @@ def test_one_unbatched_sequence_in_float32():
         ("gru", Scan(), AxisType.Explicit),
         ("lstm", Checkpointed(4), AxisType.Explicit),
         ("min-gru", Associative(), AxisType.Explicit),
+        ("gru", Relaxed(chunk=4), AxisType.Explicit),
+        ("gru", Newton(window=8), AxisType.Explicit),
     ],
 )
 def test_a_batch_that_jit_spreads_over_devices_moves_sums_alone(name, engine, axis_type):
