@@ -115,8 +115,7 @@ class Command(Generic[C]):
         return config
 
     def _parse(self, args: Sequence[str] | None, default: C) -> C:
-        options = (tyro.conf.FlagConversionOff,)
-        return tyro.cli(type(default), prog=self.program, args=args, default=default, config=options)
+        return tyro.cli(type(default), prog=self.program, args=args, default=default)
 
     def to_json(self, config: C) -> dict[str, Any]:
         """What decides the numbers, as a run keeps it; where it is written is not a part of it."""
