@@ -16,7 +16,8 @@ class Config:
       checkpoint: a run's folder: of a model that `forecast` trained, or of anything that
         `training.fit` wrote.
       data: for a model of `forecast`, weather, synthetic or a CSV file, by default what it was trained on;
-        for others the path of an .npy file `[T, B, ...]`, without which inputs are random.
+        for others the path of an .npy file `[T, B, ...]`, by default the first batch of the training, or
+        random numbers where that is not kept.
       column: of the CSV file, or of the weather data.
       station: whose weather.
       sequences: look at so many at most.

@@ -12,7 +12,7 @@ from experiments.diagnose.config import Config
 from experiments.forecast import config as forecast
 from experiments.forecast import data
 from experiments.forecast.models import MODELS
-from experiments.study.runner import FINAL
+from experiments.study.runner import FINAL, INPUTS
 from seqjax import training
 from seqjax.base import Layer, Params
 from seqjax.layers import BatchMajor
@@ -78,7 +78,9 @@ def load(config: Config) -> tuple[Subject, pathlib.Path]:
         inputs, xs, targets = _windows(config, trained)
     else:
         name, targets = folder.name, None
-        inputs, xs = _arrays(config, training.read_manifest(saved)["inputs"], isinstance(loaded.model, BatchMajor))
+        inputs, xs = _arrays(
+            config, folder / INPUTS, training.read_manifest(saved)["inputs"], isinstance(loaded.model, BatchMajor)
+        )
     model = loaded.model.layer if isinstance(loaded.model, BatchMajor) else loaded.model
     return Subject(name, model, loaded.params, loaded.step, inputs, xs, targets, history), folder
 
@@ -107,18 +109,21 @@ def _windows(config: Config, trained: Mapping[str, Any]) -> tuple[str, np.ndarra
     return f"{len(chosen)} {what}, {window} steps each", xs, targets
 
 
-def _arrays(config: Config, inputs: Mapping[str, Any], batch_major: bool) -> tuple[str, np.ndarray]:
-    """An array of the user's, or random numbers of the shape that the model was initialized for."""
+def _arrays(config: Config, kept: pathlib.Path, inputs: Mapping[str, Any], batch_major: bool) -> tuple[str, np.ndarray]:
+    """An array of the user's, or what the model was trained on, if it is kept, or random numbers of that shape."""
     shape, dtype = tuple(inputs["shape"]), jnp.dtype(inputs["dtype"])
-    if config.data is None:
-        if jnp.issubdtype(dtype, jnp.integer):
-            raise ValueError("the model takes ids, which are not made up here; give some as --data FILE.npy.")
-        xs = np.random.default_rng(config.seed).normal(size=shape)
-        what = "random normal numbers, as there is no --data"
-    else:
+    if config.data is not None:
         xs, what = np.load(config.data, allow_pickle=False), pathlib.Path(config.data).name
         if xs.ndim != len(shape) or xs.shape[2:] != shape[2:]:
             raise ValueError(f"{config.data} has shape {xs.shape}; the model was made for {list(shape)}.")
+    elif kept.exists():
+        xs, what = np.load(kept, allow_pickle=False), "the first batch of its training"
+    elif jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError("the model takes ids, which are not made up here; give some as --data FILE.npy.")
+    else:
+        xs = np.random.default_rng(config.seed).normal(size=shape)
+        what = "random normal numbers, as there is no --data"
     xs = xs.swapaxes(0, 1) if batch_major else xs
-    xs = xs[:, : config.sequences] if xs.ndim > 2 else xs
+    batched = xs.ndim > (1 if jnp.issubdtype(dtype, jnp.integer) else 2)
+    xs = xs[:, : config.sequences] if batched else xs
     return f"{what}: {list(xs.shape)}", np.asarray(xs, dtype)

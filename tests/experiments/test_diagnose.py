@@ -15,6 +15,9 @@ import seqjax
 from experiments.diagnose import findings, run, subject
 from experiments.diagnose.config import Config
 from experiments.forecast import run as forecast
+from experiments.selective_copy.task import task as selective_copy
+from experiments.study import runner
+from experiments.study.task import Variant
 from seqjax import training
 
 # -- findings: the level, and the number in the sentence
@@ -219,6 +222,17 @@ def test_any_run_of_fit_is_looked_into(other, tmp_path):
     assert jax.tree.structure(found.params) == jax.tree.structure(
         jax.eval_shape(found.model.init, jax.random.key(0), jax.ShapeDtypeStruct((5, 3, 1), jnp.float32))
     )
+
+
+def test_a_study_keeps_what_its_models_are_looked_into_with(tmp_path):
+    """Ids, which could not be made up: the task's own first batch is there."""
+    task = selective_copy(length=6, recalled=2)
+    variant = Variant("mingru", lambda seed: task, task.model(seqjax.MinGRU(4)), optax.sgd(0.1), steps=1)
+    runner.run([variant], [3], tmp_path / "run", config={}, told=lambda text: None)
+    found, _ = subject.load(Config(tmp_path / "run", sequences=5))
+    np.testing.assert_array_equal(found.xs, task.make_batch(3, 0).xs[:, :5])
+    assert "first batch of its training" in found.inputs
+    assert run.main(["--checkpoint", str(tmp_path / "run"), "--sequences", "2"]) == 0
 
 
 def test_bad_input_is_an_error_of_one_line(other, capsys):

@@ -121,6 +121,14 @@ def test_what_is_finished_is_not_trained_again_and_more_steps_go_on_from_it(tmp_
     assert row.outcomes[0].steps == 8
 
 
+def test_inputs_are_kept_without_padding():
+    xs = jnp.arange(12.0).reshape(6, 2, 1)
+    mask = seqjax.mask_from_lengths(jnp.array([6, 4]), 6)
+    np.testing.assert_array_equal(runner.unpadded(training.Batch(xs, xs, mask)), xs[:4])
+    np.testing.assert_array_equal(runner.unpadded(training.Batch(xs, xs)), xs)
+    np.testing.assert_array_equal(runner.unpadded(training.Batch(xs, xs, ~mask)), xs)  # nothing is left to cut to
+
+
 def test_sgd_on_one_weight_is_what_the_measure_says(tmp_path):
     """y = w x + b by hand, in NumPy."""
     (row,) = run(tmp_path, [variant("hand", 0.1, steps=2)], (0,))
