@@ -2,6 +2,7 @@
 """Truncated backpropagation through time."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, cut, prepare, scan_pieces
-from seqjax.plan import Plan
+from seqjax.plan import Plan, tree_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -21,6 +22,8 @@ class Truncated(Engine):
     whose gradients differ from `Scan`'s, and says so in its name. The initial carry has the gradient
     of the first window.
 
+    A window is computed again in the reverse pass, so that a gradient holds, beside inputs and outputs, the
+    carries between windows and the residuals of one; it costs one more forward pass.
     For sequences that do not fit in memory whole, `seqjax.training` walks them window by window.
 
     Args:
@@ -51,8 +54,10 @@ class Truncated(Engine):
             raise ValueError(f"Truncated: window must be a positive integer, got {self.window!r}.")
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
-        why = f"gradients see at most {self.window} steps back"
-        return Scan(adjoint=self.adjoint).plan(cell, params, carry, xs)._replace(engine=repr(self), why=why)
+        T = xs.shape[0]
+        step_bytes = Scan(adjoint=self.adjoint).step_bytes(cell, params, carry, xs)
+        memory = (T // self.window) * tree_bytes(carry) + min(self.window, T) * step_bytes
+        return Plan(repr(cell), repr(self), f"gradients see at most {self.window} steps back", memory, T)
 
     def run(
         self,
@@ -69,6 +74,7 @@ class Truncated(Engine):
         scan = Scan(adjoint=self.adjoint)
         count, rest = divmod(xs.shape[0], self.window)
 
+        @functools.partial(jax.checkpoint, prevent_cse=False)
         def window(carry: Carry, piece: Steps, index: Array) -> tuple[Carry, tuple[Array, None]]:
             detached = jax.lax.stop_gradient(carry)
             carry = jax.tree.map(lambda c, d: jnp.where(index == 0, c, d), carry, detached)

@@ -73,9 +73,10 @@ def temporaries(engine, T, cell=None, reduce=False):
     return jax.jit(jax.grad(loss)).lower(params, carry, xs).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_segments_keep_an_order_of_magnitude_less_than_the_whole():
+@pytest.mark.parametrize("engine", [Checkpointed(), Truncated(150)], ids=repr)
+def test_segments_keep_an_order_of_magnitude_less_than_the_whole(engine):
     outputs = 20_000 * 4 * 32 * 4
-    whole, cut = (temporaries(engine, 20_000) for engine in (Scan(), Checkpointed()))
+    whole, cut = (temporaries(engine, 20_000) for engine in (Scan(), engine))
     assert cut < whole / 5
     assert cut < 3.5 * outputs  # the outputs and their cotangent themselves, and little more
 
@@ -87,7 +88,8 @@ def test_the_plan_foretells_what_a_gradient_keeps():
     carry = jax.eval_shape(lambda p: cell.initial_carry(p, (4,)), params)
     plan = Scan().plan(cell, params, carry, xs)
     assert 0.5 < plan.memory / temporaries(Scan(), 20_000) < 1.5
-    assert Checkpointed().plan(cell, params, carry, xs).memory < plan.memory / 20
+    for engine in (Checkpointed(), Truncated(150)):
+        assert engine.plan(cell, params, carry, xs).memory < plan.memory / 20
     generic = Scan(adjoint=False).plan(cell, params, carry, xs)
     assert 0.3 < generic.memory / temporaries(Scan(adjoint=False), 20_000) < 3
 
