@@ -20,7 +20,7 @@ from seqjax import (
 )
 from seqjax.base import Cell, Engine
 from seqjax.cells import LambdaCell, RecurrentDropout, Zoneout
-from seqjax.engines import Associative, Checkpointed, Fused, Newton, Relaxed, Scan, Truncated
+from seqjax.engines import Associative, Checkpointed, Fused, Newton, Relaxed, Scan, Sharded, Truncated
 
 
 def cells(dtype: str) -> dict[str, Cell]:
@@ -66,6 +66,7 @@ ENGINES: dict[str, Engine] = {
     "relaxed": Relaxed(chunk=3),
     "newton": Newton(),  # its other Jacobian, and the coupling of Relaxed, have their own tests
     "fused": Fused(interpret=True),
+    "sharded": Sharded(jax.make_mesh((1,), ("time",)), "time"),  # on one device; on eight it has its own tests
 }
 
 
