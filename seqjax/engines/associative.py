@@ -79,7 +79,7 @@ class Associative(Engine):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         check_affine(self, cell, key)
-        steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+        params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
         method, size = self.choose(xs.shape[0])
         run = functools.partial(run_affine, cell, _recurrence(method), params, initial)
         count, rest = divmod(xs.shape[0], size)

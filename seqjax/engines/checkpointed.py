@@ -77,7 +77,7 @@ class Checkpointed(Engine):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+        params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
         return run_segments(cell, Scan(adjoint=self.adjoint), self.sizes(xs.shape[0]), params, initial, carry, steps)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:

@@ -73,7 +73,7 @@ class Fused(Engine):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         self.check(cell)
-        now, initial = prepare(cell, params, carry, xs, mask, resets, key)
+        params, initial, carry, now = prepare(cell, params, carry, xs, mask, resets, key)
         zs = gates.project_input(cell, params, visible(now))
         if not zs.size:
             raise ValueError(f"{self!r} needs at least one sequence, got xs of shape {xs.shape}; {OTHERS}.")

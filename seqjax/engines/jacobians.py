@@ -130,7 +130,7 @@ def _columns(function: Callable[[Array], Array], packed: Array) -> Array:
     """All k columns of every block at once."""
     _, push = jax.linearize(function, packed)
     unit = jnp.eye(packed.shape[-1], dtype=packed.dtype)
-    columns = jax.vmap(lambda e: push(jnp.broadcast_to(e, packed.shape)))(unit)
+    columns = jax.vmap(lambda e: push(jnp.zeros_like(packed) + e))(unit)
     return jnp.moveaxis(columns, 0, -1)
 
 
@@ -141,7 +141,7 @@ def _diagonal(function: Callable[[Array], Array], packed: Array) -> Array:
 
     def entry(j: Array) -> Array:
         unit = jnp.zeros(width, packed.dtype).at[j].set(1)
-        return push(jnp.broadcast_to(unit, packed.shape))[..., j]
+        return push(jnp.zeros_like(packed) + unit)[..., j]
 
     return jnp.moveaxis(jax.lax.map(entry, jnp.arange(width), batch_size=min(width, 16)), 0, -1)
 

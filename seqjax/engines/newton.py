@@ -147,7 +147,7 @@ def newton_solve(
     >>> bool(solution.converged), bool(solution.fell_back), int(solution.iterations) < 10
     (True, False, True)
     """
-    steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+    params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
     check_solvable(engine, cell, carry, key)
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(carry)):
         raise ValueError(f"{engine!r} iterates on real carries, that of {cell!r} is complex; use Scan or Relaxed.")
@@ -231,7 +231,7 @@ def _reverse(engine: Newton, cell: Cell, kept: tuple, cotangents: Solution):
         return packing.pack(d_before)
 
     start = packing.pack(d_carry)
-    guess = jnp.zeros((T, *start.shape), start.dtype)
+    guess = jnp.zeros_like(start, shape=(T, *start.shape))
     found = iterate(engine, packing, evaluate, lambda _: transposed, advance, start, guess, linear=True)
     d_after = packing.unpack(jnp.flip(jnp.concatenate([start[None], found.states[:-1]]), 0))
     _, pull_all = jax.vjp(run, params, initial, before, steps.x)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry
 from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import solve_recurrence
-from seqjax.engines.stepping import expand
+from seqjax.engines.stepping import expand, varying_alike
 
 
 class Relaxation(NamedTuple):
@@ -72,7 +72,7 @@ def relax(
 
     begin = jnp.int32(0), guess, jax.tree.map(lambda s: jnp.concatenate([s[1:], s[-1:]]), guess)
     shapes = jax.eval_shape(body, (*begin, None, None, None))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[3:])
+    _, zeros = varying_alike(guess, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[3:]))
     sweeps, starts, ends, outputs, good, residual = jax.lax.while_loop(unfinished, body, (*begin, *zeros))
 
     def finish(starts: Carry, ends: Carry, outputs: Any) -> tuple:

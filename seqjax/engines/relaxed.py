@@ -145,7 +145,7 @@ def relaxed_solve(
     >>> bool(solution.converged), bool(solution.fell_back)
     (True, False)
     """
-    steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+    params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
     check_solvable(engine, cell, carry, key)
     return on_automatic_axes(functools.partial(_chunks, engine, cell), params, initial, carry, steps)
 
@@ -244,7 +244,7 @@ def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
         (d_start,) = pull((widen(d_end, 1), _chunk(d_ys, k, 1)))
         return jax.tree.map(lambda d: d[0], d_start)
 
-    guess = jax.tree.map(lambda d: jnp.zeros((count, *d.shape), d.dtype).at[0].set(d), d_carry)
+    guess = jax.tree.map(lambda d: jnp.zeros_like(d, shape=(count, *d.shape)).at[0].set(d), d_carry)
     found = relax(engine, sweep, advance, guess, flip(products), flip(idle_chunks(steps)), batch_ndim)
     answer = (*found.outputs, jax.tree.map(lambda d: d[-1], found.ends))
     d_params, d_initial, d_x, d_carry = enforce(engine, cell, "reverse pass", found.converged, found.residual, answer)

@@ -77,7 +77,7 @@ class Scan(Engine):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+        params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
         return self.run_steps(cell, params, initial, carry, steps)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:

@@ -167,7 +167,7 @@ def sharded_solve(
     >>> int(sharded_solve(cell, params, carry, jnp.ones((50, 2, 3)), engine=engine).iterations)
     1
     """
-    steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+    params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
     devices.check_batch(engine, engine.layout, cell, xs.shape[1:-1], key)
     inner = engine.inner_engine(cell, xs.shape[0])
     if isinstance(inner, Associative):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks, resets and keys around a cell's step: the engines' business, done once for all cells."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ class Steps(NamedTuple):
 
 def prepare(
     cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, resets: Resets, key: Key
-) -> tuple[Steps, Carry | None]:
-    """The checked steps of a run, and the initial carry if there are resets to it.
+) -> tuple[Params, Carry | None, Carry, Steps]:
+    """What a run is made of, checked: params, the initial carry if there are resets to it, the carry, the steps.
 
     Raises:
       ValueError: a wrong rank, mask or resets; a carry of another batch; a training mask for a
@@ -38,7 +39,18 @@ def prepare(
             "use normalize='layer', or batches of sequences of one length."
         )
     keys = jax.random.split(key, xs.shape[0]) if key is not None and cell.stochastic else None
-    return Steps(xs, mask, resets, keys), None if resets is None else initial
+    x, mask, resets = jax.tree.map(jnp.asarray, (xs, mask, resets))  # NumPy's arrays have no traced indices
+    return varying_alike(params, None if resets is None else initial, carry, Steps(x, mask, resets, keys))
+
+
+def varying_alike(*trees: Any) -> tuple:
+    """The trees, inside `jax.shard_map` with the types that a loop's carry needs: all arrays vary over the axes over
+    which any does. A batch differs from device to device; an initial carry of zeros would not."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return trees
+    numbers = (leaf for leaf in jax.tree.leaves(trees) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+    never = functools.reduce(jnp.logical_or, (jnp.zeros_like(leaf, bool, shape=()) for leaf in numbers))
+    return jax.tree.map(lambda leaf: jnp.where(never, leaf, leaf), trees)
 
 
 def check_carry(carry: Carry, expected: Carry, batch_shape: Shape) -> None:

@@ -70,7 +70,7 @@ class Truncated(Engine):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        steps, initial = prepare(cell, params, carry, xs, mask, resets, key)
+        params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
         scan = Scan(adjoint=self.adjoint)
         count, rest = divmod(xs.shape[0], self.window)
 

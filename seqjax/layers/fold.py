@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, check_sequence
+from seqjax.engines.stepping import varying_alike
 
 
 def fold(
@@ -93,8 +94,7 @@ def fold(
     def remainder(array: Array) -> Array:
         return array[count * _steps_of(array, T, segment, out_steps[0]) :]
 
-    state = carry, init
-    sliced = xs, mask, resets, extras
+    params, state, sliced = varying_alike(params, (carry, init), (xs, mask, resets, extras))
     if count:
         # inside a scan the loop itself keeps XLA from merging the two forward passes
         body = jax.checkpoint(piece, prevent_cse=False)

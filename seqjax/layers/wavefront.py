@@ -103,7 +103,7 @@ class Wavefront(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         devices.check_batch(self, self._layout, self.cell, xs.shape[1:-1], key)
-        steps, initial = zip(
+        params, initial, carry, steps = zip(
             *(
                 prepare(self.cell, p, c, xs, mask, resets, fold_key(key, i))
                 for i, (p, c) in enumerate(zip(params, carry, strict=True))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+import seqjax
 from seqjax import GRU, LRU, LSTM, DTypes, MinGRU, Simple, mask_from_lengths
 from seqjax.base import Cell
 from seqjax.cells import LambdaCell, Zoneout
@@ -98,6 +99,57 @@ def test_a_batch_that_jit_spreads_over_devices_moves_sums_alone(name, engine, ax
     expected = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
     for found, wanted in zip(jax.tree.leaves(program(*spread)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("gru", Scan()),
+        ("lstm", Scan(adjoint=False)),
+        ("lstm", Checkpointed(4)),
+        ("min-gru", Associative()),
+        ("gru", Relaxed(chunk=4)),
+        ("gru", Relaxed(chunk=4, coupling="diagonal")),
+        ("gru", Newton(window=8)),
+        ("gru", Newton(jacobian="diagonal")),
+    ],
+)
+def test_a_batch_may_be_split_by_shard_map(name, engine):
+    """The carry begins as zeros that are the same on each device, and params are on every one."""
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+    cell = CELLS[name]
+
+    def gradients(params, xs, mask, resets):
+        def loss(params, xs):
+            carry = cell.initial_carry(params, xs.shape[1:-1])
+            return (engine.run(cell, params, carry, xs, mask=mask, resets=resets)[1] ** 2).sum()
+
+        return jax.grad(loss, argnums=(0, 1))(params, xs)
+
+    params, _, *arrays = example(cell, T=16, batch_shape=(8,), masked=True, with_resets=True)
+    split = PartitionSpec(None, "batch")
+    specs = {"in_specs": (PartitionSpec(), split, split, split), "out_specs": (PartitionSpec(), split)}
+    found = jax.jit(jax.shard_map(gradients, mesh=mesh, **specs))(params, *arrays)
+    assert_close(found, jax.jit(gradients)(params, *arrays), 1e-10)
+
+
+def test_a_fold_may_be_split_by_shard_map():
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+    model = seqjax.Serial(seqjax.RNN(CELLS["gru"]), seqjax.Dense(2, dtypes=D))
+
+    def gradient(params, xs):
+        def loss(params):
+            carry = model.initial_carry(params, xs.shape[1:-1])
+            add = lambda total, ys: total + jnp.sum(ys**2)  # noqa: E731
+            return seqjax.fold(model, params, carry, xs, add, jnp.zeros((), "float64"), segment=5)[1]
+
+        return jax.grad(loss)(params)
+
+    xs = jax.random.normal(jax.random.key(0), (16, 8, 2), "float64")
+    params = model.init(jax.random.key(1), xs)
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec(None, "batch")), "out_specs": PartitionSpec()}
+    found = jax.jit(jax.shard_map(gradient, mesh=mesh, **specs))(params, xs)
+    assert_close(found, jax.jit(gradient)(params, xs), 1e-10)
 
 
 @pytest.mark.parametrize("inner", [Checkpointed(2), Associative("tree")])

@@ -59,7 +59,7 @@ def dense(cell, params, initial, carry, step):
 def test_step_jacobians_are_those_of_autodiff_with_masks_and_resets(cell, structure):
     params, carry, xs, *_ = example(cell, T=4, batch_shape=())
     mask, resets = jnp.array([True, False, True, False]), jnp.array([False, False, True, True])
-    steps, initial = prepare(cell, params, carry, xs.at[1].set(jnp.nan), mask, resets, None)
+    params, initial, carry, steps = prepare(cell, params, carry, xs.at[1].set(jnp.nan), mask, resets, None)
     carries = jax.tree.map(lambda a: jnp.stack([a, 2 * a, 3 * a, -a]), carry)
     packing = Packing.of(carry, 0, structure)
     got = jax.jit(lambda params, carries: step_jacobians(packing, cell, params, initial, carries, steps))(
