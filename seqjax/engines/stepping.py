@@ -48,7 +48,9 @@ def varying_alike(*trees: Any) -> tuple:
     which any does. A batch differs from device to device; an initial carry of zeros would not."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return trees
-    numbers = (leaf for leaf in jax.tree.leaves(trees) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+    numbers = (
+        leaf for leaf in jax.tree.leaves(trees) if not jnp.issubdtype(jax.typeof(leaf).dtype, jax.dtypes.prng_key)
+    )
     never = functools.reduce(jnp.logical_or, (jnp.zeros_like(leaf, bool, shape=()) for leaf in numbers))
     return jax.tree.map(lambda leaf: jnp.where(never, leaf, leaf), trees)
 
