@@ -8,11 +8,13 @@ dataclass from this module, or any such function. Cells draw each gate by itself
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from seqjax.base import Array, Described, Shape
 from seqjax.dtypes import at_least_float32
@@ -23,13 +25,19 @@ _BARE = ("zeros", "ones")
 
 
 def resolve(initializer: Initializer) -> Callable[..., Array]:
-    """The function that an initializer field stands for.
+    """The function that an initializer field stands for; narrow weights are drawn in float32, and rounded.
 
     Raises:
       ValueError: a name that `jax.nn.initializers` does not have.
     """
-    if callable(initializer):
-        return initializer
+    return functools.partial(_rounded, initializer if callable(initializer) else _named(initializer))
+
+
+def _rounded(draw: Callable[..., Array], key: Array, shape: Shape, dtype: DTypeLike) -> Array:
+    return draw(key, shape, at_least_float32(dtype)).astype(dtype)  # LAPACK's QR, for one, knows no bfloat16
+
+
+def _named(initializer: str) -> Callable[..., Array]:
     factory = getattr(jax.nn.initializers, initializer, None) if isinstance(initializer, str) else None
     if factory is None:
         known = sorted(name for name in vars(jax.nn.initializers) if not name.startswith("_"))

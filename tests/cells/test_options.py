@@ -153,3 +153,14 @@ def test_gradients_of_biases_are_summed_in_float32_where_the_computation_is_bflo
 
     exact, rough = gradient(DTypes()), gradient(DTypes(compute="bfloat16", carry="float32"))
     np.testing.assert_allclose(rough, exact, atol=0.03 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("name", ["Simple", "LSTM", "PeepholeLSTM", "GRU", "MinGRU", "IndRNN", "DiagonalGRU", "RGLRU"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_params_are_those_of_float32_rounded(name, dtype):
+    def params(dtype):
+        return getattr(seqjax, name)(4, dtypes=DTypes(params=dtype)).init(jax.random.key(0), 3)
+
+    for narrow, wide in zip(jax.tree.leaves(params(dtype)), jax.tree.leaves(params("float32")), strict=True):
+        assert narrow.dtype == dtype
+        np.testing.assert_allclose(narrow.astype("float32"), wide, rtol=2**-7, atol=1e-3)
