@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.engines.stepping import expand
+from seqjax.engines.stepping import expand, loop
 
 METHODS = ("scan", "tree", "kernel", "interpreter")
 
@@ -145,7 +145,7 @@ def solve_scan(decay: Array, cut: Array | None, drive: Array, *, reverse: bool =
         return state, state
 
     inputs = (None if constant else decay, drive, cut)
-    return jax.lax.scan(step, jnp.zeros_like(drive[0]), inputs, reverse=reverse)[1]
+    return loop(step, jnp.zeros_like(drive[0]), inputs, reverse=reverse)[1]
 
 
 def solve_tree(decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False) -> Array:

@@ -14,6 +14,7 @@ from seqjax.engines.stepping import (
     Steps,
     add,
     leave,
+    loop,
     masked_step,
     prepare,
     reset,
@@ -112,8 +113,8 @@ class Scan(Engine):
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
         """`run` on steps that are prepared already: what engines do with a piece of a sequence."""
-        loop = scan_adjoint if self._by_hand(cell) else scan
-        return loop(cell, self.unroll, params, initial, carry, steps)
+        run = scan_adjoint if self._by_hand(cell) else scan
+        return run(cell, self.unroll, params, initial, carry, steps)
 
 
 def scan(
@@ -121,7 +122,7 @@ def scan(
 ) -> tuple[Carry, Array]:
     """The plain loop, differentiated by JAX."""
     step = functools.partial(masked_step, cell, params, initial)
-    return jax.lax.scan(step, carry, steps, unroll=unroll)
+    return loop(step, carry, steps, unroll=unroll)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -169,7 +170,7 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
     def block(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Any, Array]):
         some, residuals, d_ys = inputs
         flags = some._replace(x=None, key=None)
-        state, (d_zs, extras) = jax.lax.scan(step, state, (flags, residuals, d_ys), reverse=True, unroll=unroll)
+        state, (d_zs, extras) = loop(step, state, (flags, residuals, d_ys), reverse=True, unroll=unroll)
         d_params = cell.accumulate(params, residuals, d_zs, extras)
         d_projected, d_xs = cell.project_transpose(params, visible(some), d_zs)
         return state, add(d_params, d_projected), d_xs
@@ -196,7 +197,7 @@ scan_adjoint.defvjp(_forward, _reverse)
 def blockwise(
     cell: Cell, unroll: int, params: Params, step: Callable[..., tuple[Carry, Any]], carry: Carry, steps: Steps
 ) -> tuple[Carry, Any]:
-    """`lax.scan` of `step(carry, step, z)`, the inputs of a block of steps projected by one matmul."""
+    """`loop` of `step(carry, step, z)`, the inputs of a block of steps projected by one matmul."""
     T = steps.x.shape[0]
     size = block_size(cell, params, steps.x)
 
@@ -205,11 +206,11 @@ def blockwise(
 
     def block(carry: Carry, some: Steps, _: None) -> tuple[Carry, tuple[Any, None]]:
         inputs = some._replace(x=None), cell.project(params, visible(some))
-        carry, outputs = jax.lax.scan(lambda carry, now: step(carry, *now), carry, inputs, unroll=unroll)
+        carry, outputs = loop(lambda carry, now: step(carry, *now), carry, inputs, unroll=unroll)
         return carry, (outputs, None)
 
     if size == 1:
-        return jax.lax.scan(alone, carry, steps, unroll=unroll)
+        return loop(alone, carry, steps, unroll=unroll)
     carry, (outputs, _) = block(carry, steps, None) if size == T else scan_pieces(block, carry, steps, size)
     return carry, outputs
 

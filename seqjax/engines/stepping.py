@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets, Shape, check_sequence
+from seqjax.dtypes import at_least_float32
 
 
 class Steps(NamedTuple):
@@ -121,6 +122,27 @@ def join(pieces: Array) -> Array:
     return pieces.reshape(-1, *pieces.shape[2:])
 
 
+def loop(step: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, **options: Any) -> tuple[Any, Any]:
+    """`lax.scan`. On CPU it stacks narrow floats as float32 and rounds them back, which loses nothing: XLA there knows
+    no bfloat16, and would convert the whole stack to float32 and back at every step."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(step, carry, xs, **options)
+    dtypes: list[Any] = []
+
+    def widened(carry: Any, x: Any) -> tuple[Any, Any]:
+        carry, y = step(carry, x)
+        dtypes[:] = [jax.tree.map(lambda a: a.dtype, y)]
+        return carry, jax.tree.map(lambda a: a.astype(at_least_float32(a.dtype)) if narrow(a.dtype) else a, y)
+
+    carry, ys = jax.lax.scan(widened, carry, xs, **options)
+    return carry, jax.tree.map(lambda a, dtype: a.astype(dtype) if narrow(dtype) else a, ys, dtypes[0])
+
+
+def narrow(dtype: Any) -> bool:
+    """Whether these are floats of less than 32 bits."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
 def scan_pieces(
     body: Callable[..., tuple[Any, tuple[Any, Any]]],
     carry: Any,
@@ -156,7 +178,7 @@ def scan_pieces(
         return carry, (jax.tree.map(lambda a: a.reshape(size, *_long(a)), outputs), kept)
 
     flat = jax.tree.map(lambda a: a.reshape(a.shape[0] // size, size, *_long(a)), steps)
-    carry, (outputs, kept) = jax.lax.scan(piece, carry, (flat, beside), reverse=reverse)
+    carry, (outputs, kept) = loop(piece, carry, (flat, beside), reverse=reverse)
     return carry, (jax.tree.map(lambda a, shape: a.reshape(a.shape[0] * size, *shape), outputs, shapes[0]), kept)
 
 

@@ -6,11 +6,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import seqjax
 from seqjax import DTypes
-from seqjax.engines import Checkpointed, scan
+from seqjax.engines import Associative, Checkpointed, scan
 from seqjax.engines.scan import Scan, block_size
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
@@ -90,3 +91,48 @@ def test_a_batch_of_no_sequences_runs(engine):
 
     assert engine.run(cell, params, cell.initial_carry(params, (0,)), xs)[1].shape == (74, 0, 3)
     assert float(jnp.abs(jax.grad(total)(params).w_rec).max()) == 0
+
+
+def scans(jaxpr):
+    """All `scan` equations in a jaxpr, those inside others included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                yield from scans(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize(
+    ("cell", "engine"),
+    [
+        (seqjax.Simple(4), Scan()),
+        (seqjax.GRU(4), Scan()),
+        (seqjax.LSTM(4), Checkpointed(8)),
+        (seqjax.MinGRU(4), Associative("scan")),
+    ],
+    ids=repr,
+)
+def test_no_loop_stacks_bfloat16(cell, engine):
+    """XLA on CPU would convert the whole stack at every step, and T steps would take a time of T²."""
+    cell = dataclasses.replace(cell, dtypes=DTypes("bfloat16", "bfloat16"))
+    params = cell.init(jax.random.key(0), 3)
+    carry, xs = cell.initial_carry(params, (2,)), jnp.ones((64, 2, 3), "bfloat16")
+
+    def gradient(params):
+        return jax.grad(lambda params: engine.run(cell, params, carry, xs)[1].astype("float32").sum())(params)
+
+    found = list(scans(jax.make_jaxpr(gradient)(params).jaxpr))
+    assert len(found) >= 2
+    for equation in found:
+        stacked = equation.outvars[equation.params["num_carry"] :]
+        assert all(v.aval.dtype != jnp.bfloat16 for v in stacked), equation
+
+
+def test_outputs_of_a_bfloat16_loop_are_bfloat16():
+    cell = seqjax.GRU(4, dtypes=seqjax.DTypes(compute="bfloat16", carry="float32"))
+    params = cell.init(jax.random.key(0), 3)
+    carry, ys = Scan().run(cell, params, cell.initial_carry(params, (2,)), jnp.ones((5, 2, 3)))
+    expected_carry, expected = reference_loop(cell, params, cell.initial_carry(params, (2,)), jnp.ones((5, 2, 3)))
+    assert (ys.dtype, carry.h.dtype) == (expected.dtype, expected_carry.h.dtype) == ("bfloat16", "float32")
+    np.testing.assert_allclose(ys.astype("float32"), expected.astype("float32"), atol=2**-7)
