@@ -6,19 +6,16 @@ the state before it, f(h_{t-1}, x_t)? How much an iteration still moves says not
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from seqjax.base import Array, Carry, Cell, Engine, Key, Params
+from seqjax.base import Array, Carry, Cell, Engine, Key
 from seqjax.cells.gates import one_of
 from seqjax.dtypes import at_least_float32
-from seqjax.engines.stepping import Steps
 
 
 class Solution(NamedTuple):
@@ -71,32 +68,6 @@ def check_solvable(engine: Engine, cell: Cell, carry: Carry, key: Key) -> None:
                 f"{engine!r} iterates on a carry of floating numbers, that of {cell!r} has {leaf.dtype.name}; "
                 "use Scan or Checkpointed."
             )
-
-
-def on_automatic_axes(
-    solve: Callable[..., Solution], params: Params, initial: Carry | None, carry: Carry, steps: Steps
-) -> Solution:
-    """`solve(params, initial, carry, steps)`, which leaves it to XLA how arrays inside are spread over devices.
-
-    On a mesh with explicit axes every array would have to say it. The solution is spread as the batch is.
-    """
-    sharding = jax.typeof(steps.x).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return solve(params, initial, carry, steps)
-    batch = sharding.spec[1:-1]
-
-    def over(*axes: Any) -> Any:
-        return NamedSharding(sharding.mesh, PartitionSpec(*axes))
-
-    spread = Solution(
-        carry=jax.tree.map(lambda _: over(*batch, None), carry),
-        ys=over(None, *batch, None),
-        iterations=over(),
-        residual=over(*batch),
-        converged=over(*batch),
-        fell_back=over(),
-    )
-    return jax.sharding.auto_axes(solve, out_sharding=spread)(params, initial, carry, steps)
 
 
 def default_tolerance(dtype: DTypeLike, floor: float = 1e-13) -> float:

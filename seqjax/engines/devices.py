@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqjax.base import Carry, Cell, Engine, Key, Params, Shape, code
 from seqjax.engines.checkpointed import Checkpointed, run_segments
+from seqjax.engines.convergence import Solution
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps
 
@@ -170,3 +171,29 @@ def run_prepared(
             "use Scan or Checkpointed."
         )
     return engine.run(cell, params, carry, steps.x, mask=steps.mask, resets=steps.reset)
+
+
+def on_automatic_axes(
+    solve: Callable[..., Solution], params: Params, initial: Carry | None, carry: Carry, steps: Steps
+) -> Solution:
+    """`solve(params, initial, carry, steps)`, which leaves it to XLA how arrays inside are spread over devices.
+
+    On a mesh with explicit axes every array would have to say it. The solution is spread as the batch is.
+    """
+    sharding = jax.typeof(steps.x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return solve(params, initial, carry, steps)
+    batch = sharding.spec[1:-1]
+
+    def over(*axes: Any) -> Any:
+        return NamedSharding(sharding.mesh, PartitionSpec(*axes))
+
+    spread = Solution(
+        carry=jax.tree.map(lambda _: over(*batch, None), carry),
+        ys=over(None, *batch, None),
+        iterations=over(),
+        residual=over(*batch),
+        converged=over(*batch),
+        fell_back=over(),
+    )
+    return jax.sharding.auto_axes(solve, out_sharding=spread)(params, initial, carry, steps)

@@ -11,14 +11,8 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.cells.gates import one_of
-from seqjax.engines.convergence import (
-    Solution,
-    check_options,
-    check_solvable,
-    enforce,
-    finite,
-    on_automatic_axes,
-)
+from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite
+from seqjax.engines.devices import on_automatic_axes
 from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, widen, without_float0
 from seqjax.engines.relaxation import relax
 from seqjax.engines.scan import Scan

@@ -132,15 +132,14 @@ def loop(step: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, **options: A
     def widened(carry: Any, x: Any) -> tuple[Any, Any]:
         carry, y = step(carry, x)
         dtypes[:] = [jax.tree.map(lambda a: a.dtype, y)]
-        return carry, jax.tree.map(lambda a: a.astype(at_least_float32(a.dtype)) if narrow(a.dtype) else a, y)
+        return carry, jax.tree.map(_wide, y)
 
     carry, ys = jax.lax.scan(widened, carry, xs, **options)
-    return carry, jax.tree.map(lambda a, dtype: a.astype(dtype) if narrow(dtype) else a, ys, dtypes[0])
+    return carry, jax.tree.map(lambda a, dtype: a if a.dtype == dtype else a.astype(dtype), ys, dtypes[0])
 
 
-def narrow(dtype: Any) -> bool:
-    """Whether these are floats of less than 32 bits."""
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+def _wide(a: Array) -> Array:
+    return a.astype(at_least_float32(a.dtype)) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
 def scan_pieces(

@@ -140,8 +140,8 @@ def test_a_fold_may_be_split_by_shard_map():
     def gradient(params, xs):
         def loss(params):
             carry = model.initial_carry(params, xs.shape[1:-1])
-            add = lambda total, ys: total + jnp.sum(ys**2)  # noqa: E731
-            return seqjax.fold(model, params, carry, xs, add, jnp.zeros((), "float64"), segment=5)[1]
+            zero = jnp.zeros((), "float64")
+            return seqjax.fold(model, params, carry, xs, lambda total, ys: total + (ys**2).sum(), zero, segment=5)[1]
 
         return jax.grad(loss)(params)
 
