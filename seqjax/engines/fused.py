@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.cells import gates
-from seqjax.engines.fusion import fused, kernel, too_large, unsupported
+from seqjax.engines.fusion import fused, kernel, loop, too_large, unsupported
 from seqjax.engines.stepping import prepare, select, visible
 from seqjax.kernels import recurrence
 from seqjax.kernels.launch import SMALLEST, available
@@ -76,7 +76,8 @@ class Fused(Engine):
         params, initial, carry, now = prepare(cell, params, carry, xs, mask, resets, key)
         zs = gates.project_input(cell, params, visible(now))
         if not zs.size:
-            raise ValueError(f"{self!r} needs at least one sequence, got xs of shape {xs.shape}; {OTHERS}.")
+            carry, ys = loop(cell, params, initial, carry, now._replace(x=zs))
+            return carry, ys
         how = recurrence.Launch(self.rows, self.warps, self.interpret)
         carry, ys = fused(cell, how, params, initial, carry, now._replace(x=zs))
         return carry, select(mask, ys, jnp.zeros_like(ys))

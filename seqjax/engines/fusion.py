@@ -14,7 +14,7 @@ from seqjax.cells.gru import GRU, GRUCarry, GRUResiduals
 from seqjax.cells.lstm import LSTM, LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
 from seqjax.engines.stepping import Steps, leave, reset, select, zeros_like
-from seqjax.kernels import recurrence, steps
+from seqjax.kernels import hopper, recurrence, steps
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
 
@@ -63,13 +63,23 @@ def too_large(cell: Any) -> str | None:
     dtype = cell.dtypes.compute or cell.dtypes.params
     if jnp.dtype(dtype).itemsize > 4:
         return f"it computes in {dtype}, which has no place in a kernel"
-    count, H = kernel(cell).kind.gates, cell.hidden_dim
-    if not recurrence.fits(count, H, dtype):
-        return (
-            f"in {dtype} one gate's recurrent weights take {recurrence.weight_bytes(1, H, dtype)} bytes on chip, "
-            f"of {recurrence.ONE_GATE}"
-        )
-    return None
+    kind, H = kernel(cell).kind, cell.hidden_dim
+    if recurrence.fits(kind.gates, H, dtype) or (hopper.available() and hopper.grid(kind, 1, 1, H, dtype)):
+        return None
+    return (
+        f"in {dtype} one gate's recurrent weights take {recurrence.weight_bytes(1, H, dtype)} bytes on chip, "
+        f"of {recurrence.ONE_GATE}"
+    )
+
+
+def on_hopper(kind: steps.Kind, how: recurrence.Launch, zs: Array) -> bool:
+    """Whether the kernels for a Hopper run this: there is one, it fits, and products need not be exact in float32."""
+    if how.interpret or not hopper.available():
+        return False
+    T, B, width = zs.shape
+    exact = jax.config.jax_default_matmul_precision in ("highest", "float32")
+    fits = hopper.grid(kind, T, B, width // kind.gates, zs.dtype) is not None
+    return fits and not (exact and zs.dtype == jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -166,7 +176,10 @@ def launch_forward(
     cell: Cell, how: recurrence.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps, *, keep: bool
 ) -> recurrence.Left:
     zs, given = _flatten(params, initial, carry, now)
-    return recurrence.forward(*kernel(cell), zs, given, how, keep=keep)
+    kind, functions = kernel(cell)
+    if on_hopper(kind, how, zs):
+        return hopper.forward(kind, functions, zs, given, keep=keep)
+    return recurrence.forward(kind, functions, zs, given, how, keep=keep)
 
 
 def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurrence.Left, cotangents: tuple) -> tuple:
@@ -175,8 +188,14 @@ def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurr
     T, *batch, width = now.x.shape
     zs, flat = _flatten(params, initial, carry, now)
     d_hs = select(now.mask, d_ys, jnp.zeros_like(d_ys)).reshape(T, zs.shape[1], -1)
-    out = recurrence.reverse(*kernel(cell), flat, left, d_hs, _flat_states(d_carry), how)
-    d_params = cell.accumulate(params, residuals(cell, flat, left, now), out.d_z, _extras(cell))
+    kind, functions = kernel(cell)
+    if on_hopper(kind, how, zs):
+        out = hopper.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry))
+        kept = [hopper.gate(kind, left, k) for k in range(kind.kept)]
+    else:
+        out = recurrence.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry), how)
+        kept = [left.kept[:, :, k] for k in range(kind.kept)]
+    d_params = cell.accumulate(params, residuals(cell, flat, left.sequences, kept, now), out.d_z, _extras(cell))
 
     def carries(states: tuple[Array, ...] | None) -> Carry | None:
         return None if states is None else _carry_like(carry, states, tuple(batch))
@@ -185,19 +204,20 @@ def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurr
     return d_params, carries(out.d_initial), carries(out.d_states), Steps(d_x, None, None, None)
 
 
-def residuals(cell: Cell, given: recurrence.Given, left: recurrence.Left, now: Steps) -> Any:
+def residuals(
+    cell: Cell, given: recurrence.Given, sequences: tuple[Array, ...], kept: list[Array], now: Steps
+) -> Any:
     """What the cell's `accumulate` reads, `[T, B, ...]`."""
-    hs = left.sequences[0]
+    hs = sequences[0]
     h_before = jnp.concatenate([given.states[0].astype(hs.dtype)[None], hs[:-1]])
     if now.reset is not None and given.initial is not None:
         again = now.reset.reshape(*hs.shape[:2], 1)
         h_before = jnp.where(again, given.initial[0].astype(hs.dtype), h_before)
     if isinstance(cell, Simple):
         return SimpleResiduals(h_before, hs, None)
-    kept = [left.kept[:, :, k] for k in range(left.kept.shape[2])] if left.kept is not None else []
     if isinstance(cell, LSTM):
         i, f, g, o = kept
-        return LSTMResiduals(i, f, g, o, left.sequences[1], h_before, None, None)
+        return LSTMResiduals(i, f, g, o, sequences[1], h_before, None, None)
     z, r, g = kept[:3]
     return GRUResiduals(z, r, g, h_before, kept[3] if len(kept) == 4 else None, None)
 

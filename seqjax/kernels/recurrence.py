@@ -8,6 +8,7 @@ projected inputs and of the states; weight gradients are matmuls over what it le
 power of two with zero weights, so that nothing flows from there into the real units.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -128,9 +129,10 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, k
         biases = None if given.bias is None else [given.bias[k].astype(wide)[None] for k in range(kind.gates)]
         restart = _read(given.initial)
 
-        def product(k: int, h: Array) -> Array:
-            out = jax.lax.dot(h.astype(dtype), weights[k], preferred_element_type=wide)
-            return out if biases is None else out + biases[k]
+        def product(h: Array, *gates: int) -> list[Array]:
+            h = h.astype(dtype)
+            out = [jax.lax.dot(h, weights[k], preferred_element_type=wide) for k in gates]
+            return out if biases is None else [a + biases[k] for k, a in zip(gates, out, strict=True)]
 
         def step(t: Array, before: States) -> States:
             masked, again = _flags(given.flags, t)
@@ -192,8 +194,9 @@ def reverse(
         d_start = _read(given.d_last, wide)
         zeros = tuple(jnp.zeros_like(d) for d in d_start)
 
-        def transposed(k: int, d: Array) -> Array:
-            return jax.lax.dot(d.astype(dtype), weights[k], preferred_element_type=wide)
+        def transposed(*pairs: tuple[int, Array]) -> Array:
+            out = [jax.lax.dot(d.astype(dtype), weights[k], preferred_element_type=wide) for k, d in pairs]
+            return functools.reduce(jnp.add, out)
 
         def step(i: Array, d: tuple[States, States]) -> tuple[States, States]:
             t = T - 1 - i

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of each recurrence and its transpose, as a kernel sees them: gates apart, products handed in.
 
-`product(k, h)` is `W_hk h` for gate k, with its bias where there is one, and `transposed(k, d)` is `W_hkᵀ d`.
+`product(h, *gates)` is `W_hk h` for each gate k named, with its bias where there is one, and
+`transposed((k, d), ...)` the sum of `W_hkᵀ d`: all that a step needs at a time is asked for at once.
 States, gates and cotangents are `[rows, H]` in at least float32; equations are those of the cells.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from seqjax.base import Array
 
 States = tuple[Array, ...]
-Product = Callable[[int, Array], Array]
+Product = Callable[..., Any]
 Function = Callable[[Array], Array]
 
 
@@ -44,19 +45,19 @@ class Kind(NamedTuple):
 
 
 def _simple(z: Sequence[Array], states: States, product: Product, of: Functions):
-    return (of.activation(z[0] + product(0, states[0])),), ()
+    (recurrent,) = product(states[0], 0)
+    return (of.activation(z[0] + recurrent),), ()
 
 
 def _simple_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
     d_z = d[0] * of.slope(after[0])
-    return (transposed(0, d_z),), (d_z,)
+    return (transposed((0, d_z)),), (d_z,)
 
 
 def _lstm(z: Sequence[Array], states: States, product: Product, of: Functions):
     h, c = states
-    i, f, g, o = (
-        function(z[k] + product(k, h)) for k, function in enumerate((of.gate, of.gate, of.activation, of.gate))
-    )
+    functions = of.gate, of.gate, of.activation, of.gate
+    i, f, g, o = (of_z(a + b) for of_z, a, b in zip(functions, z, product(h, 0, 1, 2, 3), strict=True))
     c = f * c + i * g
     return (o * of.activation(c), c), (i, f, g, o)
 
@@ -71,15 +72,13 @@ def _lstm_transpose(kept, before: States, after: States, d: States, transposed: 
         d_c * i * of.slope(g),
         d[0] * squashed * of.gate_slope(o),
     )
-    d_h = transposed(0, d_z[0]) + transposed(1, d_z[1]) + transposed(2, d_z[2]) + transposed(3, d_z[3])
-    return (d_h, d_c * f), d_z
+    return (transposed(*enumerate(d_z)), d_c * f), d_z
 
 
 def _gru_after(z: Sequence[Array], states: States, product: Product, of: Functions):
     h = states[0]
-    keep = of.gate(z[0] + product(0, h))
-    r = of.gate(z[1] + product(1, h))
-    recurrent = product(2, h)
+    for_keep, for_r, recurrent = product(h, 0, 1, 2)
+    keep, r = of.gate(z[0] + for_keep), of.gate(z[1] + for_r)
     g = of.activation(z[2] + r * recurrent)
     return (keep * h + (1 - keep) * g,), (keep, r, g, recurrent)
 
@@ -89,15 +88,15 @@ def _gru_after_transpose(kept, before: States, after: States, d: States, transpo
     d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
     d_g = d[0] * (1 - keep) * of.slope(g)
     d_r = d_g * recurrent * of.gate_slope(r)
-    d_h = d[0] * keep + transposed(0, d_keep) + transposed(1, d_r) + transposed(2, d_g * r)
+    d_h = d[0] * keep + transposed((0, d_keep), (1, d_r), (2, d_g * r))
     return (d_h,), (d_keep, d_r, d_g)
 
 
 def _gru_before(z: Sequence[Array], states: States, product: Product, of: Functions):
     h = states[0]
-    keep = of.gate(z[0] + product(0, h))
-    r = of.gate(z[1] + product(1, h))
-    g = of.activation(z[2] + product(2, r * h))
+    for_keep, for_r = product(h, 0, 1)
+    keep, r = of.gate(z[0] + for_keep), of.gate(z[1] + for_r)
+    g = of.activation(z[2] + product(r * h, 2)[0])
     return (keep * h + (1 - keep) * g,), (keep, r, g)
 
 
@@ -105,9 +104,9 @@ def _gru_before_transpose(kept, before: States, after: States, d: States, transp
     keep, r, g = kept
     d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
     d_g = d[0] * (1 - keep) * of.slope(g)
-    d_gated = transposed(2, d_g)
+    d_gated = transposed((2, d_g))
     d_r = d_gated * before[0] * of.gate_slope(r)
-    d_h = d[0] * keep + d_gated * r + transposed(0, d_keep) + transposed(1, d_r)
+    d_h = d[0] * keep + d_gated * r + transposed((0, d_keep), (1, d_r))
     return (d_h,), (d_keep, d_r, d_g)
 
 

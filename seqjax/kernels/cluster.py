@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thread blocks of a Hopper that work on one recurrence together: how they begin, send, wait and part.
+
+Pallas' Mosaic backend has no copy from one block's shared memory to another's, and a remote store for every
+four bytes is ten times slower, as each reports to the barrier by itself. So these few instructions
+are written out here, and this is the only file with any.
+"""
+
+import math
+from typing import Any
+
+from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import llvm
+
+from seqjax.base import Array
+
+BARRIER_WORDS = 2
+"""Of 32 bits, that a barrier takes in shared memory."""
+
+
+def begin(barriers: Any) -> None:
+    """Sets up the barriers of a block, refs of `int32` words, and waits until all blocks have done so.
+
+    Args:
+      barriers: `[BARRIER_WORDS * count]`, in shared memory.
+    """
+    count = barriers.shape[0] // BARRIER_WORDS
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
+    def run(_: Any, barriers: Any) -> None:
+        init = "\n".join(f"@first mbarrier.init.shared::cta.b64 [$0+{_offset(i)}], 1;" for i in range(count))
+        _assembly(
+            f"""{{ .reg .pred first; .reg .b32 thread;
+            mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0;
+            {init}
+            fence.mbarrier_init.release.cluster;
+            {_MEET} }}""",
+            _address(barriers),
+        )
+
+    run(barriers)
+
+
+def meet() -> None:
+    """Waits until all blocks of the cluster are here: none may end while others still read or write its memory."""
+
+    @plgpu.inline_mgpu()
+    def run(_: Any) -> None:
+        _assembly(f"{{ {_MEET} }}")
+
+    run()
+
+
+def synchronize(threads: int) -> None:
+    """Waits until all threads of a block are here, and lets the matrix units see what they wrote."""
+
+    @plgpu.inline_mgpu()
+    def run(_: Any) -> None:
+        _assembly(f"fence.proxy.async.shared::cta; bar.sync 0, {threads};")
+
+    run()
+
+
+def send(
+    buffer: Any, barriers: Any, barrier: int, *, layout: tuple, blocks: int, half: int, first: int, count: int
+) -> None:
+    """Copies tiles of this block's part of `buffer` to the same place in all other blocks.
+
+    Args:
+      buffer: `[2, blocks, tiles, rows, columns]` in shared memory; part `[half, rank]` is this block's.
+      barriers: those of `begin`.
+      barrier: which of them tells when the tiles of all other blocks have come.
+      layout: the transforms that `buffer` was made with.
+      blocks: of the cluster.
+      half: of the buffer.
+      first, count: tiles that are sent.
+    """
+    tiles = buffer.shape[2]
+    tile = math.prod(buffer.shape[3:]) * buffer.dtype.itemsize
+    start, size = (half * blocks * tiles + first) * tile, count * tile
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(layout), plgpu.RefType()))
+    def run(_: Any, buffer: Any, barriers: Any) -> None:
+        copies = "\n".join(
+            f"""setp.ne.and.u32 other, rank, {block}, first;
+            mapa.shared::cluster.u32 to, from, {block};
+            mapa.shared::cluster.u32 there, $1, {block};
+            @other cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes
+              [to], [from], {size}, [there+{_offset(barrier)}];"""
+            for block in range(blocks)
+        )
+        _assembly(
+            f"""{{ .reg .pred first, other; .reg .b32 thread, rank, from, to, there;
+            mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0;
+            mov.u32 rank, %cluster_ctarank;
+            mad.lo.u32 from, rank, {tiles * tile}, $0; add.u32 from, from, {start};
+            @first mbarrier.arrive.expect_tx.shared::cta.b64 _, [$1+{_offset(barrier)}], {(blocks - 1) * size};
+            {copies} }}""",
+            _address(buffer),
+            _address(barriers),
+        )
+
+    run(buffer, barriers)
+
+
+def wait(barriers: Any, barrier: int, phase: Array) -> None:
+    """Waits until the barrier has completed its `phase`: 0 the first time that it is used, then 1, 0, ..."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))
+    def run(_: Any, barriers: Any, phase: Any) -> None:
+        _assembly(
+            f"""{{ .reg .pred done;
+            AGAIN: mbarrier.try_wait.parity.shared::cta.b64 done, [$0+{_offset(barrier)}], $1;
+            @done bra DONE;
+            bra AGAIN;
+            DONE: }}""",
+            _address(barriers),
+            phase.registers.item(),
+        )
+
+    run(barriers, phase)
+
+
+_MEET = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
+
+
+def _offset(barrier: int) -> int:
+    return 4 * BARRIER_WORDS * barrier
+
+
+def _address(ref: Any) -> Any:
+    return llvm.ptrtoint(ir.IntegerType.get_signless(32), utils.memref_ptr(ref))
+
+
+def _assembly(text: str, *registers: Any) -> None:
+    void = ir.Type.parse("!llvm.void")
+    llvm.inline_asm(void, list(registers), text, ",".join("r" for _ in registers), has_side_effects=True)
