@@ -31,7 +31,7 @@ from seqjax.engines.fused import Fused
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 SIZES = ((32, 1024, 128), (8, 16384, 128), (256, 512, 256), (64, 1024, 512))
-LENGTHS = (2**20, 2**17, 2**14, 2**10)
+LENGTHS = (2**10, 2**14, 2**17, 2**20)
 AGREEMENT = 3e-2
 """Of the largest number: what TF32 and bfloat16 leave of it over thousands of steps."""
 
@@ -60,8 +60,12 @@ def kernels(H: int, dtype: str) -> dict[str, Cell]:
 
 
 def check(name: str, dtype: str, config: Config) -> list[dict]:
-    """One row: the largest error of outputs and gradients, of the largest number of each array."""
-    T, B, H = (3, 2, 3) if config.dry else (61, 21, 64)
+    """One row: the largest error of outputs and gradients, of the largest number of each array.
+
+    It is right if it is no larger than three times that of the loop, computed in the same dtype at the precision
+    that JAX has by default, whose products are those of TF32 or bfloat16.
+    """
+    T, B, H = (3, 2, 3) if config.dry else (61, 21, 100)
     cell, exact = (kernels(H, d)[name] for d in (dtype, "float32"))
     params, carry, xs, mask, resets = seqjax.testing.example(
         exact, T=T, batch_shape=(B,), in_dim=H, masked=True, with_resets=True
@@ -72,18 +76,20 @@ def check(name: str, dtype: str, config: Config) -> list[dict]:
             carry, ys = engine.run(cell, params, carry, xs, mask=mask, resets=resets)
             return jnp.sum(jnp.sin(ys.astype(jnp.float32))) + jnp.sum(carry[-1]), (carry, ys)
 
-        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, carry, xs)
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(params, carry, xs)
+
+    def error(actual: Any) -> float:
+        worst = 0.0
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+            worst = max(worst, float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)))
+        return worst
 
     with jax.default_matmul_precision("highest"):
-        runs = (Fused(interpret=config.dry), cell), (Scan(adjoint=False), exact)
-        actual, expected = (jax.jit(functools.partial(results, *run))(params, carry, xs) for run in runs)
-    errors = []
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
-        errors.append(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)))
-    limit = 1e-4 if dtype == "float32" else 6e-2
+        expected = results(Scan(adjoint=False), exact, params, carry, xs)
+    fused, loop = (error(results(e, cell, params, carry, xs)) for e in (Fused(interpret=config.dry), Scan()))
     row = {"job": "check", "cell": name, "dtype": dtype, "T": T, "batch": B, "H": H}
-    return [row | {"error": max(errors), "passed": bool(max(errors) < limit)}]
+    return [row | {"error": fused, "error of the loop": loop, "passed": bool(fused < 3 * loop + 1e-5)}]
 
 
 def check_linear(dtype: str, config: Config) -> list[dict]:
@@ -189,13 +195,11 @@ def jobs(config: Config) -> list[functools.partial]:
     names = ("simple", "gru-after") if config.dry else tuple(kernels(1, "float32"))
     work = [functools.partial(check, name, dtype, config) for dtype in dtypes for name in names]
     work += [functools.partial(check_linear, dtype, config) for dtype in (*dtypes[:1], "complex64")]
-    work += [functools.partial(length, kind, T, config) for T in lengths[:2] for kind in ("MinGRU", "DiagonalGRU")]
     kinds = ("lstm",) if config.dry else ("lstm", "gru")
     work += [
         functools.partial(train, kind, dtype, size, config) for size in sizes for kind in kinds for dtype in dtypes
     ]
-    work += [functools.partial(length, kind, T, config) for T in lengths[2:] for kind in ("MinGRU", "DiagonalGRU")]
-    return work + [functools.partial(length, "RGLRU", T, config) for T in lengths[:2] if not config.dry]
+    return work + [functools.partial(length, kind, T, config) for T in lengths for kind in ("MinGRU", "DiagonalGRU")]
 
 
 def plot(rows: list[dict], device: str, path: pathlib.Path) -> None:

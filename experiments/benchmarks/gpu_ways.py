@@ -16,8 +16,6 @@ from seqjax.engines import Scan
 from seqjax.engines.fused import Fused
 
 LOOP = "lax.scan"
-FUSED = ((16, 4), (16, 8), (32, 8))
-"""Rows and warps to try, the best of which is what counts."""
 
 
 class Work:
@@ -43,10 +41,7 @@ def ways(work: Work, *, dry: bool) -> Iterator[tuple[str, Callable[[], Callable[
 
     What prepares it raises ValueError, ImportError or RuntimeError where a way is not to be had here.
     """
-    engines: dict[str, Engine] = {LOOP: Scan(adjoint=False), "Scan()": Scan()}
-    engines |= {
-        f"Fused, {rows} rows, {warps} warps": Fused(rows, warps, dry) for rows, warps in FUSED[: 1 if dry else 3]
-    }
+    engines: dict[str, Engine] = {LOOP: Scan(adjoint=False), "Scan()": Scan(), "Fused()": Fused(interpret=dry)}
     for name, engine in engines.items():
         yield name, functools.partial(by_engine, work, engine)
     yield "cuDNN in JAX", functools.partial(by_cudnn, work)
@@ -104,6 +99,7 @@ def by_torch(work: Work, dry: bool) -> Callable[[], Any]:
     module = to_torch(seqjax.RNN(cell), work.params).to(device)
     dtype = torch.bfloat16 if work.cell.dtypes.compute == "bfloat16" else torch.float32
     module = module.to(dtype)
+    module.flatten_parameters()  # cuDNN wants all weights in one piece
     xs, cotangent = (torch.tensor(np.asarray(a, "float32")).to(device, dtype) for a in (work.xs, work.cotangent))
     weights = list(module.parameters())
 
