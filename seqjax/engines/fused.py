@@ -21,19 +21,23 @@ OTHERS = "run it with Scan or Checkpointed, or let Auto pick an engine"
 class Fused(Engine):
     """Runs all steps of a `Simple`, `LSTM` or `GRU` in one launch of a GPU kernel, and so its reverse pass.
 
-    A program of the kernel owns some sequences of the batch and goes through time by itself: no
-    launch and no waiting for others between steps. Recurrent weights that fit on one processor of the
-    chip are read once (192 KiB: in bfloat16 H <= 128 for `LSTM` and `GRU`, 256 for `Simple`), larger ones
-    come from the cache at every step, up to H = 256 in bfloat16 and 128 in float32. Inputs are projected
-    before and weight gradients contracted after it, each by one matmul over all steps. Gradients of
-    gradients are those of the loop.
+    On a Hopper (H100, H200) a cluster of thread blocks owns 16 sequences and each block the weights of 64
+    units, which it keeps on chip; at every step blocks send each other what they have computed. That holds
+    up to H = 256 in bfloat16 for `LSTM` and `GRU` and H = 128 in float32, where products are of pairs of
+    bfloat16, good to 2^-16 (TF32, JAX's default there: 2^-11).
 
-    It runs cells with the activations `"tanh"`, `"sigmoid"`, `"relu"`, `"identity"`, without
-    normalization or projection.
+    On another NVIDIA GPU, or where `jax.default_matmul_precision` is `"highest"` in float32, a program owns
+    some sequences of the batch and goes through time by itself. Weights that fit on one processor (192 KiB: in
+    bfloat16 H <= 128 for `LSTM` and `GRU`, 256 for `Simple`) are read once, larger ones come from the cache
+    at every step, up to H = 256 in bfloat16 and 128 in float32.
+
+    Inputs are projected before and weight gradients contracted after it, each by one matmul over all steps.
+    Gradients of gradients are those of the loop. It runs cells with the activations `"tanh"`, `"sigmoid"`,
+    `"relu"`, `"identity"`, without normalization or projection.
 
     Args:
-      rows: sequences of a program, a power of two from 16; more of them share the reading of weights.
-      warps: of a program, a power of two.
+      rows: not on a Hopper: sequences of a program, a power of two from 16; more share the reading of weights.
+      warps: not on a Hopper: of a program, a power of two.
       interpret: run the kernels by Pallas' interpreter, on any device and without the limit on H: slow,
         for tests.
 
@@ -102,6 +106,19 @@ class Fused(Engine):
         why = too_large(cell)
         if why is not None:
             raise ValueError(f"{self!r} cannot run {cell!r}: {why}; {OTHERS}.")
+
+    def runs(self, cell: Cell) -> bool:
+        """Whether `check` lets `cell` pass on the default backend.
+
+        >>> import seqjax
+        >>> Fused(interpret=True).runs(seqjax.GRU(4)), Fused(interpret=True).runs(seqjax.PeepholeLSTM(4))
+        (True, False)
+        """
+        try:
+            self.check(cell)
+        except ValueError:
+            return False
+        return True
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         self.check(cell)

@@ -14,7 +14,7 @@ from seqjax.cells.gru import GRU, GRUCarry, GRUResiduals
 from seqjax.cells.lstm import LSTM, LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
 from seqjax.engines.stepping import Steps, leave, reset, select, zeros_like
-from seqjax.kernels import hopper, recurrence, steps
+from seqjax.kernels import hopper, recurrence, steps, tiles
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
 
@@ -64,7 +64,7 @@ def too_large(cell: Any) -> str | None:
     if jnp.dtype(dtype).itemsize > 4:
         return f"it computes in {dtype}, which has no place in a kernel"
     kind, H = kernel(cell).kind, cell.hidden_dim
-    if recurrence.fits(kind.gates, H, dtype) or (hopper.available() and hopper.grid(kind, 1, 1, H, dtype)):
+    if recurrence.fits(kind.gates, H, dtype) or (hopper.available() and tiles.fits(kind, H, dtype)):
         return None
     return (
         f"in {dtype} one gate's recurrent weights take {recurrence.weight_bytes(1, H, dtype)} bytes on chip, "
@@ -76,10 +76,8 @@ def on_hopper(kind: steps.Kind, how: recurrence.Launch, zs: Array) -> bool:
     """Whether the kernels for a Hopper run this: there is one, it fits, and products need not be exact in float32."""
     if how.interpret or not hopper.available():
         return False
-    T, B, width = zs.shape
-    exact = jax.config.jax_default_matmul_precision in ("highest", "float32")
-    fits = hopper.grid(kind, T, B, width // kind.gates, zs.dtype) is not None
-    return fits and not (exact and zs.dtype == jnp.float32)
+    exact = zs.dtype == jnp.float32 and jax.config.jax_default_matmul_precision in ("highest", "float32")
+    return tiles.fits(kind, zs.shape[-1] // kind.gates, zs.dtype) and not exact
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -191,7 +189,7 @@ def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurr
     kind, functions = kernel(cell)
     if on_hopper(kind, how, zs):
         out = hopper.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry))
-        kept = [hopper.gate(kind, left, k) for k in range(kind.kept)]
+        kept = [hopper.gate(left, k) for k in range(kind.kept)]
     else:
         out = recurrence.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry), how)
         kept = [left.kept[:, :, k] for k in range(kind.kept)]

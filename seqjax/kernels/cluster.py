@@ -53,17 +53,17 @@ def meet() -> None:
     run()
 
 
-def synchronize(threads: int) -> None:
-    """Waits until all threads of a block are here, and lets the matrix units see what they wrote."""
+def synchronize() -> None:
+    """Waits until all threads of a block are here, and lets the matrix and copy units see what they wrote."""
 
     @plgpu.inline_mgpu()
     def run(_: Any) -> None:
-        _assembly(f"fence.proxy.async.shared::cta; bar.sync 0, {threads};")
+        _assembly("fence.proxy.async.shared::cta; bar.sync 0, 128;")
 
     run()
 
 
-def send(
+def broadcast(
     buffer: Any, barriers: Any, barrier: int, *, layout: tuple, blocks: int, half: int, first: int, count: int
 ) -> None:
     """Copies tiles of this block's part of `buffer` to the same place in all other blocks.
@@ -78,23 +78,14 @@ def send(
       first, count: tiles that are sent.
     """
     tiles = buffer.shape[2]
-    tile = math.prod(buffer.shape[3:]) * buffer.dtype.itemsize
+    tile = _tile_bytes(buffer)
     start, size = (half * blocks * tiles + first) * tile, count * tile
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(layout), plgpu.RefType()))
     def run(_: Any, buffer: Any, barriers: Any) -> None:
-        copies = "\n".join(
-            f"""setp.ne.and.u32 other, rank, {block}, first;
-            mapa.shared::cluster.u32 to, from, {block};
-            mapa.shared::cluster.u32 there, $1, {block};
-            @other cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes
-              [to], [from], {size}, [there+{_offset(barrier)}];"""
-            for block in range(blocks)
-        )
+        copies = "\n".join(_copy(turn, blocks, "from", "from", size, barrier) for turn in range(1, blocks))
         _assembly(
-            f"""{{ .reg .pred first, other; .reg .b32 thread, rank, from, to, there;
-            mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0;
-            mov.u32 rank, %cluster_ctarank;
+            f"""{{ {_WHO}
             mad.lo.u32 from, rank, {tiles * tile}, $0; add.u32 from, from, {start};
             @first mbarrier.arrive.expect_tx.shared::cta.b64 _, [$1+{_offset(barrier)}], {(blocks - 1) * size};
             {copies} }}""",
@@ -103,6 +94,38 @@ def send(
         )
 
     run(buffer, barriers)
+
+
+def scatter(going: Any, coming: Any, barriers: Any, barrier: int, *, layout: tuple, blocks: int, at: int) -> None:
+    """Copies a tile to each of the other blocks: `going[at, t - 1]` to the block `t` places on.
+
+    There it becomes `coming[at, blocks - t - 1]`: a block finds what comes from `t` places on in `[at, t - 1]`.
+
+    Args:
+      going, coming: `[n, blocks - 1, rows, columns]` in shared memory.
+      barriers, barrier, layout, blocks: as for `broadcast`.
+      at: which of the `n`.
+    """
+    size = _tile_bytes(going)
+    base = at * (blocks - 1)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(layout), plgpu.RefType(layout), plgpu.RefType()))
+    def run(_: Any, going: Any, coming: Any, barriers: Any) -> None:
+        copies = "\n".join(
+            f"""add.u32 from, $0, {(base + turn - 1) * size}; add.u32 place, $2, {(base + blocks - turn - 1) * size};
+            {_copy(turn, blocks, "from", "place", size, barrier)}"""
+            for turn in range(1, blocks)
+        )
+        _assembly(
+            f"""{{ {_WHO} .reg .b32 place;
+            @first mbarrier.arrive.expect_tx.shared::cta.b64 _, [$1+{_offset(barrier)}], {(blocks - 1) * size};
+            {copies} }}""",
+            _address(going),
+            _address(barriers),
+            _address(coming),
+        )
+
+    run(going, coming, barriers)
 
 
 def wait(barriers: Any, barrier: int, phase: Array) -> None:
@@ -124,6 +147,23 @@ def wait(barriers: Any, barrier: int, phase: Array) -> None:
 
 
 _MEET = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
+
+
+_WHO = """.reg .pred first, over; .reg .b32 thread, rank, from, to, there, block;
+mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0; mov.u32 rank, %cluster_ctarank;"""
+"""Whether this is the block's first thread, and which block of the cluster it is."""
+
+
+def _copy(turn: int, blocks: int, source: str, place: str, size: int, barrier: int) -> str:
+    """From this block's memory to a place in that of the block `turn` places on, whose barrier, `$1`, is told."""
+    return f"""add.u32 block, rank, {turn}; setp.ge.u32 over, block, {blocks}; @over sub.u32 block, block, {blocks};
+    mapa.shared::cluster.u32 to, {place}, block; mapa.shared::cluster.u32 there, $1, block;
+    @first cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes
+      [to], [{source}], {size}, [there+{_offset(barrier)}];"""
+
+
+def _tile_bytes(ref: Any) -> int:
+    return math.prod(ref.shape[-2:]) * ref.dtype.itemsize
 
 
 def _offset(barrier: int) -> int:

@@ -50,7 +50,7 @@ class Left(NamedTuple):
     """What the forward kernel leaves."""
 
     sequences: States  # [T, B, H] each, the states after every step; h alone if no reverse pass follows
-    kept: Array | None  # [T, B, K, H]
+    kept: Any  # [T, B, K, H], or what else a kernel makes of it; `None` if there is nothing
     last: States  # [B, H] each
 
 
@@ -209,9 +209,11 @@ def reverse(
             kept = tuple(given.kept[t, :, k].astype(wide) for k in range(kind.kept))
             d_after = d_states if masked is None else _pick(masked, zeros, d_states)
             d_after = (d_after[0] + given.d_hs[0][t].astype(wide), *d_after[1:])
-            d_before, d_z = kind.reverse(kept, _cast(before, wide), after, d_after, transposed, of)
-            for k, array in enumerate(d_z):
-                out.d_z[t, :, k] = array.astype(dtype)
+
+            def emit(k: int, d: Array) -> None:
+                out.d_z[t, :, k] = d.astype(dtype)
+
+            d_before = kind.reverse(kept, _cast(before, wide), after, d_after, transposed, emit, of)
             d_before = d_before if masked is None else _pick(masked, d_states, d_before)
             if restart is not None:
                 d_initial = tuple(map(jnp.add, d_initial, _pick(again, d_before, zeros)))

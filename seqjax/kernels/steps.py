@@ -3,6 +3,7 @@
 
 `product(h, *gates)` is `W_hk h` for each gate k named, with its bias where there is one, and
 `transposed((k, d), ...)` the sum of `W_hkᵀ d`: all that a step needs at a time is asked for at once.
+`emit(k, d)` takes the cotangent of gate k's linear combination as soon as it is known.
 States, gates and cotangents are `[rows, H]` in at least float32; equations are those of the cells.
 """
 
@@ -16,6 +17,7 @@ from seqjax.base import Array
 
 States = tuple[Array, ...]
 Product = Callable[..., Any]
+Emit = Callable[[int, Array], None]
 Function = Callable[[Array], Array]
 
 
@@ -32,7 +34,7 @@ class Kind(NamedTuple):
     """A recurrence: how many arrays there are of each sort, a step and its transpose.
 
     `forward(z, states, product, functions) -> (states, kept)`;
-    `reverse(kept, before, after, d_states, transposed, functions) -> (d_states, d_z)`.
+    `reverse(kept, before, after, d_states, transposed, emit, functions) -> d_states`.
     The state `h` comes first.
     """
 
@@ -40,8 +42,9 @@ class Kind(NamedTuple):
     gates: int
     states: int
     kept: int  # beside the states, which are kept as well
+    products: int  # that wait for each other
     forward: Callable[..., tuple[States, tuple[Array, ...]]]
-    reverse: Callable[..., tuple[States, tuple[Array, ...]]]
+    reverse: Callable[..., States]
 
 
 def _simple(z: Sequence[Array], states: States, product: Product, of: Functions):
@@ -49,9 +52,10 @@ def _simple(z: Sequence[Array], states: States, product: Product, of: Functions)
     return (of.activation(z[0] + recurrent),), ()
 
 
-def _simple_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
+def _simple_transpose(kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions):
     d_z = d[0] * of.slope(after[0])
-    return (transposed((0, d_z)),), (d_z,)
+    emit(0, d_z)
+    return (transposed((0, d_z)),)
 
 
 def _lstm(z: Sequence[Array], states: States, product: Product, of: Functions):
@@ -62,7 +66,7 @@ def _lstm(z: Sequence[Array], states: States, product: Product, of: Functions):
     return (o * of.activation(c), c), (i, f, g, o)
 
 
-def _lstm_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
+def _lstm_transpose(kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions):
     i, f, g, o = kept
     squashed = of.activation(f * before[1] + i * g)  # not from `after`: rounded, and kept where it is masked
     d_c = d[1] + d[0] * o * of.slope(squashed)
@@ -72,7 +76,9 @@ def _lstm_transpose(kept, before: States, after: States, d: States, transposed: 
         d_c * i * of.slope(g),
         d[0] * squashed * of.gate_slope(o),
     )
-    return (transposed(*enumerate(d_z)), d_c * f), d_z
+    for k, array in enumerate(d_z):
+        emit(k, array)
+    return transposed(*enumerate(d_z)), d_c * f
 
 
 def _gru_after(z: Sequence[Array], states: States, product: Product, of: Functions):
@@ -83,13 +89,14 @@ def _gru_after(z: Sequence[Array], states: States, product: Product, of: Functio
     return (keep * h + (1 - keep) * g,), (keep, r, g, recurrent)
 
 
-def _gru_after_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
+def _gru_after_transpose(kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions):
     keep, r, g, recurrent = kept
     d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
     d_g = d[0] * (1 - keep) * of.slope(g)
     d_r = d_g * recurrent * of.gate_slope(r)
-    d_h = d[0] * keep + transposed((0, d_keep), (1, d_r), (2, d_g * r))
-    return (d_h,), (d_keep, d_r, d_g)
+    for k, array in enumerate((d_keep, d_r, d_g)):
+        emit(k, array)
+    return (d[0] * keep + transposed((0, d_keep), (1, d_r), (2, d_g * r)),)
 
 
 def _gru_before(z: Sequence[Array], states: States, product: Product, of: Functions):
@@ -100,17 +107,21 @@ def _gru_before(z: Sequence[Array], states: States, product: Product, of: Functi
     return (keep * h + (1 - keep) * g,), (keep, r, g)
 
 
-def _gru_before_transpose(kept, before: States, after: States, d: States, transposed: Product, of: Functions):
+def _gru_before_transpose(
+    kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions
+):
     keep, r, g = kept
     d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
     d_g = d[0] * (1 - keep) * of.slope(g)
+    emit(0, d_keep)
+    emit(2, d_g)
     d_gated = transposed((2, d_g))
     d_r = d_gated * before[0] * of.gate_slope(r)
-    d_h = d[0] * keep + d_gated * r + transposed((0, d_keep), (1, d_r))
-    return (d_h,), (d_keep, d_r, d_g)
+    emit(1, d_r)
+    return (d[0] * keep + d_gated * r + transposed((0, d_keep), (1, d_r)),)
 
 
-SIMPLE = Kind("simple", 1, 1, 0, _simple, _simple_transpose)
-LSTM = Kind("lstm", 4, 2, 4, _lstm, _lstm_transpose)
-GRU_AFTER = Kind("gru-after", 3, 1, 4, _gru_after, _gru_after_transpose)
-GRU_BEFORE = Kind("gru-before", 3, 1, 3, _gru_before, _gru_before_transpose)
+SIMPLE = Kind("simple", 1, 1, 0, 1, _simple, _simple_transpose)
+LSTM = Kind("lstm", 4, 2, 4, 1, _lstm, _lstm_transpose)
+GRU_AFTER = Kind("gru-after", 3, 1, 4, 1, _gru_after, _gru_after_transpose)
+GRU_BEFORE = Kind("gru-before", 3, 1, 3, 2, _gru_before, _gru_before_transpose)

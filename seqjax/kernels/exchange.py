@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The products of one step on a Hopper: each block of a cluster has 64 units' weights, and all need all units.
+
+Products are of bfloat16. In float32 both factors are split into two bfloat16, high and low, and the product of
+the low parts is left out: what remains is good to about 2^-16, where TF32 has 2^-11.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from seqjax.base import Array
+from seqjax.kernels import cluster
+from seqjax.kernels.tiles import ROWS, UNITS
+
+
+class Scratch(NamedTuple):
+    """What a block has in shared memory, each twice over where it changes: steps use the halves by turns."""
+
+    weights: Any  # [G * split * parts, 64, 64]
+    factors: Any  # [2, parts, G * split, 64, 16], what weights are multiplied by; in reverse the block's own alone
+    going: Any  # [2 * products, parts - 1, 64, 16], in reverse: sums for the other blocks
+    coming: Any  # and from them
+    barriers: Any  # [2 * products]
+    loaded: Any
+
+
+class Exchange(NamedTuple):
+    """One step: which half of the buffers it uses, and the phase of their barriers."""
+
+    scratch: Scratch
+    parts: int
+    split: int
+    products: int  # of a step, at most
+    part: Array
+    half: int
+    phase: Array
+
+    def product(self, slot: int, array: Array, gates: Sequence[int]) -> list[Array]:
+        """`W_k x` for each gate, where every block has a `[64, 16]` array of x; all get all of them.
+
+        Args:
+          slot: 0 for the first product of a step, then 1.
+          array: in float32.
+          gates: k.
+        """
+        barrier = self._barrier(slot)
+        self._put(self.part, slot, array)
+        cluster.synchronize()
+        if self.parts > 1:
+            cluster.broadcast(
+                self.scratch.factors, self.scratch.barriers, barrier, layout=tiling(jnp.bfloat16),
+                blocks=self.parts, half=self.half, first=slot * self.split, count=self.split,
+            )  # fmt: skip
+
+        def multiply(*accumulators: Any) -> None:
+            for turn in range(self.parts):  # one's own first: the others' are on their way
+                if turn == 1:
+                    cluster.wait(self.scratch.barriers, barrier, self.phase)
+                source = self._on(turn)
+                for accumulator, gate in zip(accumulators, gates, strict=True):
+                    self._multiply(accumulator, gate, source, source, slot)
+
+        return _accumulate(len(gates), multiply)
+
+    def transposed(self, slot: int, pairs: Sequence[tuple[int, Array]]) -> Array:
+        """The sum of `W_kᵀ d` over gates and blocks: what this block's gates add to the others' is sent to them.
+
+        Args:
+          slot: 0 for the first product of a step, then 1.
+          pairs: k and d `[64, 16]`, in float32.
+        """
+        for k, array in pairs:
+            self._put(0, k, array)
+        cluster.synchronize()
+        turns = (*range(1, self.parts), 0)
+
+        def multiply(*accumulators: Any) -> None:
+            for accumulator, turn in zip(accumulators, turns, strict=True):
+                for k, _ in pairs:
+                    self._multiply(accumulator, k, self._on(turn), 0, k)
+
+        *others, own = _accumulate(self.parts, multiply)
+        if not others:
+            return own
+        at, barrier = self._barrier(slot), self._barrier(slot)
+        for i, array in enumerate(others):
+            self.scratch.going[at, i] = array
+        cluster.synchronize()
+        cluster.scatter(
+            self.scratch.going, self.scratch.coming, self.scratch.barriers, barrier,
+            layout=tiling(jnp.float32), blocks=self.parts, at=at,
+        )  # fmt: skip
+        cluster.wait(self.scratch.barriers, barrier, self.phase)
+        return functools.reduce(jnp.add, [own, *(load(self.scratch.coming.at[at, i]) for i in range(len(others)))])
+
+    def _put(self, part: Any, slot: int, array: Array) -> None:
+        for i, half in enumerate(_halves(array, self.split)):
+            self.scratch.factors[self.half, part, slot * self.split + i] = half
+
+    def _multiply(self, accumulator: Any, gate: int, block: Any, part: Any, slot: int) -> None:
+        """Adds the weights of a gate for a block, by a part's factor in a slot."""
+        for i, j in ((0, 0), (0, 1), (1, 0))[: 3 if self.split == 2 else 1]:
+            weights = self.scratch.weights.at[(gate * self.split + i) * self.parts + block]
+            plgpu.wgmma(accumulator, weights, self.scratch.factors.at[self.half, part, slot * self.split + j])
+
+    def _on(self, turn: int) -> Any:
+        """The block `turn` places on."""
+        return lax.rem(self.part + turn, self.parts) if turn else self.part
+
+    def _barrier(self, slot: int) -> int:
+        return self.half * self.products + slot
+
+
+def tiling(dtype: Any) -> tuple:
+    """How tiles lie in shared memory: as the matrix units read sixteen columns."""
+    return plgpu.TilingTransform((8, ROWS)), plgpu.SwizzleTransform(ROWS * jnp.dtype(dtype).itemsize)
+
+
+def load(tile: Any) -> Array:
+    """A tile of any memory, in the registers where the matrix units leave their results."""
+    from jax import __version_info__ as version
+
+    index = ((),) if version < (0, 11) else ()
+    return plgpu.load(tile, *index, layout=plgpu.Layout.WGMMA, optimized=False)
+
+
+def _accumulate(count: int, multiply: Callable[..., None]) -> list[Array]:
+    """What `multiply` leaves in `count` accumulators."""
+
+    def run(*accumulators: Any) -> list[Array]:
+        multiply(*accumulators)
+        plgpu.wgmma_wait(0)
+        return [plgpu.wgmma_accumulator_load(a, wait_n=None) for a in accumulators]
+
+    return pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in range(count)))
+
+
+def _halves(array: Array, split: int) -> list[Array]:
+    """`array` as one bfloat16, or as the sum of two."""
+    high = array.astype(jnp.bfloat16)
+    return [high] if split == 1 else [high, (array - high.astype(jnp.float32)).astype(jnp.bfloat16)]
