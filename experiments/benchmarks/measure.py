@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-PACKAGES = ("jax", "jaxlib", "numpy", "seqjax")
+PACKAGES = ("jax", "jaxlib", "numpy", "seqjax", "torch")
 SHORT_SECONDS = 0.05
 """A thunk that takes less is run once before it is timed."""
 

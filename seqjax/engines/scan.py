@@ -25,11 +25,12 @@ from seqjax.engines.stepping import (
 )
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 
-BLOCK_BYTES = 2**20
-"""Of projected inputs at once, at most, or the params' own size; measured on CPUs with 1 to 2 MiB of cache a core."""
-WHOLE_BYTES = 2 * BLOCK_BYTES
-"""Of projected inputs that are not cut into blocks: one loop compiles in two thirds of the time that two take."""
+BLOCK_BYTES, WHOLE_BYTES = 2**20, 2**21
+"""Of projected inputs at once, at most, or the params' own size; and of those that are not cut into blocks, as one loop
+compiles in two thirds of the time that two take. Measured on CPUs with 1 to 2 MiB of cache a core."""
 LONGEST_BLOCK, SHORTEST_BLOCK = 64, 8
+LARGE_BYTES = 2**28
+"""The same on other backends, where there is no such cache, and every operation of a loop is a launch."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -221,12 +222,14 @@ def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> 
     if not isinstance(T, int) or T == 0:
         return 1
     step_bytes = tree_bytes(jax.eval_shape(cell.project, params, xs)) // T
+    if jax.default_backend() != "cpu":
+        return divisor(T, step_bytes, LARGE_BYTES, longest=T)
     if T * step_bytes <= WHOLE_BYTES:
         return T
     return divisor(T, step_bytes, max(BLOCK_BYTES, tree_bytes(params)))  # large weights are worth reading less often
 
 
-def divisor(T: int, step_bytes: int, most_bytes: int) -> int:
+def divisor(T: int, step_bytes: int, most_bytes: int, longest: int = LONGEST_BLOCK) -> int:
     """The largest divisor of `T` with which a block's projections take at most so many bytes, or 1 if it is short.
 
     A few steps are not short where they are large.
@@ -234,6 +237,6 @@ def divisor(T: int, step_bytes: int, most_bytes: int) -> int:
     >>> divisor(1000, 8192, 2**20), divisor(50, 10_000, 2**20), divisor(100, 2**18, 2**20), divisor(998, 8192, 2**20)
     (50, 50, 4, 1)
     """
-    most = min(T, LONGEST_BLOCK, most_bytes // max(step_bytes, 1))
+    most = min(T, longest, most_bytes // max(step_bytes, 1))
     size = next((size for size in range(most, 0, -1) if T % size == 0), 1)
     return size if size >= SHORTEST_BLOCK or 4 * size * step_bytes >= most_bytes else 1

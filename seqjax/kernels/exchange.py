@@ -6,7 +6,7 @@ the low parts is left out: what remains is good to about 2^-16, where TF32 has 2
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -58,15 +58,17 @@ class Exchange(NamedTuple):
                 blocks=self.parts, half=self.half, first=slot * self.split, count=self.split,
             )  # fmt: skip
 
-        def multiply(*accumulators: Any) -> None:
+        def run(*accumulators: Any) -> list[Array]:
             for turn in range(self.parts):  # one's own first: the others' are on their way
                 if turn == 1:
                     cluster.wait(self.scratch.barriers, barrier, self.phase)
                 source = self._on(turn)
                 for accumulator, gate in zip(accumulators, gates, strict=True):
                     self._multiply(accumulator, gate, source, source, slot)
+            plgpu.wgmma_wait(0)
+            return [_value(accumulator) for accumulator in accumulators]
 
-        return _accumulate(len(gates), multiply)
+        return pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in gates))
 
     def transposed(self, slot: int, pairs: Sequence[tuple[int, Array]]) -> Array:
         """The sum of `W_kᵀ d` over gates and blocks: what this block's gates add to the others' is sent to them.
@@ -80,24 +82,35 @@ class Exchange(NamedTuple):
         cluster.synchronize()
         turns = (*range(1, self.parts), 0)
 
-        def multiply(*accumulators: Any) -> None:
+        def run(*accumulators: Any) -> Array:
             for accumulator, turn in zip(accumulators, turns, strict=True):
                 for k, _ in pairs:
                     self._multiply(accumulator, k, self._on(turn), 0, k)
+            *others, own = accumulators
+            if others:
+                plgpu.wgmma_wait(len(pairs) * len(self._terms()))  # one's own sum may wait
+                self._scatter(slot, [_value(accumulator) for accumulator in others])
+            plgpu.wgmma_wait(0)
+            return functools.reduce(jnp.add, [_value(own), *self._gather(slot, len(others))])
 
-        *others, own = _accumulate(self.parts, multiply)
-        if not others:
-            return own
-        at, barrier = self._barrier(slot), self._barrier(slot)
-        for i, array in enumerate(others):
+        return pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in turns))
+
+    def _scatter(self, slot: int, sums: Sequence[Array]) -> None:
+        at = self._barrier(slot)
+        for i, array in enumerate(sums):
             self.scratch.going[at, i] = array
         cluster.synchronize()
         cluster.scatter(
-            self.scratch.going, self.scratch.coming, self.scratch.barriers, barrier,
+            self.scratch.going, self.scratch.coming, self.scratch.barriers, at,
             layout=tiling(jnp.float32), blocks=self.parts, at=at,
         )  # fmt: skip
-        cluster.wait(self.scratch.barriers, barrier, self.phase)
-        return functools.reduce(jnp.add, [own, *(load(self.scratch.coming.at[at, i]) for i in range(len(others)))])
+
+    def _gather(self, slot: int, count: int) -> list[Array]:
+        if not count:
+            return []
+        at = self._barrier(slot)
+        cluster.wait(self.scratch.barriers, at, self.phase)
+        return [load(self.scratch.coming.at[at, i]) for i in range(count)]
 
     def _put(self, part: Any, slot: int, array: Array) -> None:
         for i, half in enumerate(_halves(array, self.split)):
@@ -105,9 +118,13 @@ class Exchange(NamedTuple):
 
     def _multiply(self, accumulator: Any, gate: int, block: Any, part: Any, slot: int) -> None:
         """Adds the weights of a gate for a block, by a part's factor in a slot."""
-        for i, j in ((0, 0), (0, 1), (1, 0))[: 3 if self.split == 2 else 1]:
+        for i, j in self._terms():
             weights = self.scratch.weights.at[(gate * self.split + i) * self.parts + block]
             plgpu.wgmma(accumulator, weights, self.scratch.factors.at[self.half, part, slot * self.split + j])
+
+    def _terms(self) -> tuple[tuple[int, int], ...]:
+        """Which part of a weight is multiplied by which of a factor."""
+        return ((0, 0),) if self.split == 1 else ((0, 0), (0, 1), (1, 0))
 
     def _on(self, turn: int) -> Any:
         """The block `turn` places on."""
@@ -130,15 +147,9 @@ def load(tile: Any) -> Array:
     return plgpu.load(tile, *index, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
-def _accumulate(count: int, multiply: Callable[..., None]) -> list[Array]:
-    """What `multiply` leaves in `count` accumulators."""
-
-    def run(*accumulators: Any) -> list[Array]:
-        multiply(*accumulators)
-        plgpu.wgmma_wait(0)
-        return [plgpu.wgmma_accumulator_load(a, wait_n=None) for a in accumulators]
-
-    return pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in range(count)))
+def _value(accumulator: Any) -> Array:
+    """What is in it, the products that go there having been waited for."""
+    return plgpu.wgmma_accumulator_load(accumulator, wait_n=None)
 
 
 def _halves(array: Array, split: int) -> list[Array]:
