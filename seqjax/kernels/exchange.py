@@ -128,7 +128,7 @@ class Exchange(NamedTuple):
 
     def _on(self, turn: int) -> Any:
         """The block `turn` places on."""
-        return lax.rem(self.part + turn, self.parts) if turn else self.part
+        return lax.rem(self.part + turn, jnp.int32(self.parts)) if turn else self.part
 
     def _barrier(self, slot: int) -> int:
         return self.half * self.products + slot

@@ -291,7 +291,7 @@ def _turns(T: int, step: Callable, loop: Any) -> Any:
         phase = jnp.bitwise_and(i, 1)
         return step(2 * i + 1, 1, phase, step(2 * i, 0, phase, loop))
 
-    loop = lax.fori_loop(0, T // 2, two, loop)
+    loop = lax.fori_loop(jnp.int32(0), jnp.int32(T // 2), two, loop)
     return step(jnp.int32(T - 1), 0, jnp.int32(T // 2 % 2), loop) if T % 2 else loop
 
 

@@ -8,8 +8,13 @@ import jax
 
 
 def kernels_launched(fn: Callable[..., Any], *arguments: Any) -> int:
-    """How many kernels of ours are in `fn`, lowered for an H100."""
+    """How many kernels of Pallas' Triton backend are in `fn`, lowered for an H100."""
+    text = lowered(fn, *arguments)
+    return text.count("custom_call @__gpu$xla.gpu.triton") + text.count("custom_call @triton_kernel_call")
+
+
+def lowered(fn: Callable[..., Any], *arguments: Any) -> str:
+    """What `fn` becomes for an H100."""
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("device",), abstract_device=device)):
-        text = jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-    return text.count("custom_call @__gpu$xla.gpu.triton") + text.count("custom_call @triton_kernel_call")
+        return jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
