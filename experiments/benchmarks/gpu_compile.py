@@ -2,7 +2,9 @@
 """Do the kernels compile to machine code for an H100? Asked on a machine without a GPU.
 
 Needs the packages of `jax[cuda13]` and `ptxas`, but no device: XLA compiles for a described one.
-It says which kernels exceed the chip's shared memory; times are those of the compiler.
+It says which kernels exceed the chip's shared memory; times are those of the compiler. With
+`MOSAIC_GPU_DUMP_PTXAS=1 MOSAIC_GPU_DUMP_TO=folder` the code of the kernels for a Hopper is left there, for
+`ptxas -v -arch=sm_90a` to tell of registers and spills.
 `python -m experiments.benchmarks.gpu_compile`
 """
 
@@ -17,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seqjax.kernels import linear, recurrence, steps
+from seqjax.kernels import hopper, linear, recurrence, steps, tiles
 
 H100 = """
 gpu_device_info {
@@ -58,17 +60,21 @@ def main() -> None:
     for kind in (steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE):
         for dtype in ("float32", "bfloat16"):
             for H in (64, 128, 256):
-                if not recurrence.fits(kind.gates, H, dtype):
-                    continue
                 weights: Any = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
                 states: Any = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
                 given = recurrence.Given(weights, None, states, None, None)
                 z = jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype))
-                name, how = f"{kind.name}, {dtype}, H={H}", recurrence.Launch()
-                forward = functools.partial(recurrence.forward, kind, of, how=how)
-                left = compile_for(sharding, f"{name}, forward", forward, z, given)
-                reverse = functools.partial(recurrence.reverse, kind, of, how=how)
-                compile_for(sharding, f"{name}, reverse", reverse, given, left, left.sequences[0], left.last)
+                how = recurrence.Launch()
+                ways: dict[str, list[Any]] = {}
+                if recurrence.fits(kind.gates, H, dtype):
+                    passes = recurrence.forward, recurrence.reverse
+                    ways["any GPU"] = [functools.partial(f, kind, of, how=how) for f in passes]
+                if tiles.fits(kind, H, dtype):
+                    ways["Hopper"] = [functools.partial(f, kind, of) for f in (hopper.forward, hopper.reverse)]
+                for way, (forward, reverse) in ways.items():
+                    name = f"{kind.name}, {dtype}, H={H}, {way}"
+                    left = compile_for(sharding, f"{name}, forward", forward, z, given)
+                    compile_for(sharding, f"{name}, reverse", reverse, given, left, left.sequences[0], left.last)
     for dtype in ("float32", "bfloat16", "complex64"):
         array = jax.ShapeDtypeStruct((2**20, 64), jnp.dtype(dtype))
         for backwards in (False, True):

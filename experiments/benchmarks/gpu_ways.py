@@ -37,7 +37,7 @@ def gradient(engine: Engine, cell: Cell, params: Any, carry: Any, xs: jax.Array,
 
 
 def ways(work: Work, *, dry: bool) -> Iterator[tuple[str, Callable[[], Callable[[], Any]]]]:
-    """Names, and what prepares (compiles) a thunk that returns the gradient of the recurrent weights `[H, G*H]`.
+    """Names, and what prepares (compiles) a thunk whose result `as_recurrent_gradient` understands.
 
     What prepares it raises ValueError, ImportError or RuntimeError where a way is not to be had here.
     """
@@ -75,8 +75,7 @@ def by_cudnn(work: Work) -> Callable[[], Any]:
         def outputs(weights: jax.Array) -> jax.Array:
             return rnn.lstm(xs.swapaxes(0, 1), state, state, weights, lengths, H, H, 1, 0.0, False)[0]
 
-        (d_weights,) = jax.vjp(outputs, weights)[1](cotangent.swapaxes(0, 1))
-        return d_weights[4 * H * H : 8 * H * H].reshape(4 * H, H).T
+        return jax.vjp(outputs, weights)[1](cotangent.swapaxes(0, 1))[0]
 
     program = step.lower(weights, work.xs, work.cotangent).compile()
     return lambda: program(weights, work.xs, work.cotangent)
@@ -112,8 +111,11 @@ def by_torch(work: Work, dry: bool) -> Callable[[], Any]:
     return step
 
 
-def as_recurrent_gradient(result: Any, cell: Cell) -> np.ndarray:
+def as_recurrent_gradient(result: Any, cell: Any) -> np.ndarray:
     """The gradient of `w_rec` that a thunk returned, in seqjax's layout and float32."""
+    if isinstance(result, jax.Array) and result.ndim == 1:  # cuDNN's: [4*H, H] of the inputs, then of the states
+        H = cell.hidden_dim
+        return np.asarray(result)[4 * H * H : 8 * H * H].reshape(4 * H, H).T
     if isinstance(result, jax.Array):
         return np.asarray(result.astype(jnp.float32))
     array = result.detach().float().cpu().numpy().T  # PyTorch: [G*H, H]

@@ -76,7 +76,8 @@ def on_hopper(kind: steps.Kind, how: recurrence.Launch, zs: Array) -> bool:
     """Whether the kernels for a Hopper run this: there is one, it fits, and products need not be exact in float32."""
     if how.interpret or not hopper.available():
         return False
-    exact = zs.dtype == jnp.float32 and jax.config.jax_default_matmul_precision in ("highest", "float32")
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    exact = zs.dtype == jnp.float32 and precision in ("highest", "float32")
     return tiles.fits(kind, zs.shape[-1] // kind.gates, zs.dtype) and not exact
 
 
@@ -187,7 +188,7 @@ def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurr
     zs, flat = _flatten(params, initial, carry, now)
     d_hs = select(now.mask, d_ys, jnp.zeros_like(d_ys)).reshape(T, zs.shape[1], -1)
     kind, functions = kernel(cell)
-    if on_hopper(kind, how, zs):
+    if isinstance(left.kept, hopper.Kept):
         out = hopper.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry))
         kept = [hopper.gate(left, k) for k in range(kind.kept)]
     else:
@@ -202,9 +203,7 @@ def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurr
     return d_params, carries(out.d_initial), carries(out.d_states), Steps(d_x, None, None, None)
 
 
-def residuals(
-    cell: Cell, given: recurrence.Given, sequences: tuple[Array, ...], kept: list[Array], now: Steps
-) -> Any:
+def residuals(cell: Cell, given: recurrence.Given, sequences: tuple[Array, ...], kept: list[Array], now: Steps) -> Any:
     """What the cell's `accumulate` reads, `[T, B, ...]`."""
     hs = sequences[0]
     h_before = jnp.concatenate([given.states[0].astype(hs.dtype)[None], hs[:-1]])

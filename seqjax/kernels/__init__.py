@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accelerator kernels, written in Pallas: arrays in, arrays out, no model code.
 
-The backend is Pallas' Triton one. JAX 0.11 deprecates it in favour of Mosaic GPU, which is the one
-that will stay; but Mosaic's products on Hopper (`wgmma`) want 64 rows and operands laid out by hand
-in shared memory, which nobody should write without a GPU at hand, while Triton's kernels can be
-compiled to machine code for an H100 on any machine and run by the interpreter in float64. So all that
-depends on the backend is in `launch.py`, and it is imported where a kernel is launched and not before.
+`steps` has one step of each recurrence and its transpose; two kernels run it over all steps:
+
+- `recurrence`, for every NVIDIA GPU and for the interpreter, by Pallas' Triton backend: a program owns some
+  sequences, `blocks` cuts the arrays, and what depends on the backend is in `launch`;
+- `hopper`, for the H100 and H200, by the Mosaic backend: a cluster of blocks keeps the weights on chip,
+  `tiles` cuts the arrays, `exchange` multiplies, and what the backend lacks is written out in `cluster`.
+
+`linear` has the diagonal linear recurrence, by Triton. Backends are imported where a kernel is launched.
 """

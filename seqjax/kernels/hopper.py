@@ -297,7 +297,7 @@ def _turns(T: int, step: Callable, loop: Any) -> Any:
 
 def _functions(of: Functions, dtype: Any) -> Functions:
     """tanh and sigmoid by the chip's own means, as exact as `dtype` needs."""
-    known = {jnp.tanh: jnp.tanh, jax.nn.sigmoid: _sigmoid} if dtype == jnp.bfloat16 else {jnp.tanh: _tanh}
+    known: dict[Any, Any] = {jax.nn.sigmoid: _sigmoid} if dtype == jnp.bfloat16 else {jnp.tanh: _tanh}
     activation, gate = (known.get(function, function) for function in (of.activation, of.gate))
     return of._replace(activation=activation, gate=gate)
 

@@ -89,7 +89,9 @@ def _gru_after(z: Sequence[Array], states: States, product: Product, of: Functio
     return (keep * h + (1 - keep) * g,), (keep, r, g, recurrent)
 
 
-def _gru_after_transpose(kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions):
+def _gru_after_transpose(
+    kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions
+):
     keep, r, g, recurrent = kept
     d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
     d_g = d[0] * (1 - keep) * of.slope(g)

@@ -86,8 +86,8 @@ def fits(kind: Kind, H: int, dtype: Any) -> bool:
     """Whether a recurrence has room on the chip.
 
     >>> from seqjax.kernels.steps import LSTM
-    >>> [fits(LSTM, H, dtype) for H, dtype in ((256, "bfloat16"), (257, "bfloat16"), (128, "float32"), (129, "float32"))]
-    [True, False, True, False]
+    >>> fits(LSTM, 256, "bfloat16"), fits(LSTM, 257, "bfloat16"), fits(LSTM, 128, "float32"), fits(LSTM, 129, "float32")
+    (True, False, True, False)
     """
     split, parts = SPLIT.get(jnp.dtype(dtype).name), Tiles(1, H).parts
     if split is None or parts > BLOCKS:

@@ -153,9 +153,7 @@ def test_the_kernels_lower_for_a_hopper(kind, dtype):
     assert left.sequences[0].shape == (T, B, H)
 
     def both(z, given, left, d_hs):
-        return forward(z, given, keep=False), hopper.reverse(
-            kind, steps.Functions(), given, left, d_hs, given.states
-        )
+        return forward(z, given, keep=False), hopper.reverse(kind, steps.Functions(), given, left, d_hs, given.states)
 
     assert lowered(both, z, given, left, left.sequences[0]).count("custom_call @mosaic_gpu") == 2
 
