@@ -15,7 +15,7 @@ class Config:
     """Selective copying: symbols that stand at random steps among blanks are to be repeated in order.
 
     Args:
-      preset: smoke (seconds, to see that it runs), default (8 symbols in 64 steps, two seeds, about 8 minutes
+      preset: smoke (seconds, to see that it runs), default (8 symbols in 64 steps, three seeds, about 7 minutes
         on one core), paper (16 symbols in 4,096 steps, 400,000 steps of training: for a GPU).
       models: which, separated by commas.
       length: L, steps among which the symbols are.
@@ -50,7 +50,7 @@ class Config:
     clip_norm: float = 1.0
     fresh: int = 500
     evaluate_every: int = 200
-    seeds: int = 2
+    seeds: int = 3
     run_dir: pathlib.Path | None = None
     resume: pathlib.Path | None = None
 
