@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one block of a cluster on a Hopper is given, reads and writes, and how all of them are launched."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from seqjax.base import Array
+from seqjax.kernels import cluster
+from seqjax.kernels.exchange import Exchange, Scratch, load, tiling
+from seqjax.kernels.steps import Kind
+from seqjax.kernels.tiles import ROWS, SPLIT, UNITS, Tiles
+
+
+class Place(NamedTuple):
+    """Which cluster and which part of the units a block has, and how it reads and writes their tiles."""
+
+    cluster: Array
+    part: Array
+    exchange: Callable[[int, Array], Exchange]
+    """Of a step: which half of the buffers it uses, and their phase."""
+
+    def some(self, ref: Any, t: Array) -> list[Array]:
+        """Of `[T, clusters, N, parts, ...]`, at step `t`."""
+        return [load(ref.at[t, self.cluster, i, self.part]) for i in range(ref.shape[2])]
+
+    def all(self, ref: Any) -> list[Array]:
+        """Of `[clusters, N, parts, ...]`, in float32; none of `None`."""
+        if ref is None:
+            return []
+        return [load(ref.at[self.cluster, i, self.part]).astype(jnp.float32) for i in range(ref.shape[1])]
+
+    def flags(self, ref: Any, t: Array) -> Array | None:
+        return None if ref is None else load(ref.at[t, self.cluster])
+
+    def write(self, ref: Any, arrays: Sequence[Array], *t: Any) -> None:
+        for i, array in enumerate(arrays):
+            self.write_one(ref, array, i, *t)
+
+    def write_one(self, ref: Any, array: Array, i: int, *t: Any) -> None:
+        ref[(*t, self.cluster, i, self.part)] = array.astype(ref.dtype)
+
+    def zeros(self) -> Array:
+        return plgpu.layout_cast(jnp.zeros((UNITS, ROWS), jnp.float32), plgpu.Layout.WGMMA)
+
+
+def launch(
+    body: Callable[[dict, dict, Place], None],
+    name: str,
+    kind: Kind,
+    tiles: Tiles,
+    dtype: Any,
+    w_rec: Array,
+    inputs: dict[str, Array | None],
+    outputs: dict[str, jax.ShapeDtypeStruct],
+    *,
+    transposed: bool,
+) -> dict[str, Array]:
+    """Runs `body(inputs, outputs, place)`, arrays turned into refs, in every block of every cluster."""
+    split, parts = SPLIT[jnp.dtype(dtype).name], tiles.parts
+    weights = tiles.weights(w_rec, kind.gates, split, transposed=transposed)
+    count = weights.shape[1]
+    given = {key: array for key, array in inputs.items() if array is not None}
+
+    def run(weights: Any, *refs: Any) -> None:
+        scratch = Scratch(*refs[len(given) + len(outputs) :])
+        part = lax.axis_index("block")
+        if parts > 1:
+            cluster.begin(scratch.barriers)
+        for n in range(count):
+            plgpu.copy_gmem_to_smem(weights.at[part, n], scratch.weights.at[n], scratch.loaded)
+        plgpu.barrier_wait(scratch.loaded)
+
+        def exchange(half: int, phase: Array) -> Exchange:
+            return Exchange(scratch, parts, split, kind.products, part, half, phase)
+
+        read = dict.fromkeys(inputs) | dict(zip(given, refs, strict=False))
+        written = dict(zip(outputs, refs[len(given) :], strict=False))
+        body(read, written, Place(lax.axis_index("cluster"), part, exchange))
+        if parts > 1:
+            cluster.meet()
+
+    factors = (2, 1 if transposed else parts, kind.gates * split, UNITS, ROWS)
+    sums = (2 * kind.products, max(parts - 1, 1), UNITS, ROWS) if transposed and parts > 1 else (1, 1, 8, ROWS)
+    kernel = plgpu.kernel(
+        run,
+        out_type=tuple(outputs.values()),
+        scratch_types=(
+            plgpu.SMEM((count, UNITS, UNITS), jnp.bfloat16, transforms=tiling(jnp.bfloat16)),
+            plgpu.SMEM(factors, jnp.bfloat16, transforms=tiling(jnp.bfloat16)),
+            plgpu.SMEM(sums, jnp.float32, transforms=tiling(jnp.float32)),
+            plgpu.SMEM(sums, jnp.float32, transforms=tiling(jnp.float32)),
+            plgpu.SMEM((cluster.BARRIER_WORDS * 2 * kind.products,), jnp.int32),
+            plgpu.Barrier(num_arrivals=count),
+        ),
+        grid=(tiles.clusters,),
+        grid_names=("cluster",),
+        cluster=(parts,),
+        cluster_names=("block",),
+        kernel_name=name.replace("-", "_"),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True,
+            unsafe_no_auto_barriers=True,  # what needs one has one, in `exchange`
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+        ),
+    )
+    return dict(zip(outputs, kernel(weights, *given.values()), strict=True))
