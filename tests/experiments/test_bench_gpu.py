@@ -17,7 +17,7 @@ def test_a_dry_run_does_every_job_and_draws_the_plot(tmp_path):
     assert all(row["passed"] for row in rows if row["job"] == "check")
     named = {row["name"]: row for row in rows if row["job"] == "train"}
     assert "GPU" in named["cuDNN in JAX"]["skipped"]
-    assert all("seconds" in named[name] for name in ("lax.scan", "Scan()", "Fused, 16 rows, 4 warps"))
+    assert all("seconds" in named[name] for name in ("lax.scan", "Scan()", "Fused()"))
     assert (tmp_path / "gpu-dry.png").stat().st_size > 0
 
 
