@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thread blocks of a Hopper that work on one recurrence together: how they begin, send, wait and part.
 
-Pallas' Mosaic backend has no copy from one block's shared memory to another's, and a remote store for every
-four bytes is ten times slower, as each reports to the barrier by itself. So these few instructions
+Pallas' Mosaic backend has no copy from one block's shared memory to another's, and with a remote store for every
+four bytes, each of which reports to the barrier by itself, a step takes twice as long. So these few instructions
 are written out here, and this is the only file with any.
 """
 
