@@ -42,9 +42,9 @@ class Config:
 
     dry: bool = False
     """Tiny sizes, the kernels in the interpreter: shows on any machine that the script runs."""
-    minutes: float = 9.0
+    minutes: float = 7.0
     """After so many no new measurement begins."""
-    repeats: int = 7
+    repeats: int = 5
     out: pathlib.Path = RESULTS
 
 
@@ -195,11 +195,11 @@ def jobs(config: Config) -> list[functools.partial]:
     names = ("simple", "gru-after") if config.dry else tuple(kernels(1, "float32"))
     work = [functools.partial(check, name, dtype, config) for dtype in dtypes for name in names]
     work += [functools.partial(check_linear, dtype, config) for dtype in (*dtypes[:1], "complex64")]
+    work += [functools.partial(length, kind, T, config) for T in lengths for kind in ("MinGRU", "DiagonalGRU")]
     kinds = ("lstm",) if config.dry else ("lstm", "gru")
-    work += [
+    return work + [
         functools.partial(train, kind, dtype, size, config) for size in sizes for kind in kinds for dtype in dtypes
     ]
-    return work + [functools.partial(length, kind, T, config) for T in lengths for kind in ("MinGRU", "DiagonalGRU")]
 
 
 def plot(rows: list[dict], device: str, path: pathlib.Path) -> None:

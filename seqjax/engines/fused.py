@@ -80,8 +80,7 @@ class Fused(Engine):
         params, initial, carry, now = prepare(cell, params, carry, xs, mask, resets, key)
         zs = gates.project_input(cell, params, visible(now))
         if not zs.size:
-            carry, ys = loop(cell, params, initial, carry, now._replace(x=zs))
-            return carry, ys
+            return loop(cell, params, initial, carry, now._replace(x=zs))
         how = recurrence.Launch(self.rows, self.warps, self.interpret)
         carry, ys = fused(cell, how, params, initial, carry, now._replace(x=zs))
         return carry, select(mask, ys, jnp.zeros_like(ys))

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -141,9 +142,7 @@ def tiling(dtype: Any) -> tuple:
 
 def load(tile: Any) -> Array:
     """A tile of any memory, in the registers where the matrix units leave their results."""
-    from jax import __version_info__ as version
-
-    index = ((),) if version < (0, 11) else ()
+    index = ((),) if jax.__version_info__ < (0, 11) else ()  # which 0.10 needs and 0.11 warns of
     return plgpu.load(tile, *index, layout=plgpu.Layout.WGMMA, optimized=False)
 
 

@@ -137,3 +137,13 @@ def test_outputs_of_a_bfloat16_loop_are_bfloat16():
     expected_carry, expected = reference_loop(cell, params, cell.initial_carry(params, (2,)), jnp.ones((5, 2, 3)))
     assert (ys.dtype, carry.h.dtype) == (expected.dtype, expected_carry.h.dtype) == ("bfloat16", "float32")
     np.testing.assert_allclose(ys.astype("float32"), expected.astype("float32"), atol=2**-7)
+
+
+def test_off_the_cpu_blocks_are_large(monkeypatch):
+    """A step of 256 sequences projects to 256 x 1,024 x 4 bytes, 1 MiB: 256 steps, where a CPU takes one or two."""
+    cell = seqjax.LSTM(256)
+    params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((512, 256, 8), jnp.float32)
+    assert block_size(cell, params, xs) <= 2
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert block_size(cell, params, xs) == 256

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from seqjax.kernels import recurrence, steps
 
 
 def kernels_launched(fn: Callable[..., Any], *arguments: Any) -> int:
@@ -18,3 +21,12 @@ def lowered(fn: Callable[..., Any], *arguments: Any) -> str:
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("device",), abstract_device=device)):
         return jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def shapes(kind: steps.Kind, dtype: str, T: int, B: int, H: int) -> tuple[jax.ShapeDtypeStruct, recurrence.Given]:
+    """Projected inputs, and what a recurrence starts from: masks, resets and, where there is one, a bias inside."""
+    states = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
+    weights = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
+    bias = jax.ShapeDtypeStruct((kind.gates * H,), jnp.dtype(dtype)) if kind is steps.GRU_AFTER else None
+    given: Any = recurrence.Given(weights, bias, states, states, jax.ShapeDtypeStruct((T, B), jnp.int8))  # type: ignore[arg-type]
+    return jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype)), given

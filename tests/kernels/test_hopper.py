@@ -16,9 +16,9 @@ import seqjax
 from seqjax import testing
 from seqjax.engines import Scan, auto, fused
 from seqjax.engines.fused import Fused
-from seqjax.kernels import hopper, recurrence, steps
+from seqjax.kernels import hopper, steps
 from seqjax.kernels.tiles import ROWS, UNITS, Tiles, fits
-from tests.kernels.cuda import lowered
+from tests.kernels.cuda import lowered, shapes
 
 KINDS = [steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE]
 CELLS = {
@@ -46,8 +46,8 @@ def test_weights_in_two_bfloat16_are_good_to_16_bits(transposed):
     w = np.random.default_rng(0).normal(size=(130, 2 * 130)).astype("float32")
     cut = Tiles(1, 130).weights(jnp.asarray(w), 2, 2, transposed=transposed)
     assert cut.dtype == jnp.bfloat16
-    high, low = np.asarray(cut, "float32").reshape(3, 2, 2, 3, UNITS, UNITS).swapaxes(1, 2)[:, :].swapaxes(0, 1)
-    block = w[64:128, 130 + 0 : 130 + 64]  # from the units of block 1 to gate 1 of those of block 0
+    high, low = np.asarray(cut, "float32").reshape(3, 2, 2, 3, UNITS, UNITS).swapaxes(1, 2).swapaxes(0, 1)
+    block = w[64:128, 130 : 130 + 64]  # from the units of block 1 to gate 1 of those of block 0
     whole = (high + low)[0, 1, 1]
     np.testing.assert_allclose(whole, block if transposed else block.T, atol=2**-16 * np.abs(block).max())
     assert np.abs(high[0, 1, 1] - whole).max() > 2**-10
@@ -65,7 +65,7 @@ def test_room_on_the_chip_is_counted():
 
 
 class Emulated:
-    """A cluster whose blocks are the leading axis of every array: `hopper._Place` without a chip."""
+    """A cluster whose blocks are the leading axis of every array: `block.Place` without a chip."""
 
     def __init__(self, cluster: int, weights: np.ndarray):
         self.cluster, self.weights = cluster, weights
@@ -143,11 +143,7 @@ def test_the_bodies_compute_the_recurrence_and_its_transpose(monkeypatch, name, 
 def test_the_kernels_lower_for_a_hopper(kind, dtype):
     """To the code that its compiler takes, one launch each way, with a cluster of two blocks and all options."""
     T, B, H = 13, 5, 100
-    states = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
-    weights = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
-    bias = jax.ShapeDtypeStruct((kind.gates * H,), jnp.dtype(dtype)) if kind is steps.GRU_AFTER else None
-    given = recurrence.Given(weights, bias, states, states, jax.ShapeDtypeStruct((T, B), jnp.int8))
-    z = jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype))
+    z, given = shapes(kind, dtype, T, B, H)
     forward = functools.partial(hopper.forward, kind, steps.Functions())
     left = jax.eval_shape(forward, z, given)
     assert left.sequences[0].shape == (T, B, H)

@@ -5,11 +5,10 @@ import functools
 import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from seqjax.kernels import launch, recurrence, steps
-from tests.kernels.cuda import kernels_launched
+from tests.kernels.cuda import kernels_launched, shapes
 
 KINDS = [steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE]
 
@@ -29,13 +28,8 @@ def test_weights_stay_or_are_streamed_by_what_a_processor_keeps():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_kernels_lower_for_cuda(kind, dtype):
     """Without a GPU: to the code that its compiler takes, one launch each way, T, B and H no powers of two."""
-    T, B, H = 13, 5, 20
     how = recurrence.Launch()
-    states = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
-    weights = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
-    bias = jax.ShapeDtypeStruct((kind.gates * H,), jnp.dtype(dtype)) if kind is steps.GRU_AFTER else None
-    given = recurrence.Given(weights, bias, states, states, jax.ShapeDtypeStruct((T, B), jnp.int8))
-    z = jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype))
+    z, given = shapes(kind, dtype, T=13, B=5, H=20)
     forward = functools.partial(recurrence.forward, kind, steps.Functions())
     left = jax.eval_shape(lambda z, given: forward(z, given, how), z, given)
 
