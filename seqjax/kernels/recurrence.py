@@ -9,6 +9,7 @@ power of two with zero weights, so that nothing flows from there into the real u
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -129,10 +130,10 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, k
         biases = None if given.bias is None else [given.bias[k].astype(wide)[None] for k in range(kind.gates)]
         restart = _read(given.initial)
 
-        def product(h: Array, *gates: int) -> list[Array]:
-            h = h.astype(dtype)
-            out = [jax.lax.dot(h, weights[k], preferred_element_type=wide) for k in gates]
-            return out if biases is None else [a + biases[k] for k, a in zip(gates, out, strict=True)]
+        def product(h: Array, *gates: int) -> Iterator[Array]:
+            for k in gates:  # each where it is asked for: the weights of all gates would not fit at once
+                out = jax.lax.dot(h.astype(dtype), weights[k], preferred_element_type=wide)
+                yield out if biases is None else out + biases[k]
 
         def step(t: Array, before: States) -> States:
             masked, again = _flags(given.flags, t)
@@ -195,7 +196,7 @@ def reverse(
         zeros = tuple(jnp.zeros_like(d) for d in d_start)
 
         def transposed(*pairs: tuple[int, Array]) -> Array:
-            out = [jax.lax.dot(d.astype(dtype), weights[k], preferred_element_type=wide) for k, d in pairs]
+            out = (jax.lax.dot(d.astype(dtype), weights[k], preferred_element_type=wide) for k, d in pairs)
             return functools.reduce(jnp.add, out)
 
         def step(i: Array, d: tuple[States, States]) -> tuple[States, States]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of each recurrence and its transpose, as a kernel sees them: gates apart, products handed in.
 
-`product(h, *gates)` is `W_hk h` for each gate k named, with its bias where there is one, and
+`product(h, *gates)` has `W_hk h` for each gate k named, in turn, with its bias where there is one, and
 `transposed((k, d), ...)` the sum of `W_hkᵀ d`: all that a step needs at a time is asked for at once.
 `emit(k, d)` takes the cotangent of gate k's linear combination as soon as it is known.
 States, gates and cotangents are `[rows, H]` in at least float32; equations are those of the cells.
@@ -48,7 +48,7 @@ class Kind(NamedTuple):
 
 
 def _simple(z: Sequence[Array], states: States, product: Product, of: Functions):
-    (recurrent,) = product(states[0], 0)
+    recurrent = next(iter(product(states[0], 0)))
     return (of.activation(z[0] + recurrent),), ()
 
 
@@ -83,8 +83,10 @@ def _lstm_transpose(kept, before: States, after: States, d: States, transposed: 
 
 def _gru_after(z: Sequence[Array], states: States, product: Product, of: Functions):
     h = states[0]
-    for_keep, for_r, recurrent = product(h, 0, 1, 2)
-    keep, r = of.gate(z[0] + for_keep), of.gate(z[1] + for_r)
+    products = iter(product(h, 0, 1, 2))
+    keep = of.gate(z[0] + next(products))
+    r = of.gate(z[1] + next(products))
+    recurrent = next(products)
     g = of.activation(z[2] + r * recurrent)
     return (keep * h + (1 - keep) * g,), (keep, r, g, recurrent)
 
@@ -103,9 +105,8 @@ def _gru_after_transpose(
 
 def _gru_before(z: Sequence[Array], states: States, product: Product, of: Functions):
     h = states[0]
-    for_keep, for_r = product(h, 0, 1)
-    keep, r = of.gate(z[0] + for_keep), of.gate(z[1] + for_r)
-    g = of.activation(z[2] + product(r * h, 2)[0])
+    keep, r = (of.gate(a + b) for a, b in zip(z, product(h, 0, 1), strict=False))
+    g = of.activation(z[2] + next(iter(product(r * h, 2))))
     return (keep * h + (1 - keep) * g,), (keep, r, g)
 
 
