@@ -20,7 +20,7 @@ import seqjax
 from experiments.benchmarks.systems import OnJax, OnTorch, System, Task, in_float32
 from seqjax.base import Array, Params
 from seqjax.cells.gru import GRUParams
-from seqjax.cells.lstm import LSTMParams
+from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
 from seqjax.interop.layout import reorder
 

@@ -6,7 +6,8 @@ from seqjax.cells.function import LambdaCell
 from seqjax.cells.gru import GRU, GRUCarry, GRUParams, gru_step
 from seqjax.cells.indrnn import IndRNN
 from seqjax.cells.lru import LRU
-from seqjax.cells.lstm import LSTM, LSTMCarry, LSTMParams, lstm_step
+from seqjax.cells.lstm import LSTM
+from seqjax.cells.lstm_equations import LSTMCarry, LSTMParams, lstm_step
 from seqjax.cells.minimal import MinGRU, MinLSTM
 from seqjax.cells.noise import RecurrentDropout, Zoneout
 from seqjax.cells.peephole import PeepholeLSTM

@@ -83,13 +83,13 @@ class DiagonalFamily(Cell):
         )
 
     def project(self, params: DiagonalParams, x: Array) -> gates.Gates:
-        return gates.project_gates(self, params, x, 3)
+        return gates.project_gates(self, params, x, 1, 1, 1)
 
     def _zeros(self, params: DiagonalParams, batch_shape: Shape) -> Array:
         return jnp.zeros((*batch_shape, params.w_rec.shape[1]), self.dtypes.of_carry(params.w_in))
 
     def _functions(self) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-        return activation_function(self.activation), activation_function(self.recurrent_activation)
+        return activation_function(self.activation), gates.gate_function(activation_function(self.recurrent_activation))
 
     def _slopes(self, capability: str) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
         slope, gate_slope = slope_from_output(self.activation), slope_from_output(self.recurrent_activation)

@@ -4,6 +4,8 @@
 A cell of G gates has `w_in [D, G*H]`, `w_rec [H, G*H]`, `bias [G*H]`, gates side by side.
 """
 
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -84,18 +86,29 @@ def project_transpose(params: Any, x: Array, d_z: Array) -> tuple[Any, Array]:
 
 
 Gates = tuple[Array, ...]
-"""One `[..., H]` for each gate. A loop that reads its input whole is vectorized by XLA on CPU, one that
-reads slices of it is not: elementwise work takes a fourth of the time with gates apart."""
+"""A linear combination of all gates, `[..., G*H]`, in pieces of one gate or more. Operations on a piece are vectorized
+by XLA on CPU, those on a slice of an input of the loop are not: they take four times as long. So pieces are what is
+computed together, and the fewer the better."""
 
 
-def project_gates(cell: Any, params: Any, x: Array, gates: int) -> Gates:
-    """`W_x x + b`, gates apart."""
-    return tuple(split_gates(project_input(cell, params, x), gates))
+def cut(z: Array | Gates, *counts: int) -> Gates:
+    """All gates, or pieces of them, in pieces of so many gates each."""
+    if isinstance(z, tuple) and len(z) == len(counts):
+        return z
+    whole = jnp.concatenate(z, axis=-1) if isinstance(z, tuple) else z
+    hidden = whole.shape[-1] // sum(counts)
+    return tuple(jnp.split(whole, [hidden * n for n in itertools.accumulate(counts[:-1])], axis=-1))
 
 
 def add_gates(z: Gates, recurrent: Array) -> Gates:
-    """`z` plus the recurrent product `[..., G*H]`."""
-    return tuple(a + b for a, b in zip(z, split_gates(recurrent, len(z)), strict=True))
+    """`z` plus the recurrent product `[..., G*H]`, in the pieces of `z`."""
+    ends = list(itertools.accumulate(piece.shape[-1] for piece in z))
+    return tuple(a + b for a, b in zip(z, jnp.split(recurrent, ends[:-1], axis=-1), strict=True))
+
+
+def project_gates(cell: Any, params: Any, x: Array, *counts: int) -> Gates:
+    """`W_x x + b`, in pieces of so many gates each."""
+    return cut(project_input(cell, params, x), *counts)
 
 
 def recur(h: Array, w_rec: Array, dtype: Any) -> Array:
@@ -117,9 +130,38 @@ def _outside_the_loop(weights: Array) -> Array:
     return jax.lax.optimization_barrier(weights)
 
 
+def side_by_side(*pieces: Array) -> Array:
+    """Gates `[..., H]` as one `[..., G*H]`, at every step of a loop.
+
+    Where rows are short XLA on CPU computes a concatenation element by element; pieces written to their places are
+    vectorized.
+    """
+    width = pieces[0].shape[-1]
+    if width * pieces[0].dtype.itemsize >= 128:
+        return jnp.concatenate(pieces, axis=-1)
+    together = jnp.zeros((*pieces[0].shape[:-1], len(pieces) * width), pieces[0].dtype)
+    for k, piece in enumerate(pieces):
+        together = jax.lax.dynamic_update_slice_in_dim(together, piece, k * width, axis=-1)
+    return together
+
+
 def split_gates(a: Array, gates: int) -> list[Array]:
     """The gates of `[..., G*H]`."""
     return jnp.split(a, gates, axis=-1)
+
+
+def sigmoid(x: Array) -> Array:
+    """σ by a tanh, in at least float32: on CPU faster than XLA's own, which has an exponential and a division more.
+
+    It is as exact as 1 is, not as its value is: in float32 a gate of 1e-4 has three digits, one below 3e-8 none.
+    """
+    wide = x.astype(at_least_float32(x.dtype))
+    return (0.5 * jnp.tanh(0.5 * wide) + 0.5).astype(x.dtype)
+
+
+def gate_function(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """What a step computes for the activation `gate`."""
+    return sigmoid if gate is jax.nn.sigmoid else gate
 
 
 class Normalized(NamedTuple):
@@ -153,8 +195,12 @@ def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
 def outer_sum(left: Array, right: Array, weights: Array) -> Array:
     """Σ over all leading axes of left ⊗ right: `[..., A], [..., B] -> [A, B]`, one matmul.
 
-    Where the batch is spread over devices, the sum has the sharding of the `weights` whose cotangent it is.
+    Where the batch is spread over devices, the sum has the sharding of the `weights` whose cotangent it is. On CPU the
+    leading axes become one, or XLA would copy `left`, transposed, before the product; elsewhere that could gather a
+    batch that is spread over devices.
     """
+    if jax.default_backend() == "cpu" and not any(axis for a in (left, right) for axis in jax.typeof(a).sharding.spec):
+        left, right = (a.reshape(-1, a.shape[-1]) for a in (left, right))
     leading = tuple(range(left.ndim - 1))
     contraction = (leading, leading), ((), ())
     total = jax.lax.dot_general(left, right, contraction, out_sharding=jax.typeof(weights).sharding)

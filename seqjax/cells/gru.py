@@ -42,7 +42,7 @@ class GRUResiduals(NamedTuple):
 def gru_residuals(
     params: GRUParams,
     carry: GRUCarry,
-    z: gates.Gates,
+    z: Array | gates.Gates,
     h: Array | None = None,
     *,
     reset: str = "before",
@@ -52,8 +52,9 @@ def gru_residuals(
 ) -> tuple[GRUCarry, Array, GRUResiduals]:
     """One step and all that its transpose needs; the recurrent products see `h`, by default the carry's."""
     hidden = params.w_rec.shape[0]
-    z_x, r_x, g_x = z
+    z_x, r_x, g_x = gates.cut(z, 1, 1, 1)
     dtype = g_x.dtype
+    gate = gates.gate_function(gate)
     h_before = carry.h.astype(dtype)
     seen = h_before if h is None else h.astype(dtype)
 
@@ -84,7 +85,7 @@ def gru_residuals(
 def gru_step(
     params: GRUParams,
     carry: GRUCarry,
-    z: gates.Gates,
+    z: Array | gates.Gates,
     h: Array | None = None,
     *,
     reset: str = "before",
@@ -92,7 +93,7 @@ def gru_step(
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
     epsilon: float = gates.EPSILON,
 ) -> tuple[GRUCarry, Array]:
-    """One step from `z = W_x x + b`; see `GRU` for the recurrence."""
+    """One step from `z = W_x x + b`, whole or gate by gate; see `GRU` for the recurrence."""
     carry, y, _ = gru_residuals(params, carry, z, h, reset=reset, activation=activation, gate=gate, epsilon=epsilon)
     return carry, y
 
@@ -245,7 +246,7 @@ class GRU(Cell):
         return GRUCarry(jnp.zeros((*batch_shape, params.w_rec.shape[0]), self.dtypes.of_carry(params.w_in)))
 
     def project(self, params: GRUParams, x: Array) -> gates.Gates:
-        return gates.project_gates(self, params, x, 3)
+        return gates.project_gates(self, params, x, 1, 1, 1)
 
     def step(self, params: GRUParams, carry: GRUCarry, z: gates.Gates, key: Key = None) -> tuple[GRUCarry, Array]:
         return gru_step(params, carry, z, **self._options())

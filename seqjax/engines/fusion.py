@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.cells import gates
 from seqjax.cells.activations import activation_function, slope_from_output
 from seqjax.cells.gru import GRU, GRUCarry, GRUResiduals
-from seqjax.cells.lstm import LSTM, LSTMCarry, LSTMResiduals
+from seqjax.cells.lstm import LSTM
+from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
 from seqjax.engines.stepping import Steps, leave, reset, select, zeros_like
 from seqjax.kernels import hopper, recurrence, steps, tiles
@@ -151,8 +151,7 @@ def loop(cell: Cell, params: Params, initial: Carry | None, carry: Carry, now: S
 
     def step(carry: Carry, now: Steps) -> tuple[Carry, Array]:
         before = reset(initial, carry, now)
-        z = now.x if isinstance(cell, Simple) else tuple(gates.split_gates(now.x, kernel(cell).kind.gates))
-        return leave(before, *cell.step(params, before, z), now)
+        return leave(before, *cell.step(params, before, now.x), now)
 
     return jax.lax.scan(step, carry, now)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Cell, Params
 from seqjax.cells import GRU, LSTM, Simple
 from seqjax.cells.gru import GRUParams
-from seqjax.cells.lstm import LSTMParams
+from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
 from seqjax.interop.layout import check_options, param_dtypes, reorder, to_jax, unsupported
 from seqjax.layers import RNN

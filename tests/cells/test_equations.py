@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import seqjax
+from seqjax.cells import gates
 
 H, D, B = 3, 2, 4
 F64 = seqjax.DTypes("float64")
@@ -130,6 +131,36 @@ def test_lstm_of_one_unit_by_pen_and_paper():
     s, t = 0.7310585786300049, 0.7615941559557649  # sigmoid(1), tanh(1)
     np.testing.assert_allclose(carry.c, [2 * s + s * t], rtol=1e-12)
     np.testing.assert_allclose(y, [s * np.tanh(2 * s + s * t)], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("cell", "count"), [(seqjax.LSTM(H, dtypes=F64), 4), (seqjax.GRU(H, dtypes=F64), 3)])
+def test_a_linear_combination_may_come_whole_or_gate_by_gate(cell, count):
+    params = cell.init(jax.random.key(0), D)
+    carry = jax.tree.map(lambda a: a + 0.5, cell.initial_carry(params, (B,)))
+    (x,) = inputs(D)
+    whole = jnp.asarray(x) @ params.w_in + params.bias
+    outputs = [
+        cell.step(params, carry, z) for z in (whole, tuple(jnp.split(whole, count, -1)), cell.project(params, x))
+    ]
+    for other in outputs[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), outputs[0], other)
+
+
+@pytest.mark.parametrize("width", [1, 7, 32, 33])  # rows of 4 H numbers are put together in one way or another
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gates_side_by_side_are_a_concatenation(width, dtype):
+    pieces = [jnp.asarray(np.random.default_rng(k).normal(size=(2, 3, width)), dtype) for k in range(4)]
+    together = gates.side_by_side(*pieces)
+    assert together.dtype == dtype
+    np.testing.assert_array_equal(together, np.concatenate([np.asarray(piece) for piece in pieces], axis=-1))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_sigmoid_by_tanh_is_exact_to_roundings_of_one(dtype):
+    x = jnp.asarray(np.linspace(-40, 40, 4001), dtype)
+    exact, given = sigmoid(np.asarray(x, "float64")), np.asarray(gates.sigmoid(x), "float64")
+    inside = jnp.finfo("float32" if dtype == "bfloat16" else dtype).eps  # narrow ones are computed in float32
+    assert (np.abs(given - exact) <= 3 * inside + (jnp.finfo(dtype).eps * exact if dtype == "bfloat16" else 0)).all()
 
 
 def test_recurrent_dropout_touches_the_recurrent_products_alone():

@@ -11,7 +11,7 @@ from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import GRU, LSTM, Simple
 from seqjax.cells.activations import Activation, activation_function
 from seqjax.cells.gru import GRUCarry
-from seqjax.cells.lstm import LSTMCarry
+from seqjax.cells.lstm_equations import LSTMCarry
 from seqjax.cells.simple import SimpleCarry
 from seqjax.dtypes import DTypes
 from seqjax.interop.flax.weights import LAYOUTS, Layout, Tree

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Params
 from seqjax.cells.gru import GRUParams
-from seqjax.cells.lstm import LSTMParams
+from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
 from seqjax.interop.layout import reorder, to_jax, unsupported
 

@@ -7,7 +7,7 @@ from typing import Any
 from seqjax.base import Cell, Params
 from seqjax.cells import GRU, LSTM, Simple
 from seqjax.cells.gru import GRUParams
-from seqjax.cells.lstm import LSTMParams
+from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
 from seqjax.dtypes import DTypes
 from seqjax.initializers import ForgetGate

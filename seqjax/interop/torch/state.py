@@ -12,7 +12,7 @@ import numpy as np
 from seqjax.base import Cell, Layer, Params
 from seqjax.cells import GRU, LSTM, Simple
 from seqjax.cells.gru import GRUParams
-from seqjax.cells.lstm import LSTMParams
+from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
 from seqjax.interop.layout import param_dtypes, reorder, to_jax, unsupported
 from seqjax.layers import RNN, Bidirectional, Dropout, Serial
