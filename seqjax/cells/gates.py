@@ -107,8 +107,16 @@ def add_gates(z: Gates, recurrent: Array) -> Gates:
 
 
 def project_gates(cell: Any, params: Any, x: Array, *counts: int) -> Gates:
-    """`W_x x + b`, in pieces of so many gates each."""
-    return cut(project_input(cell, params, x), *counts)
+    """`W_x x + b`, in pieces of so many gates each.
+
+    With one input the product is a multiplication, which XLA fuses with what reads it unless it has to be cut then.
+    """
+    if params.w_in.shape[0] > 1:
+        return cut(project_input(cell, params, x), *counts)
+    weights = cut(_outside_the_loop(params.w_in), *counts)
+    biases = [None] * len(counts) if params.bias is None else cut(_outside_the_loop(params.bias), *counts)
+    pieces = (params._replace(w_in=w, bias=b) for w, b in zip(weights, biases, strict=True))
+    return tuple(project_input(cell, piece, x) for piece in pieces)
 
 
 def recur(h: Array, w_rec: Array, dtype: Any) -> Array:
@@ -139,7 +147,7 @@ def side_by_side(*pieces: Array) -> Array:
     width = pieces[0].shape[-1]
     if width * pieces[0].dtype.itemsize >= 128:
         return jnp.concatenate(pieces, axis=-1)
-    together = jnp.zeros((*pieces[0].shape[:-1], len(pieces) * width), pieces[0].dtype)
+    together = jnp.concatenate([jnp.zeros_like(piece) for piece in pieces], axis=-1)
     for k, piece in enumerate(pieces):
         together = jax.lax.dynamic_update_slice_in_dim(together, piece, k * width, axis=-1)
     return together
@@ -195,11 +203,12 @@ def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
 def outer_sum(left: Array, right: Array, weights: Array) -> Array:
     """Σ over all leading axes of left ⊗ right: `[..., A], [..., B] -> [A, B]`, one matmul.
 
-    Where the batch is spread over devices, the sum has the sharding of the `weights` whose cotangent it is. On CPU the
-    leading axes become one, or XLA would copy `left`, transposed, before the product; elsewhere that could gather a
-    batch that is spread over devices.
+    Where the batch is spread over devices, the sum has the sharding of the `weights` whose cotangent it is. On one
+    device the leading axes become one before the product, or XLA on CPU would copy `left`, transposed; on several that
+    could gather the batch.
     """
-    if jax.default_backend() == "cpu" and not any(axis for a in (left, right) for axis in jax.typeof(a).sharding.spec):
+    spread = any(axis is not None for array in (left, right) for axis in jax.typeof(array).sharding.spec)
+    if jax.device_count() == 1 and not spread:
         left, right = (a.reshape(-1, a.shape[-1]) for a in (left, right))
     leading = tuple(range(left.ndim - 1))
     contraction = (leading, leading), ((), ())

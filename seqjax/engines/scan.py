@@ -198,9 +198,12 @@ scan_adjoint.defvjp(_forward, _reverse)
 def blockwise(
     cell: Cell, unroll: int, params: Params, step: Callable[..., tuple[Carry, Any]], carry: Carry, steps: Steps
 ) -> tuple[Carry, Any]:
-    """`loop` of `step(carry, step, z)`, the inputs of a block of steps projected by one matmul."""
-    T = steps.x.shape[0]
-    size = block_size(cell, params, steps.x)
+    """`loop` of `step(carry, step, z)`, the inputs of a block of steps projected by one matmul.
+
+    One input is projected by a multiplication, which is cheaper in the step than to be stored and read.
+    """
+    T, inputs = steps.x.shape[0], steps.x.shape[-1]
+    size = 1 if inputs == 1 else block_size(cell, params, steps.x)
 
     def alone(carry: Carry, now: Steps) -> tuple[Carry, Any]:
         return step(carry, now, cell.project(params, visible(now)))
