@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.engines.packing import pack, unpack
 from seqjax.engines.stepping import (
     Steps,
     add,
@@ -145,21 +146,21 @@ def _forward(cell: Cell, unroll: int, params: Params, initial: Carry | None, car
         before = reset(initial, carry, step)
         after, y, residuals = cell.step_residuals(params, before, z)
         carry, y = leave(before, after, y, step)
-        return carry, (y, residuals)
+        return carry, (y, pack(residuals))
 
-    carry, (ys, residuals) = blockwise(cell, unroll, params, step, carry, steps)
-    return (carry, ys), (params, initial, steps, residuals)
+    carry, (ys, stored) = blockwise(cell, unroll, params, step, carry, steps)
+    return (carry, ys), (params, initial, steps, stored)
 
 
 def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Array]):
-    params, initial, steps, residuals = kept
+    params, initial, steps, stored = kept
     d_carry, d_ys = cotangents
 
     def step(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Any, Array]):
-        (d_carry, d_initial), (step, residuals, d_y) = state, inputs
+        (d_carry, d_initial), (step, stored, d_y) = state, inputs
         d_after = select(step.mask, d_carry, zeros_like(d_carry))
         d_y = select(step.mask, d_y, jnp.zeros_like(d_y))
-        d_before, d_z, extra = cell.step_transpose(params, residuals, d_after, d_y)
+        d_before, d_z, extra = cell.step_transpose(params, unpack(stored), d_after, d_y)
         if step.mask is not None:
             d_before = add(d_before, select(step.mask, zeros_like(d_carry), d_carry))
         if step.reset is not None:
@@ -169,10 +170,10 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
         return (d_before, d_initial), (d_z, extra)
 
     def block(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Any, Array]):
-        some, residuals, d_ys = inputs
+        some, stored, d_ys = inputs
         flags = some._replace(x=None, key=None)
-        state, (d_zs, extras) = loop(step, state, (flags, residuals, d_ys), reverse=True, unroll=unroll)
-        d_params = cell.accumulate(params, residuals, d_zs, extras)
+        state, (d_zs, extras) = loop(step, state, (flags, stored, d_ys), reverse=True, unroll=unroll)
+        d_params = cell.accumulate(params, unpack(stored), d_zs, extras)
         d_projected, d_xs = cell.project_transpose(params, visible(some), d_zs)
         return state, add(d_params, d_projected), d_xs
 
@@ -180,7 +181,7 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
         (state, d_params), (state_before, more, d_xs) = state, block(state[0], inputs)
         return (state_before, add(d_params, more)), (d_xs, None)
 
-    state, inputs = (d_carry, zeros_like(initial)), (steps, residuals, d_ys)
+    state, inputs = (d_carry, zeros_like(initial)), (steps, stored, d_ys)
     T = steps.x.shape[0]
     size = block_size(cell, params, steps.x)
     if size in (1, T):

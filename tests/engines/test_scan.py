@@ -12,7 +12,9 @@ import pytest
 import seqjax
 from seqjax import DTypes
 from seqjax.engines import Associative, Checkpointed, scan
+from seqjax.engines.packing import pack, unpack
 from seqjax.engines.scan import Scan, block_size
+from seqjax.plan import tree_bytes
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
 DOUBLE = DTypes("float64")
@@ -147,3 +149,39 @@ def test_off_the_cpu_blocks_are_large(monkeypatch):
     assert block_size(cell, params, xs) <= 2
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert block_size(cell, params, xs) == 256
+
+
+@pytest.mark.parametrize("T", [67, 74], ids=["whole", "two blocks"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        seqjax.Simple(3, normalize="layer", dtypes=DOUBLE),
+        seqjax.LSTM(3, dtypes=DOUBLE),
+        seqjax.PeepholeLSTM(3, normalize="layer", proj_dim=2, dtypes=DOUBLE),
+        seqjax.GRU(3, reset="after", normalize="layer", dtypes=DOUBLE),
+        seqjax.IndRNN(3, dtypes=DOUBLE),
+        seqjax.DiagonalLSTM(3, dtypes=DOUBLE),
+    ],
+    ids=repr,
+)
+def test_residuals_that_lie_side_by_side_give_the_numbers_of_the_reference_loop(cell, T, monkeypatch):
+    params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True)
+    flags = {"mask": mask, "resets": resets}
+    expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(
+        scan, "LARGE_BYTES", 3 * 8 * 2 * 4 * T if T == 67 else 37 * tree_bytes(cell.project(params, xs[0]))
+    )
+    gradients = functools.partial(value_and_gradients, Scan().run, cell)
+    assert_close(jax.jit(gradients)(params, carry, xs, **flags), expected, 1e-10)
+
+
+def test_residuals_are_stored_in_one_array_where_each_is_a_launch(monkeypatch):
+    cell = seqjax.LSTM(3)
+    params, carry, xs, _, _ = example(cell, T=8, batch_shape=(2,))
+    z = cell.project(params, xs[0])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    *_, residuals = cell.step_residuals(params, carry, z)
+    packed = pack(residuals)
+    assert [array.shape for array in packed.arrays] == [(2, 18)]  # i, f, g, o, c and h
+    jax.tree.map(np.testing.assert_array_equal, unpack(packed), residuals)
