@@ -142,10 +142,10 @@ def side_by_side(*pieces: Array) -> Array:
     """Gates `[..., H]` as one `[..., G*H]`, at every step of a loop.
 
     Where rows are short XLA on CPU computes a concatenation element by element; pieces written to their places are
-    vectorized.
+    vectorized, if they need not be widened for it and rounded again, as bfloat16 is there.
     """
-    width = pieces[0].shape[-1]
-    if jax.default_backend() != "cpu" or width * pieces[0].dtype.itemsize >= 128:
+    width, size = pieces[0].shape[-1], pieces[0].dtype.itemsize
+    if jax.default_backend() != "cpu" or size < 4 or width * size >= 128:
         return jnp.concatenate(pieces, axis=-1)
     together = jnp.concatenate([jnp.zeros_like(piece) for piece in pieces], axis=-1)
     for k, piece in enumerate(pieces):
