@@ -158,13 +158,18 @@ def split_gates(a: Array, gates: int) -> list[Array]:
     return jnp.split(a, gates, axis=-1)
 
 
+@jax.custom_jvp
 def sigmoid(x: Array) -> Array:
     """σ by a tanh, in at least float32: on CPU faster than XLA's own, which has an exponential and a division more.
 
     It is as exact as 1 is, not as its value is: in float32 a gate of 1e-4 has three digits, one below 3e-8 none.
+    Its slope is read off the output, so that autodiff keeps nothing else.
     """
     wide = x.astype(at_least_float32(x.dtype))
     return (0.5 * jnp.tanh(0.5 * wide) + 0.5).astype(x.dtype)
+
+
+sigmoid.defjvps(lambda d_x, y, x: d_x * y * (1 - y))
 
 
 def gate_function(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:

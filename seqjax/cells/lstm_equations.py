@@ -60,12 +60,20 @@ def lstm_pieces(
     return (4,) if alone and activation is jnp.tanh and gate is jax.nn.sigmoid else (1, 1, 1, 1)
 
 
-def _activate_together(pre: Array) -> gates.Gates:
-    """σ of i, f and o and tanh of g: σ(x) is ½ + ½ tanh(x / 2), as in `gates.sigmoid`."""
+@jax.custom_jvp
+def activate_together(pre: Array) -> gates.Gates:
+    """σ of i, f and o and tanh of g `[..., 4*H]` by one tanh, as in `gates.sigmoid`: σ(x) = ½ + ½ tanh(x / 2)."""
     wide = at_least_float32(pre.dtype)
     half = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], wide), pre.shape[-1] // 4)
     activated = half * jnp.tanh(half * pre.astype(wide)) + (1 - half)
     return tuple(gates.split_gates(activated.astype(pre.dtype), 4))
+
+
+@activate_together.defjvp
+def _slopes_from_outputs(primals: tuple[Array], tangents: tuple[Array]) -> tuple[gates.Gates, gates.Gates]:
+    i, f, g, o = activate_together(*primals)
+    d_i, d_f, d_g, d_o = gates.split_gates(*tangents, 4)
+    return (i, f, g, o), (d_i * i * (1 - i), d_f * f * (1 - f), d_g * (1 - g * g), d_o * o * (1 - o))
 
 
 def lstm_residuals(
@@ -85,7 +93,7 @@ def lstm_residuals(
     candidate, gate = activation, gates.gate_function(gate)
     if len(pre) == 1:
         identity = activation_function("identity")
-        pre, candidate, gate = _activate_together(*pre), identity, identity
+        pre, candidate, gate = activate_together(*pre), identity, identity
     peep = None if params.peephole is None else params.peephole.astype(dtype)
     c_before = carry.c.astype(dtype)
 

@@ -185,3 +185,13 @@ def test_residuals_are_stored_in_one_array_where_each_is_a_launch(monkeypatch):
     packed = pack(residuals)
     assert [array.shape for array in packed.arrays] == [(2, 18)]  # i, f, g, o, c and h
     jax.tree.map(np.testing.assert_array_equal, unpack(packed), residuals)
+
+
+@pytest.mark.parametrize("make", [seqjax.LSTM, seqjax.PeepholeLSTM, seqjax.GRU, seqjax.DiagonalLSTM])
+def test_autodiff_keeps_of_a_step_no_more_than_with_the_plain_functions(make):
+    def kept(cell):
+        params, carry, xs, _, _ = example(cell, T=4, batch_shape=(2,))
+        return Scan(adjoint=False).step_bytes(cell, params, carry, xs)
+
+    plain = {"activation": lambda x: jnp.tanh(x), "recurrent_activation": lambda x: jax.nn.sigmoid(x)}
+    assert kept(make(8)) <= kept(make(8, **plain))
