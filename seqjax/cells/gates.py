@@ -88,7 +88,7 @@ def project_transpose(params: Any, x: Array, d_z: Array) -> tuple[Any, Array]:
 Gates = tuple[Array, ...]
 """A linear combination of all gates, `[..., G*H]`, in pieces of one gate or more. Operations on a piece are vectorized
 by XLA on CPU, those on a slice of an input of the loop are not: they take four times as long. So pieces are what is
-computed together, and the fewer the better."""
+computed together."""
 
 
 def cut(z: Array | Gates, *counts: int) -> Gates:

@@ -146,7 +146,7 @@ def test_a_linear_combination_may_come_whole_or_gate_by_gate(cell, count):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), outputs[0], other)
 
 
-@pytest.mark.parametrize("width", [1, 7, 32, 33])  # rows of 4 H numbers are put together in one way or another
+@pytest.mark.parametrize("width", [1, 7, 32, 33])  # below 128 bytes and from there on
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gates_side_by_side_are_a_concatenation(width, dtype):
     pieces = [jnp.asarray(np.random.default_rng(k).normal(size=(2, 3, width)), dtype) for k in range(4)]
