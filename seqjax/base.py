@@ -113,7 +113,11 @@ class Cell(Described):
     # -- adjoint ---------------------------------------------------------------------------
 
     def step_residuals(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array, Residuals]:
-        """`step` that also returns what its transpose needs."""
+        """`step` that also returns what its transpose needs.
+
+        Where that is the output itself, or the part of `carry` that the step before gave out, the same object is to be
+        returned: engines store outputs once.
+        """
         raise self._not_offered("adjoint")
 
     def step_transpose(

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.packing import pack, unpack
+from seqjax.engines.residuals import Stored, recall, store
 from seqjax.engines.stepping import (
     Steps,
     add,
+    delayed,
     leave,
     loop,
     masked_step,
@@ -39,7 +40,7 @@ class Scan(Engine):
     """Runs a cell step by step.
 
     Where a cell offers the adjoint capability the reverse pass is hand-written: the forward pass
-    keeps what the cell chooses, the reverse loop computes no weight gradient, and a matmul for a
+    keeps what the cell chooses, outputs once, the reverse loop computes no weight gradient, and a matmul for a
     block of steps does, as one projects their inputs. Blocks are divisors of T whose projections fit
     the cache; where there is none, weight gradients take one matmul for all steps. Numbers are those
     of autodiff. Other cells, and `adjoint=False`, go through autodiff.
@@ -92,10 +93,10 @@ class Scan(Engine):
         x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
         if self._by_hand(cell):
             z = jax.eval_shape(cell.project, params, x)
-            _, y, residuals = jax.eval_shape(cell.step_residuals, params, carry, z)
+            stored, y, residuals = jax.eval_shape(functools.partial(_stored_step, cell), params, carry, z)
             _, d_z, extra = jax.eval_shape(cell.step_transpose, params, residuals, carry, y)
             whole = block_size(cell, params, xs) == 1
-            return tree_bytes((residuals, d_z, extra) if whole else residuals)
+            return tree_bytes((stored, d_z, extra) if whole else stored)
 
         def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
             return cell.step(params, carry, cell.project(params, x))
@@ -127,6 +128,10 @@ def scan(
     return loop(step, carry, steps, unroll=unroll)
 
 
+Kept = tuple[Stored, Array | None, Array | None]
+"""What is stored of steps, their outputs and the outputs one step earlier: all that is recalled from."""
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def scan_adjoint(
     cell: Cell, unroll: int, params: Params, initial: Carry | None, carry: Carry, steps: Steps
@@ -145,22 +150,28 @@ def _forward(cell: Cell, unroll: int, params: Params, initial: Carry | None, car
     def step(carry: Carry, step: Steps, z: Any) -> tuple[Carry, tuple[Array, Any]]:
         before = reset(initial, carry, step)
         after, y, residuals = cell.step_residuals(params, before, z)
-        carry, y = leave(before, after, y, step)
-        return carry, (y, pack(residuals))
+        after, y = leave(before, after, y, step)
+        return after, (y, store(residuals, carry, after, y))
 
-    carry, (ys, stored) = blockwise(cell, unroll, params, step, carry, steps)
-    return (carry, ys), (params, initial, steps, stored)
+    after, (ys, stored) = blockwise(cell, unroll, params, step, carry, steps)
+    return (after, ys), (params, initial, carry, steps, stored, None if stored.all_here else ys)
+
+
+def _stored_step(cell: Cell, params: Params, carry: Carry, z: Any) -> tuple[Stored, Array, Any]:
+    """What is stored of a step without mask and reset, its output and its residuals."""
+    after, y, residuals = cell.step_residuals(params, carry, z)
+    return store(residuals, carry, after, y), y, residuals
 
 
 def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Array]):
-    params, initial, steps, stored = kept
+    params, initial, carry, steps, stored, ys = kept
     d_carry, d_ys = cotangents
 
-    def step(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Any, Array]):
-        (d_carry, d_initial), (step, stored, d_y) = state, inputs
+    def step(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Kept, Array]):
+        (d_carry, d_initial), (step, kept, d_y) = state, inputs
         d_after = select(step.mask, d_carry, zeros_like(d_carry))
         d_y = select(step.mask, d_y, jnp.zeros_like(d_y))
-        d_before, d_z, extra = cell.step_transpose(params, unpack(stored), d_after, d_y)
+        d_before, d_z, extra = cell.step_transpose(params, recall(*kept), d_after, d_y)
         if step.mask is not None:
             d_before = add(d_before, select(step.mask, zeros_like(d_carry), d_carry))
         if step.reset is not None:
@@ -169,26 +180,29 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
             d_before = select(step.reset, zeros, d_before)
         return (d_before, d_initial), (d_z, extra)
 
-    def block(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Any, Array]):
-        some, stored, d_ys = inputs
+    def block(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Stored, Array | None, Array], y: Array | None):
+        some, stored, ys, d_ys = inputs
+        kept = stored, ys, None if y is None else delayed(ys, y)
         flags = some._replace(x=None, key=None)
-        state, (d_zs, extras) = loop(step, state, (flags, stored, d_ys), reverse=True, unroll=unroll)
-        d_params = cell.accumulate(params, unpack(stored), d_zs, extras)
+        state, (d_zs, extras) = loop(step, state, (flags, kept, d_ys), reverse=True, unroll=unroll)
+        d_params = cell.accumulate(params, recall(*kept), d_zs, extras)
         d_projected, d_xs = cell.project_transpose(params, visible(some), d_zs)
         return state, add(d_params, d_projected), d_xs
 
-    def add_block(state: tuple, inputs: tuple[Steps, Any, Array], _: None) -> tuple[tuple, tuple[Array, None]]:
-        (state, d_params), (state_before, more, d_xs) = state, block(state[0], inputs)
+    def add_block(state: tuple, inputs: tuple, y: Array | None) -> tuple[tuple, tuple[Array, None]]:
+        (state, d_params), (state_before, more, d_xs) = state, block(state[0], inputs, y)
         return (state_before, add(d_params, more)), (d_xs, None)
 
-    state, inputs = (d_carry, zeros_like(initial)), (steps, stored, d_ys)
+    state, inputs = (d_carry, zeros_like(initial)), (steps, stored, ys, d_ys)
+    first = jax.tree.leaves(carry)[stored.place.carried] if stored.place.previous else None
     T = steps.x.shape[0]
     size = block_size(cell, params, steps.x)
     if size in (1, T):
-        (d_carry, d_initial), d_params, d_xs = block(state, inputs)
+        (d_carry, d_initial), d_params, d_xs = block(state, inputs, first)
     else:
+        before = None if first is None else jnp.concatenate([first[None], ys[size - 1 : -1 : size]])
         start = state, zeros_like(params)
-        (state, d_params), (d_xs, _) = scan_pieces(add_block, start, inputs, size, reverse=True)
+        (state, d_params), (d_xs, _) = scan_pieces(add_block, start, inputs, size, before, reverse=True)
         d_carry, d_initial = state
     return d_params, d_initial, d_carry, Steps(d_xs, None, None, None)
 

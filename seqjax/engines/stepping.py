@@ -117,6 +117,11 @@ def cut(tree: Any, T: int) -> tuple[Any, Any]:
     return jax.tree.map(lambda a: a[:T], tree), jax.tree.map(lambda a: a[T:], tree)
 
 
+def delayed(ys: Array, first: Array) -> Array:
+    """`ys` one step later: `first`, then all but the last."""
+    return jnp.concatenate([first[None], ys[:-1]])
+
+
 def join(pieces: Array) -> Array:
     """Pieces `[count, size, ...]` as one sequence."""
     return pieces.reshape(-1, *pieces.shape[2:])

@@ -12,7 +12,7 @@ import pytest
 import seqjax
 from seqjax import DTypes
 from seqjax.engines import Associative, Checkpointed, scan
-from seqjax.engines.packing import pack, unpack
+from seqjax.engines.residuals import recall, store
 from seqjax.engines.scan import Scan, block_size
 from seqjax.plan import tree_bytes
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
@@ -21,17 +21,21 @@ DOUBLE = DTypes("float64")
 CELLS = {
     "lstm": seqjax.LSTM(3, dtypes=DOUBLE),
     "gru": seqjax.GRU(3, dtypes=DOUBLE),
+    "simple": seqjax.Simple(3, dtypes=DOUBLE),
 }
 
 
+@pytest.mark.parametrize("flags", [(), ("mask",), ("resets",), ("mask", "resets")], ids=lambda flags: "+".join(flags))
 @pytest.mark.parametrize(("T", "size"), [(74, 37), (67, 1)], ids=["two blocks", "a prime: none"])
 @pytest.mark.parametrize("name", CELLS)
-def test_blocks_of_steps_equal_the_reference_loop(name, T, size, monkeypatch):
+def test_blocks_of_steps_equal_the_reference_loop(name, T, size, flags, monkeypatch):
+    """From a carry of other than zeros; masks and resets decide which residuals are outputs."""
     monkeypatch.setattr(scan, "WHOLE_BYTES", 0)  # as if this were long
     cell = CELLS[name]
     params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True)
     assert block_size(cell, params, xs) == size
-    flags = {"mask": mask, "resets": resets}
+    assert all(jnp.abs(leaf).min() > 0 for leaf in jax.tree.leaves(carry))
+    flags = {name: given for name, given in {"mask": mask, "resets": resets}.items() if name in flags}
     expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
     actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)
     assert_close(actual, expected, 1e-10)
@@ -181,10 +185,36 @@ def test_residuals_are_stored_in_one_array_where_each_is_a_launch(monkeypatch):
     params, carry, xs, _, _ = example(cell, T=8, batch_shape=(2,))
     z = cell.project(params, xs[0])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    *_, residuals = cell.step_residuals(params, carry, z)
-    packed = pack(residuals)
-    assert [array.shape for array in packed.arrays] == [(2, 18)]  # i, f, g, o, c and h
-    jax.tree.map(np.testing.assert_array_equal, unpack(packed), residuals)
+    after, y, residuals = cell.step_residuals(params, carry, z)
+    stored = store(residuals, carry, after, y)
+    assert [array.shape for array in stored.arrays] == [(2, 15)]  # i, f, g, o and c; h is the output before
+    jax.tree.map(np.testing.assert_array_equal, recall(stored, y, carry.h), residuals)
+
+
+@pytest.mark.parametrize(
+    ("cell", "plain", "masked", "with_resets"),
+    [
+        (seqjax.Simple(4), 1, 3, 2),  # y; h before, h and y; with resets h before is not the output before
+        (seqjax.GRU(4), 4, 5, 5),  # z, r, g and y; h before
+        (seqjax.LSTM(4), 6, 7, 7),  # i, f, g, o, c before and y; h before
+        (seqjax.LSTM(4, proj_dim=2), 7, 8, 8),  # and what is projected
+    ],
+    ids=repr,
+)
+def test_a_loop_stores_no_residual_that_is_an_output(cell, plain, masked, with_resets):
+    params, carry, xs, mask, resets = example(cell, T=8, batch_shape=(2,), masked=True, with_resets=True)
+
+    def stacked(**flags):
+        def forward(params):
+            return jax.vjp(lambda params: Scan().run(cell, params, carry, xs, **flags)[1], params)[0]
+
+        def gradient(params):
+            return jax.vjp(lambda params: Scan().run(cell, params, carry, xs, **flags)[1], params)[1](forward(params))
+
+        loops = list(scans(jax.make_jaxpr(gradient)(params).jaxpr))
+        return max(sum(v.aval.shape[:1] == (8,) for v in loop.outvars) for loop in loops if not loop.params["reverse"])
+
+    assert (stacked(), stacked(mask=mask), stacked(resets=resets)) == (plain, masked, with_resets)
 
 
 @pytest.mark.parametrize("make", [seqjax.LSTM, seqjax.PeepholeLSTM, seqjax.GRU, seqjax.DiagonalLSTM])
