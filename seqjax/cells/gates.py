@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cells' linear combinations share: weights gate by gate, projection, normalization.
+"""What the cells' linear combinations share: weights gate by gate, projection, products.
 
 A cell of G gates has `w_in [D, G*H]`, `w_rec [H, G*H]`, `bias [G*H]`, gates side by side.
 """
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ from seqjax.base import Array
 from seqjax.cells.activations import Activation, slope_from_output
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
-
-EPSILON = 1e-5
-"""Added to the variance by the normalizations inside cells, unless their `epsilon` says otherwise."""
 
 
 def positive(owner: str, **sizes: int | None) -> None:
@@ -175,34 +172,6 @@ sigmoid.defjvps(lambda d_x, y, x: d_x * y * (1 - y))
 def gate_function(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """What a step computes for the activation `gate`."""
     return sigmoid if gate is jax.nn.sigmoid else gate
-
-
-class Normalized(NamedTuple):
-    """What the transpose of a layer normalization needs."""
-
-    unit: Array  # [..., H], zero mean and unit variance
-    inverse: Array  # [..., 1], 1 / standard deviation
-
-
-def normalize(x: Array, scale: Array, offset: Array, epsilon: float = EPSILON) -> tuple[Array, Normalized]:
-    """Layer normalization over features; statistics in at least float32.
-
-    y = scale ⊗ (x - mean(x)) / sqrt(var(x) + ε) + offset. Source: Ba, Kiros and Hinton 2016.
-    """
-    wide = x.astype(at_least_float32(x.dtype))
-    centred = wide - wide.mean(-1, keepdims=True)
-    inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
-    unit = (centred * inverse).astype(x.dtype)
-    return scale.astype(x.dtype) * unit + offset.astype(x.dtype), Normalized(unit, inverse.astype(x.dtype))
-
-
-def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
-    """The cotangent of `normalize`'s input."""
-    d_unit = scale.astype(d_y.dtype) * d_y
-    wide = d_unit.astype(at_least_float32(d_y.dtype))
-    unit = kept.unit.astype(wide.dtype)
-    centred = wide - wide.mean(-1, keepdims=True) - unit * (wide * unit).mean(-1, keepdims=True)
-    return (centred * kept.inverse.astype(wide.dtype)).astype(d_y.dtype)
 
 
 def outer_sum(left: Array, right: Array, weights: Array) -> Array:

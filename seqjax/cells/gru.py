@@ -2,6 +2,7 @@
 """The gated recurrent unit, reset before or after the recurrent product."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Cell, Key, Option, Shape
-from seqjax.cells import gates
+from seqjax.cells import gates, normalization
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, resolve
@@ -48,7 +49,7 @@ def gru_residuals(
     reset: str = "before",
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
-    epsilon: float = gates.EPSILON,
+    epsilon: float = normalization.EPSILON,
 ) -> tuple[GRUCarry, Array, GRUResiduals]:
     """One step and all that its transpose needs; the recurrent products see `h`, by default the carry's."""
     hidden = params.w_rec.shape[0]
@@ -58,13 +59,6 @@ def gru_residuals(
     h_before = carry.h.astype(dtype)
     seen = h_before if h is None else h.astype(dtype)
 
-    def squash(k: int, function: Callable[[Array], Array], x: Array) -> tuple[Array, gates.Normalized | None]:
-        if params.scale is None:
-            return function(x), None
-        scale, offset = (gates.split_gates(p, 3)[k] for p in (params.scale, params.offset))
-        y, kept = gates.normalize(x, scale, offset, epsilon)
-        return function(y), kept
-
     if reset == "after":
         product = gates.recur(seen, params.w_rec, dtype)
         if params.bias_rec is not None:
@@ -73,10 +67,11 @@ def gru_residuals(
     else:
         z_h, r_h = gates.split_gates(gates.recur(seen, params.w_rec[:, : 2 * hidden], dtype), 2)
         recurrent = None
-    keep, kept_z = squash(0, gate, z_x + z_h)
-    r, kept_r = squash(1, gate, r_x + r_h)
+    activate = functools.partial(normalization.activate, params, epsilon)
+    keep, kept_z = activate(0, gate, z_x + z_h)
+    r, kept_r = activate(1, gate, r_x + r_h)
     g_h = gates.recur(r * seen, params.w_rec[:, 2 * hidden :], dtype) if recurrent is None else r * recurrent
-    g, kept_g = squash(2, activation, g_x + g_h)
+    g, kept_g = activate(2, activation, g_x + g_h)
     y = keep * h_before + (1 - keep) * g
     normalized = None if params.scale is None else (kept_z, kept_r, kept_g)
     return GRUCarry(y.astype(carry.h.dtype)), y, GRUResiduals(keep, r, g, h_before, recurrent, normalized)
@@ -91,7 +86,7 @@ def gru_step(
     reset: str = "before",
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
-    epsilon: float = gates.EPSILON,
+    epsilon: float = normalization.EPSILON,
 ) -> tuple[GRUCarry, Array]:
     """One step from `z = W_x x + b`, whole or gate by gate; see `GRU` for the recurrence."""
     carry, y, _ = gru_residuals(params, carry, z, h, reset=reset, activation=activation, gate=gate, epsilon=epsilon)
@@ -112,13 +107,7 @@ def gru_transpose(
     w_gates, w_g = params.w_rec[:, : 2 * hidden], params.w_rec[:, 2 * hidden :]
     d_h = d_carry.h.astype(d_y.dtype) + d_y
 
-    def through(k: int, slope_of: Array, d: Array) -> tuple[Array, Array]:
-        d_activated = d * slope_of
-        if kept.normalized is None:
-            return d_activated, d_activated
-        scale = gates.split_gates(params.scale, 3)[k]
-        return gates.normalize_transpose(scale, kept.normalized[k], d_activated), d_activated
-
+    through = functools.partial(normalization.activate_transpose, params, kept.normalized)
     d_zgate, d_az = through(0, gate_slope(kept.z), d_h * (kept.h_before - kept.g))
     d_g, d_ag = through(2, slope(kept.g), d_h * (1 - kept.z))
     if kept.recurrent is None:
@@ -139,7 +128,7 @@ def gru_accumulate(params: GRUParams, kept: GRUResiduals, d_zs: Array, d_activat
     dtype = params.w_rec.dtype
     hidden = params.w_rec.shape[0]
     d_gates, d_g = d_zs[..., : 2 * hidden], d_zs[..., 2 * hidden :]
-    d_bias_rec = d_scale = d_offset = None
+    d_bias_rec = None
     if kept.recurrent is None:
         products = (kept.h_before, d_gates), (kept.r * kept.h_before, d_g)
         d_rec = jnp.concatenate([gates.outer_sum(left, right, params.w_rec) for left, right in products], axis=1)
@@ -147,10 +136,7 @@ def gru_accumulate(params: GRUParams, kept: GRUResiduals, d_zs: Array, d_activat
         d_product = jnp.concatenate([d_gates, d_g * kept.r], -1)
         d_rec = gates.outer_sum(kept.h_before, d_product, params.w_rec)
         d_bias_rec = None if params.bias_rec is None else gates.leading_sum(d_product, dtype)
-    if d_activated is not None:
-        units = [n.unit for n in kept.normalized]
-        d_scale = jnp.concatenate([gates.leading_sum(d * u, dtype) for d, u in zip(d_activated, units, strict=True)])
-        d_offset = jnp.concatenate([gates.leading_sum(d, dtype) for d in d_activated])
+    d_scale, d_offset = normalization.accumulate(kept.normalized, d_activated, dtype)
     return GRUParams(
         w_in=jnp.zeros_like(params.w_in),
         w_rec=d_rec,
@@ -201,7 +187,7 @@ class GRU(Cell):
     recurrent_activation: Activation = "sigmoid"
     use_bias: bool = True
     normalize: str | None = None
-    epsilon: float = gates.EPSILON
+    epsilon: float = normalization.EPSILON
     w_in_init: Initializer = "glorot_uniform"
     w_rec_init: Initializer = "orthogonal"
     bias_init: Initializer = "zeros"

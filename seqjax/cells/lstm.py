@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Cell, Key, Shape
-from seqjax.cells import gates
+from seqjax.cells import gates, normalization
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.cells.lstm_equations import (
     LSTMCarry,
@@ -36,7 +36,7 @@ class LSTMFamily(Cell):
     recurrent_activation: Activation = "sigmoid"
     use_bias: bool = True
     normalize: str | None = None
-    epsilon: float = gates.EPSILON
+    epsilon: float = normalization.EPSILON
     proj_dim: int | None = None
     w_in_init: Initializer = "glorot_uniform"
     w_rec_init: Initializer = "orthogonal"

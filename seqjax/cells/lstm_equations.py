@@ -4,6 +4,7 @@
 They read from the params which options are on, so that the peephole LSTM uses them too.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.base import Array, Option, Shape
-from seqjax.cells import gates
+from seqjax.cells import gates, normalization
 from seqjax.cells.activations import activation_function
 from seqjax.dtypes import DTypes, at_least_float32
 
@@ -84,7 +85,7 @@ def lstm_residuals(
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
-    epsilon: float = gates.EPSILON,
+    epsilon: float = normalization.EPSILON,
 ) -> tuple[LSTMCarry, Array, LSTMResiduals]:
     """One step and all that its transpose needs; the recurrent product sees `h`, by default the carry's."""
     pieces = gates.cut(z, *lstm_pieces(params, activation, gate))
@@ -97,19 +98,13 @@ def lstm_residuals(
     peep = None if params.peephole is None else params.peephole.astype(dtype)
     c_before = carry.c.astype(dtype)
 
-    def squash(k: int, function: Callable[[Array], Array], x: Array) -> tuple[Array, gates.Normalized | None]:
-        if params.scale is None:
-            return function(x), None
-        scale, offset = (gates.split_gates(p, 4)[k] for p in (params.scale, params.offset))
-        y, kept = gates.normalize(x, scale, offset, epsilon)
-        return function(y), kept
-
-    i, kept_i = squash(0, gate, pre[0] if peep is None else pre[0] + peep[0] * c_before)
-    f, kept_f = squash(1, gate, pre[1] if peep is None else pre[1] + peep[1] * c_before)
-    g, kept_g = squash(2, candidate, pre[2])
+    activate = functools.partial(normalization.activate, params, epsilon)
+    i, kept_i = activate(0, gate, pre[0] if peep is None else pre[0] + peep[0] * c_before)
+    f, kept_f = activate(1, gate, pre[1] if peep is None else pre[1] + peep[1] * c_before)
+    g, kept_g = activate(2, candidate, pre[2])
     c = f.astype(carry.c.dtype) * carry.c + (i * g).astype(carry.c.dtype)
     c_after = c.astype(dtype)
-    o, kept_o = squash(3, gate, pre[3] if peep is None else pre[3] + peep[2] * c_after)
+    o, kept_o = activate(3, gate, pre[3] if peep is None else pre[3] + peep[2] * c_after)
     output = o * activation(c_after)
     y = output if params.w_proj is None else output @ params.w_proj.astype(dtype)
     residuals = LSTMResiduals(
@@ -128,7 +123,7 @@ def lstm_step(
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
-    epsilon: float = gates.EPSILON,
+    epsilon: float = normalization.EPSILON,
 ) -> tuple[LSTMCarry, Array]:
     """One step from `z = W_x x + b`, whole or in pieces; see `LSTM` for the recurrence."""
     carry, y, _ = lstm_residuals(params, carry, z, h, activation=activation, gate=gate, epsilon=epsilon)
@@ -154,13 +149,7 @@ def lstm_transpose(
     d_output = d_projected if params.w_proj is None else gates.recur_transpose(d_projected, params.w_proj)
     peep = None if params.peephole is None else params.peephole.astype(d_y.dtype)
 
-    def through(k: int, slope_of: Array, d: Array) -> tuple[Array, Array]:
-        d_activated = d * slope_of
-        if kept.normalized is None:
-            return d_activated, d_activated
-        scale = gates.split_gates(params.scale, 4)[k]
-        return gates.normalize_transpose(scale, kept.normalized[k], d_activated), d_activated
-
+    through = functools.partial(normalization.activate_transpose, params, kept.normalized)
     d_o, d_ao = through(3, gate_slope(kept.o), d_output * squashed)
     d_c = d_carry.c + (d_output * kept.o * slope(squashed)).astype(d_carry.c.dtype)
     if peep is not None:
@@ -187,15 +176,12 @@ def lstm_accumulate(params: LSTMParams, kept: LSTMResiduals, d_zs: Array, extras
     """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
     dtype = params.w_rec.dtype
     d_activated, d_projected = extras
-    d_peephole = d_scale = d_offset = d_proj = None
+    d_peephole = d_proj = None
     if params.peephole is not None:
         d_i, d_f, _, d_o = gates.split_gates(d_zs, 4)
         pairs = ((d_i, kept.c_before), (d_f, kept.c_before), (d_o, _c_after(kept)))
         d_peephole = jnp.stack([gates.leading_sum(d * c, dtype) for d, c in pairs])
-    if d_activated is not None:
-        units = [n.unit for n in kept.normalized]
-        d_scale = jnp.concatenate([gates.leading_sum(d * u, dtype) for d, u in zip(d_activated, units, strict=True)])
-        d_offset = jnp.concatenate([gates.leading_sum(d, dtype) for d in d_activated])
+    d_scale, d_offset = normalization.accumulate(kept.normalized, d_activated, dtype)
     if d_projected is not None:
         d_proj = gates.outer_sum(kept.output, d_projected, params.w_proj)
     return LSTMParams(

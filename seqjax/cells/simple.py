@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Cell, Key, Option, Shape
-from seqjax.cells import gates
+from seqjax.cells import gates, normalization
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, resolve
@@ -34,7 +34,7 @@ class SimpleCarry(NamedTuple):
 class SimpleResiduals(NamedTuple):
     h_before: Array
     h: Array
-    normalized: Option
+    normalized: Option  # of the one gate, with layer normalization
 
 
 def simple_residuals(
@@ -44,15 +44,13 @@ def simple_residuals(
     h: Array | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
-    epsilon: float = gates.EPSILON,
+    epsilon: float = normalization.EPSILON,
 ) -> tuple[SimpleCarry, Array, SimpleResiduals]:
     """One step, plain or layer-normalized, and all that its transpose needs."""
     a = z + gates.recur(carry.h if h is None else h, params.w_rec, z.dtype)
-    kept = None
-    if params.scale is not None:
-        a, kept = gates.normalize(a, params.scale, params.offset, epsilon)
-    y = activation(a)
-    return SimpleCarry(y.astype(carry.h.dtype)), y, SimpleResiduals(carry.h.astype(z.dtype), y, kept)
+    y, kept = normalization.activate(params, epsilon, 0, activation, a)
+    normalized = None if kept is None else (kept,)
+    return SimpleCarry(y.astype(carry.h.dtype)), y, SimpleResiduals(carry.h.astype(z.dtype), y, normalized)
 
 
 def simple_step(
@@ -62,7 +60,7 @@ def simple_step(
     h: Array | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
-    epsilon: float = gates.EPSILON,
+    epsilon: float = normalization.EPSILON,
 ) -> tuple[SimpleCarry, Array]:
     """One step from `z = W_x x + b`, plain or layer-normalized; see `Simple` for the recurrence."""
     carry, y, _ = simple_residuals(params, carry, z, h, activation=activation, epsilon=epsilon)
@@ -91,7 +89,7 @@ def batch_normalized_step(
     *,
     training: bool,
     activation: Callable[[Array], Array] = jnp.tanh,
-    epsilon: float = gates.EPSILON,
+    epsilon: float = normalization.EPSILON,
 ) -> tuple[SimpleCarry, Array]:
     """One step normalized over the batch (`training`) or by the population statistics."""
     a = z + gates.recur(carry.h if h is None else h, params.w_rec, z.dtype)
@@ -111,23 +109,17 @@ def simple_transpose(
     slope: Callable[[Array], Array],
 ) -> tuple[SimpleCarry, Array, Array | None]:
     """The transpose of one step: `(d_carry, d_z, d_activated)`."""
-    d_activated = (d_carry.h.astype(d_y.dtype) + d_y) * slope(kept.h)
-    d_z = d_activated
-    if kept.normalized is not None:
-        d_z = gates.normalize_transpose(params.scale, kept.normalized, d_activated)
-    d_h = gates.recur_transpose(d_z, params.w_rec)
-    return SimpleCarry(d_h.astype(d_carry.h.dtype)), d_z, None if kept.normalized is None else d_activated
+    d_h = d_carry.h.astype(d_y.dtype) + d_y
+    d_z, d_activated = normalization.activate_transpose(params, kept.normalized, 0, slope(kept.h), d_h)
+    d_before = gates.recur_transpose(d_z, params.w_rec)
+    return SimpleCarry(d_before.astype(d_carry.h.dtype)), d_z, None if kept.normalized is None else d_activated
 
 
 def simple_accumulate(params: SimpleParams, kept: SimpleResiduals, d_zs: Array, d_activated: Array | None):
     """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
-    dtype = params.w_rec.dtype
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    zeros = zeros._replace(w_rec=gates.outer_sum(kept.h_before, d_zs, params.w_rec))
-    if d_activated is None:
-        return zeros
-    d_scale = gates.leading_sum(d_activated * kept.normalized.unit, dtype)
-    return zeros._replace(scale=d_scale, offset=gates.leading_sum(d_activated, dtype))
+    d_rec = gates.outer_sum(kept.h_before, d_zs, params.w_rec)
+    d_scale, d_offset = normalization.accumulate(kept.normalized, (d_activated,), params.w_rec.dtype)
+    return jax.tree.map(jnp.zeros_like, params)._replace(w_rec=d_rec, scale=d_scale, offset=d_offset)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -164,7 +156,7 @@ class Simple(Cell):
     activation: Activation = "tanh"
     use_bias: bool = True
     normalize: str | None = None
-    epsilon: float = gates.EPSILON
+    epsilon: float = normalization.EPSILON
     w_in_init: Initializer = "glorot_uniform"
     w_rec_init: Initializer = "orthogonal"
     bias_init: Initializer = "zeros"

@@ -182,7 +182,7 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
 
     def block(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Stored, Array | None, Array], y: Array | None):
         some, stored, ys, d_ys = inputs
-        kept = stored, ys, None if y is None else delayed(ys, y)
+        kept = stored, ys, None if ys is None or y is None else delayed(ys, y)
         flags = some._replace(x=None, key=None)
         state, (d_zs, extras) = loop(step, state, (flags, kept, d_ys), reverse=True, unroll=unroll)
         d_params = cell.accumulate(params, recall(*kept), d_zs, extras)

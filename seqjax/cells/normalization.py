@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer normalization inside a cell: of each gate's linear combination, before its activation.
+
+A cell of G gates has `scale [G*H]` and `offset [G*H]`, gates side by side, or `None` where nothing is normalized.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Option
+from seqjax.cells.gates import leading_sum
+from seqjax.dtypes import at_least_float32
+
+EPSILON = 1e-5
+"""Added to the variance by the normalizations inside cells, unless their `epsilon` says otherwise."""
+
+
+class Normalized(NamedTuple):
+    """What the transpose of a layer normalization needs."""
+
+    unit: Array  # [..., H], zero mean and unit variance
+    inverse: Array  # [..., 1], 1 / standard deviation
+
+
+def normalize(x: Array, scale: Array, offset: Array, epsilon: float = EPSILON) -> tuple[Array, Normalized]:
+    """Layer normalization over features; statistics in at least float32.
+
+    y = scale ⊗ (x - mean(x)) / sqrt(var(x) + ε) + offset. Source: Ba, Kiros and Hinton 2016.
+    """
+    wide = x.astype(at_least_float32(x.dtype))
+    centred = wide - wide.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
+    unit = (centred * inverse).astype(x.dtype)
+    return scale.astype(x.dtype) * unit + offset.astype(x.dtype), Normalized(unit, inverse.astype(x.dtype))
+
+
+def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
+    """The cotangent of `normalize`'s input."""
+    d_unit = scale.astype(d_y.dtype) * d_y
+    wide = d_unit.astype(at_least_float32(d_y.dtype))
+    unit = kept.unit.astype(wide.dtype)
+    centred = wide - wide.mean(-1, keepdims=True) - unit * (wide * unit).mean(-1, keepdims=True)
+    return (centred * kept.inverse.astype(wide.dtype)).astype(d_y.dtype)
+
+
+def activate(
+    params: Any, epsilon: float, gate: int, function: Callable[[Array], Array], x: Array
+) -> tuple[Array, Normalized | None]:
+    """`function` of a gate's linear combination `x [..., H]`, normalized first where `params` have a scale."""
+    if params.scale is None:
+        return function(x), None
+    y, kept = normalize(x, _of_gate(params.scale, gate, x), _of_gate(params.offset, gate, x), epsilon)
+    return function(y), kept
+
+
+def activate_transpose(
+    params: Any, kept: Sequence[Normalized] | None, gate: int, slope: Array, d: Array
+) -> tuple[Array, Array]:
+    """Cotangents of a gate's linear combination and of what its function saw, from that of its output."""
+    d_activated = d * slope
+    if kept is None:
+        return d_activated, d_activated
+    return normalize_transpose(_of_gate(params.scale, gate, d), kept[gate], d_activated), d_activated
+
+
+def accumulate(kept: Sequence[Normalized] | None, d_activated: Any, dtype: Any) -> tuple[Option, Option]:
+    """Cotangents of scale and offset, from those of what each gate's function saw at all steps; `None` without."""
+    if kept is None:
+        return None, None
+    d_scale = [leading_sum(d * normalized.unit, dtype) for d, normalized in zip(d_activated, kept, strict=True)]
+    return jnp.concatenate(d_scale), jnp.concatenate([leading_sum(d, dtype) for d in d_activated])
+
+
+def _of_gate(parameter: Array, gate: int, like: Array) -> Array:
+    """A gate's `[H]` of all gates' `[G*H]`."""
+    hidden = like.shape[-1]
+    return parameter[gate * hidden : (gate + 1) * hidden]
