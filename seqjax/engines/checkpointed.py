@@ -9,9 +9,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, add, cut, prepare, scan_pieces, zeros_like
+from seqjax.engines.sequential import SequentialEngine
+from seqjax.engines.stepping import Steps, add, cut, scan_pieces, zeros_like
 from seqjax.plan import Plan, tree_bytes
 
 SHORT = 100
@@ -19,7 +20,7 @@ SHORT = 100
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Checkpointed(Engine):
+class Checkpointed(SequentialEngine):
     """Runs a cell segment by segment; the reverse pass recomputes one segment at a time.
 
     Inside a segment the reverse pass is the cell's hand-written one where there is one. A gradient
@@ -38,10 +39,10 @@ class Checkpointed(Engine):
       segment: steps in an innermost segment; `None`: about half of T^(1 / (levels + 1)), as residuals of a step
         are about four carries, but that root itself up to 100 steps.
       levels: how often the sequence is cut.
-      adjoint: whether to use the hand-written reverse pass inside a segment.
+      inner: what runs a segment: `Scan()`, or `Fused()` for a kernel in the memory of a few segments.
 
     Raises:
-      ValueError: a segment or levels that are not positive integers.
+      ValueError: a segment or levels that are not positive integers, an engine that cannot run pieces.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = seqjax.RNN(seqjax.GRU(4), Checkpointed(segment=100))
@@ -57,7 +58,7 @@ class Checkpointed(Engine):
 
     segment: int | None = None
     levels: int = 1
-    adjoint: bool = True
+    inner: SequentialEngine = Scan()
 
     def __post_init__(self):
         for name, given in (("segment", self.segment), ("levels", self.levels)):
@@ -65,26 +66,25 @@ class Checkpointed(Engine):
                 continue
             if not isinstance(given, int) or given < 1:
                 raise ValueError(f"Checkpointed: {name} must be a positive integer, got {given!r}.")
+        if not isinstance(self.inner, SequentialEngine):
+            raise ValueError(
+                f"Checkpointed: inner must take steps in their order, as Scan and Fused, got {self.inner!r}."
+            )
 
-    def run(
-        self,
-        cell: Cell,
-        params: Params,
-        carry: Carry,
-        xs: Array,
-        *,
-        mask: Mask = None,
-        resets: Resets = None,
-        key: Key = None,
+    def check(self, cell: Cell) -> None:
+        self.inner.check(cell)
+
+    def run_steps(
+        self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
-        params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
-        return run_segments(cell, Scan(adjoint=self.adjoint), self.sizes(xs.shape[0]), params, initial, carry, steps)
+        return run_segments(cell, self.inner, self.sizes(steps.x.shape[0]), params, initial, carry, steps)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
-        T, scan = xs.shape[0], Scan(adjoint=self.adjoint)
+        T = xs.shape[0]
         sizes = self.sizes(T)
         carries = sum(-(-longer // size) for longer, size in itertools.pairwise((T, *sizes)))
-        memory = carries * tree_bytes(carry) + sizes[-1] * scan.step_bytes(cell, params, carry, xs)
+        inside = self.inner.plan(cell, params, carry, jax.ShapeDtypeStruct((sizes[-1], *xs.shape[1:]), xs.dtype))
+        memory = carries * tree_bytes(carry) + inside.memory
         why = f"segments of {' x '.join(map(str, sizes))} steps, recomputed in the reverse pass"
         return Plan(repr(cell), repr(self), why, memory, T)
 
@@ -114,7 +114,7 @@ def near_divisor(n: int, target: float) -> int:
 
 def run_segments(
     cell: Cell,
-    scan: Scan,
+    inner: SequentialEngine,
     sizes: tuple[int, ...],
     params: Params,
     initial: Carry | None,
@@ -124,19 +124,19 @@ def run_segments(
     """Runs steps in segments of `sizes[0]`, each in segments of `sizes[1]`, and so on."""
     T = steps.x.shape[0]
     if not sizes or sizes[0] >= T:
-        return scan.run_steps(cell, params, initial, carry, steps)
+        return inner.run_steps(cell, params, initial, carry, steps)
     if T % sizes[0] == 0:
-        return _recomputed(cell, scan, sizes, params, initial, carry, steps)
+        return _recomputed(cell, inner, sizes, params, initial, carry, steps)
     whole, rest = cut(steps, T - T % sizes[0])
-    carry, ys = _recomputed(cell, scan, sizes, params, initial, carry, whole)
-    carry, rest_ys = run_segments(cell, scan, sizes[1:], params, initial, carry, rest)
+    carry, ys = _recomputed(cell, inner, sizes, params, initial, carry, whole)
+    carry, rest_ys = run_segments(cell, inner, sizes[1:], params, initial, carry, rest)
     return carry, jnp.concatenate([ys, rest_ys])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _recomputed(
     cell: Cell,
-    scan: Scan,
+    inner: SequentialEngine,
     sizes: tuple[int, ...],
     params: Params,
     initial: Carry | None,
@@ -144,19 +144,19 @@ def _recomputed(
     steps: Steps,
 ) -> tuple[Carry, Array]:
     """Runs whole segments of `sizes[0]` steps; its gradient keeps the carries between them alone."""
-    return _forward(cell, scan, sizes, params, initial, carry, steps)[0]
+    return _forward(cell, inner, sizes, params, initial, carry, steps)[0]
 
 
-def _forward(cell, scan, sizes, params, initial, carry, steps):
+def _forward(cell, inner, sizes, params, initial, carry, steps):
     def segment(carry: Carry, piece: Steps, _) -> tuple[Carry, tuple[Array, Carry]]:
-        after, ys = run_segments(cell, scan, sizes[1:], params, initial, carry, piece)
+        after, ys = run_segments(cell, inner, sizes[1:], params, initial, carry, piece)
         return after, (ys, carry)
 
     after, (ys, carries) = scan_pieces(segment, carry, steps, sizes[0])
     return (after, ys), (params, initial, carries, steps)
 
 
-def _reverse(cell, scan, sizes, kept, cotangents):
+def _reverse(cell, inner, sizes, kept, cotangents):
     params, initial, carries, steps = kept
     d_carry, d_ys = cotangents
 
@@ -165,7 +165,7 @@ def _reverse(cell, scan, sizes, kept, cotangents):
         piece, d_ys = inputs
 
         def run(params: Params, initial: Carry | None, carry: Carry, x: Array) -> tuple[Carry, Array]:
-            return run_segments(cell, scan, sizes[1:], params, initial, carry, piece._replace(x=x))
+            return run_segments(cell, inner, sizes[1:], params, initial, carry, piece._replace(x=x))
 
         _, transpose = jax.vjp(run, params, initial, carry, piece.x)
         more_params, more_initial, d_carry, d_x = transpose((d_carry, d_ys))

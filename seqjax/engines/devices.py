@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqjax.base import Carry, Cell, Engine, Key, Params, Shape, code
-from seqjax.engines.checkpointed import Checkpointed, run_segments
 from seqjax.engines.convergence import Solution
-from seqjax.engines.scan import Scan
+from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps
 
 Spec = Any
@@ -160,11 +159,9 @@ def run_prepared(
     Raises:
       ValueError: keys, for an engine that would split its own.
     """
-    if isinstance(engine, Scan):
+    if isinstance(engine, SequentialEngine):
+        engine.check(cell)
         return engine.run_steps(cell, params, initial, carry, steps)
-    if isinstance(engine, Checkpointed):
-        sizes = engine.sizes(steps.x.shape[0])
-        return run_segments(cell, Scan(adjoint=engine.adjoint), sizes, params, initial, carry, steps)
     if steps.key is not None:
         raise ValueError(
             f"{engine!r} cannot train {cell!r} on a piece of a sequence, whose keys are drawn already; "

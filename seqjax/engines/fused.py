@@ -6,10 +6,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import gates
 from seqjax.engines.fusion import fused, kernel, loop, too_large, unsupported
-from seqjax.engines.stepping import prepare, select, visible
+from seqjax.engines.sequential import SequentialEngine
+from seqjax.engines.stepping import Steps, select, visible
 from seqjax.kernels import recurrence
 from seqjax.kernels.launch import SMALLEST, available
 from seqjax.plan import Plan, tree_bytes
@@ -18,7 +19,7 @@ OTHERS = "run it with Scan or Checkpointed, or let Auto pick an engine"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Fused(Engine):
+class Fused(SequentialEngine):
     """Runs all steps of a `Simple`, `LSTM` or `GRU` in one launch of a GPU kernel, and so its reverse pass.
 
     On a Hopper (H100, H200) a cluster of thread blocks owns 16 sequences and each block the weights of 64
@@ -65,25 +66,15 @@ class Fused(Engine):
             if not isinstance(given, int) or given < least or given & (given - 1):
                 raise ValueError(f"Fused: {name} must be a power of two from {least}, got {given!r}.")
 
-    def run(
-        self,
-        cell: Cell,
-        params: Params,
-        carry: Carry,
-        xs: Array,
-        *,
-        mask: Mask = None,
-        resets: Resets = None,
-        key: Key = None,
+    def run_steps(
+        self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
-        self.check(cell)
-        params, initial, carry, now = prepare(cell, params, carry, xs, mask, resets, key)
-        zs = gates.project_input(cell, params, visible(now))
+        zs = gates.project_input(cell, params, visible(steps))
         if not zs.size:
-            return loop(cell, params, initial, carry, now._replace(x=zs))
+            return loop(cell, params, initial, carry, steps._replace(x=zs))
         how = recurrence.Launch(self.rows, self.warps, self.interpret)
-        carry, ys = fused(cell, how, params, initial, carry, now._replace(x=zs))
-        return carry, select(mask, ys, jnp.zeros_like(ys))
+        carry, ys = fused(cell, how, params, initial, carry, steps._replace(x=zs))
+        return carry, select(steps.mask, ys, jnp.zeros_like(ys))
 
     def check(self, cell: Cell, platform: str | None = None) -> None:
         """Refuses a cell or a platform, by default that of the default backend, that there is no kernel for.

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.residuals import Stored, recall, store
+from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import (
     Steps,
     add,
@@ -18,7 +19,6 @@ from seqjax.engines.stepping import (
     leave,
     loop,
     masked_step,
-    prepare,
     reset,
     scan_pieces,
     select,
@@ -36,7 +36,7 @@ LARGE_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Scan(Engine):
+class Scan(SequentialEngine):
     """Runs a cell step by step.
 
     Where a cell offers the adjoint capability the reverse pass is hand-written: the forward pass
@@ -70,20 +70,6 @@ class Scan(Engine):
         if not isinstance(self.unroll, int) or self.unroll < 1:
             raise ValueError(f"Scan: unroll must be a positive integer, got {self.unroll!r}.")
 
-    def run(
-        self,
-        cell: Cell,
-        params: Params,
-        carry: Carry,
-        xs: Array,
-        *,
-        mask: Mask = None,
-        resets: Resets = None,
-        key: Key = None,
-    ) -> tuple[Carry, Array]:
-        params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
-        return self.run_steps(cell, params, initial, carry, steps)
-
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T, how = xs.shape[0], "hand-written reverse pass" if self._by_hand(cell) else "reverse pass by autodiff"
         return Plan(repr(cell), repr(self), how, T * self.step_bytes(cell, params, carry, xs), T)
@@ -115,7 +101,6 @@ class Scan(Engine):
     def run_steps(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
-        """`run` on steps that are prepared already: what engines do with a piece of a sequence."""
         run = scan_adjoint if self._by_hand(cell) else scan
         return run(cell, self.unroll, params, initial, carry, steps)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.scan import Scan
+from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps, cut, prepare, scan_pieces
 from seqjax.plan import Plan, tree_bytes
 
@@ -28,10 +29,10 @@ class Truncated(Engine):
 
     Args:
       window: steps in a window.
-      adjoint: whether to use the hand-written reverse pass inside a window.
+      inner: what runs a window: `Scan()`, or `Fused()` for a kernel.
 
     Raises:
-      ValueError: a window that is not a positive integer.
+      ValueError: a window that is not a positive integer, an engine that cannot run pieces.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = seqjax.RNN(seqjax.GRU(4), Truncated(window=20))
@@ -47,16 +48,18 @@ class Truncated(Engine):
     """
 
     window: int
-    adjoint: bool = True
+    inner: SequentialEngine = Scan()
 
     def __post_init__(self):
         if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"Truncated: window must be a positive integer, got {self.window!r}.")
+        if not isinstance(self.inner, SequentialEngine):
+            raise ValueError(f"Truncated: inner must take steps in their order, as Scan and Fused, got {self.inner!r}.")
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]
-        step_bytes = Scan(adjoint=self.adjoint).step_bytes(cell, params, carry, xs)
-        memory = (T // self.window) * tree_bytes(carry) + min(self.window, T) * step_bytes
+        window = jax.ShapeDtypeStruct((min(self.window, T), *xs.shape[1:]), xs.dtype)
+        memory = (T // self.window) * tree_bytes(carry) + self.inner.plan(cell, params, carry, window).memory
         return Plan(repr(cell), repr(self), f"gradients see at most {self.window} steps back", memory, T)
 
     def run(
@@ -70,19 +73,19 @@ class Truncated(Engine):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
+        self.inner.check(cell)
         params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
-        scan = Scan(adjoint=self.adjoint)
         count, rest = divmod(xs.shape[0], self.window)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def window(carry: Carry, piece: Steps, index: Array) -> tuple[Carry, tuple[Array, None]]:
             detached = jax.lax.stop_gradient(carry)
             carry = jax.tree.map(lambda c, d: jnp.where(index == 0, c, d), carry, detached)
-            carry, ys = scan.run_steps(cell, params, initial, carry, piece)
+            carry, ys = self.inner.run_steps(cell, params, initial, carry, piece)
             return carry, (ys, None)
 
         if not count:
-            return scan.run_steps(cell, params, initial, carry, steps)
+            return self.inner.run_steps(cell, params, initial, carry, steps)
         whole, last = cut(steps, count * self.window)
         carry, (ys, _) = scan_pieces(window, carry, whole, self.window, jnp.arange(count))
         if not rest:

@@ -10,7 +10,7 @@ import pytest
 
 import seqjax
 from seqjax import testing
-from seqjax.engines import Scan, fused
+from seqjax.engines import Checkpointed, Scan, Truncated, fused
 from seqjax.engines.fused import Fused
 from seqjax.kernels import recurrence
 from tests.kernels.cuda import kernels_launched
@@ -41,6 +41,30 @@ def held_to_the_loop(cell, engine, tolerance, **options):
 def test_masked_resetting_gradients_equal_the_loop_to_1e_10(name):
     """NaN in masked steps, two batch axes, resets to an initial carry that is not where the run starts."""
     held_to_the_loop(CELLS[name], ENGINE, 1e-10, T=13, batch_shape=(2, 3), masked=True, with_resets=True)
+
+
+@pytest.mark.parametrize("segment", [None, 4])
+def test_segments_run_by_the_kernel_equal_the_loop(segment):
+    """13 steps, so that segments of 4 leave one over."""
+    engine = Checkpointed(segment, inner=ENGINE)
+    held_to_the_loop(CELLS["gru-after"], engine, 1e-10, T=13, batch_shape=(2,), masked=True, with_resets=True)
+
+
+def test_windows_run_by_the_kernel_cut_the_gradient_as_those_of_the_loop():
+    arguments, flags = case(CELLS["lstm"], T=7, batch_shape=(2,), masked=True)
+    by_kernel, by_loop = (
+        jax.jit(functools.partial(testing.value_and_gradients, Truncated(3, inner).run, CELLS["lstm"]))
+        for inner in (ENGINE, Scan(adjoint=False))
+    )
+    testing.assert_close(by_kernel(*arguments, **flags), by_loop(*arguments, **flags), 1e-10)
+
+
+def test_engines_that_run_pieces_refuse_what_their_kernel_does():
+    cell = seqjax.PeepholeLSTM(3)
+    (params, carry, xs), _ = case(cell, T=4)
+    for engine in (Checkpointed(2, inner=ENGINE), Truncated(2, ENGINE)):
+        with pytest.raises(ValueError, match=r"no kernel for PeepholeLSTM\(3\)"):
+            engine.run(cell, params, carry, xs)
 
 
 def test_one_step_of_one_sequence_equals_the_loop():

@@ -32,7 +32,7 @@ def test_segments_of_any_size_give_the_numbers_of_the_loop(T, segment, levels, b
     params, carry, xs, mask, resets = example(
         LSTM, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
     )
-    engine = Checkpointed(segment, levels, adjoint)
+    engine = Checkpointed(segment, levels, Scan(adjoint=adjoint))
     expected = value_and_gradients(reference_loop, LSTM, params, carry, xs, mask=mask, resets=resets)
     run = jax.jit(functools.partial(value_and_gradients, engine.run, LSTM))
     assert_close(run(params, carry, xs, mask=mask, resets=resets), expected, 1e-10)
@@ -54,7 +54,7 @@ def detached_loop(cell, params, carry, xs, *, window, **flags):
 def test_truncated_gradients_are_those_of_a_detached_loop(window, adjoint):
     params, carry, xs, mask, resets = example(LSTM, T=13, masked=True, with_resets=True)
     flags = {"mask": mask, "resets": resets}
-    engine = Truncated(window, adjoint)
+    engine = Truncated(window, Scan(adjoint=adjoint))
     expected = value_and_gradients(functools.partial(detached_loop, window=window), LSTM, params, carry, xs, **flags)
     actual = jax.jit(functools.partial(value_and_gradients, engine.run, LSTM))(params, carry, xs, **flags)
     assert_close(actual, expected, 1e-10)
@@ -125,8 +125,10 @@ def test_auto_runs_what_explain_says(capsys):
         (lambda: Checkpointed(0), "segment must be a positive integer, got 0"),
         (lambda: Checkpointed(levels=0), "levels must be a positive integer"),
         (lambda: Truncated(0), "window must be a positive integer"),
+        (lambda: Checkpointed(inner=Auto()), r"inner must take steps in their order, as Scan and Fused, got Auto\(\)"),
+        (lambda: Truncated(2, True), "inner must take steps in their order, as Scan and Fused, got True"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(make, message):
+def test_options_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What engines have in common that take steps in their order, so that others can run pieces of a sequence by them."""
+
+import abc
+
+from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.engines.stepping import Steps, prepare
+
+
+class SequentialEngine(Engine):
+    """An engine that runs a piece of a sequence as it runs the whole."""
+
+    def run(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Array,
+        *,
+        mask: Mask = None,
+        resets: Resets = None,
+        key: Key = None,
+    ) -> tuple[Carry, Array]:
+        self.check(cell)
+        params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
+        return self.run_steps(cell, params, initial, carry, steps)
+
+    def check(self, cell: Cell) -> None:
+        """Refuses a cell that this engine cannot run, or a machine that it cannot run on.
+
+        Raises:
+          ValueError: saying which engines would work.
+        """
+
+    @abc.abstractmethod
+    def run_steps(
+        self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+    ) -> tuple[Carry, Array]:
+        """`run` on steps that are prepared already; `initial` is the carry that resets go back to."""
