@@ -13,41 +13,53 @@ from seqjax.engines.scan import Scan
 from seqjax.plan import Plan
 
 LONG = 1024
-"""Steps from which a sequence is run in segments."""
+"""Steps from which a sequence may be run in segments."""
+KEPT, KEPT_ELSEWHERE = 2**26, 2**30
+"""Bytes of residuals up to which a long sequence is run whole: on a CPU, where segments, which stay in cache, win back
+beyond them what they recompute (measured with 1 MiB of cache a core), and elsewhere (not measured)."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Auto(Engine):
-    """Picks an engine from the cell, the length and the machine alone, so that a model is always run the same way.
+    """Picks an engine from the cell, the shapes and the machine alone, so that a model is always run the same way.
 
-    | cell                         | steps     | engine           | because                               |
-    |------------------------------|-----------|------------------|---------------------------------------|
-    | offers "affine"              | any       | `Associative()`  | its reverse pass is a scan as well    |
-    | has a kernel, on one GPU     | any       | `Fused()`        | no launches between steps             |
-    | any other                    | < 1024    | `Scan()`         | all residuals fit near the processor  |
-    | any other                    | >= 1024   | `Checkpointed()` | memory of √T steps in place of T      |
+    | cell                     | steps   | residuals | engine           | because                              |
+    |--------------------------|---------|-----------|------------------|--------------------------------------|
+    | offers "affine"          | any     | any       | `Associative()`  | its reverse pass is a scan as well   |
+    | has a kernel, on one GPU | any     | any       | `Fused()`        | no launches between steps            |
+    | any other                | < 1024  | any       | `Scan()`         | nothing is computed twice            |
+    | any other                | >= 1024 | <= 64 MiB | `Scan()`         | nothing is computed twice            |
+    | any other                | >= 1024 | more      | `Checkpointed()` | memory of √T steps in place of T     |
 
-    A cell has a kernel if it is one that `Fused` runs and its recurrent weights fit on the chip. With several
-    devices XLA could not split the kernel, so there it is yours to pick, inside `jax.shard_map`.
+    Residuals are what a gradient by `Scan()` keeps of all steps beside inputs and outputs; off the CPU up to
+    1 GiB of them is kept. A cell has a kernel if it is one that `Fused` runs and its recurrent weights fit on the
+    chip. With several devices XLA could not split the kernel, so there it is yours to pick, inside `jax.shard_map`.
 
     The parallel-in-time engines for nonlinear cells (`Relaxed`, `Newton`) and `Sharded` are never
     picked: they pay on many devices and for contracting dynamics, which only you know.
     `seqjax.explain(model, xs)` shows the choice.
 
-    >>> import seqjax
-    >>> Auto().choose(seqjax.GRU(4), 100)[0], Auto().choose(seqjax.GRU(4), 10_000)[0]
-    (Scan(), Checkpointed())
+    >>> import jax, seqjax
+    >>> cell = seqjax.GRU(64)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> carry = cell.initial_carry(params, (8,))
+    >>> [Auto().choose(cell, params, carry, jax.ShapeDtypeStruct((T, 8, 3), "float32"))[0] for T in (1000, 100_000)]
+    [Scan(), Checkpointed()]
     """
 
-    def choose(self, cell: Cell, T: int) -> tuple[Engine, str]:
-        """The engine for `T` steps of `cell`, and why."""
+    def choose(self, cell: Cell, params: Params, carry: Carry, xs: Array | jax.ShapeDtypeStruct) -> tuple[Engine, str]:
+        """The engine for a run of `cell` from arrays of such shapes, and why."""
         if "affine" in cell.capabilities:
             return Associative(), "the recurrence is linear in its carry"
         if jax.device_count() == 1 and Fused().runs(cell):
             return Fused(), "there is a kernel for it"
-        if T < LONG:
+        if xs.shape[0] < LONG:
             return Scan(), f"T < {LONG}"
-        return Checkpointed(), f"T >= {LONG}"
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, carry, xs))
+        most = KEPT if jax.default_backend() == "cpu" else KEPT_ELSEWHERE
+        if Scan().plan(cell, *shapes).memory <= most:
+            return Scan(), f"residuals of at most {most >> 20} MiB"
+        return Checkpointed(), f"T >= {LONG}, and residuals of more than {most >> 20} MiB"
 
     def run(
         self,
@@ -60,10 +72,10 @@ class Auto(Engine):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        engine, _ = self.choose(cell, xs.shape[0])
+        engine, _ = self.choose(cell, params, carry, xs)
         return engine.run(cell, params, carry, xs, mask=mask, resets=resets, key=key)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
-        engine, why = self.choose(cell, xs.shape[0])
+        engine, why = self.choose(cell, params, carry, xs)
         plan = engine.plan(cell, params, carry, xs)
         return plan._replace(why=f"{why}: {plan.why}")

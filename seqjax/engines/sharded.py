@@ -108,13 +108,13 @@ class Sharded(Engine):
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         """What one device would do; two sweeps are assumed where the cell is relaxed."""
         count, length, parts = self.layout.devices, self.piece(xs.shape[0]), self.layout.batch_devices
+        inner = self.inner_engine(cell, params, carry, xs)
 
         def part(a: Any, batch: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((*a.shape[:batch], a.shape[batch] // parts, *a.shape[batch + 1 :]), a.dtype)
 
         if parts > 1:
             carry, xs = jax.tree.map(lambda a: part(a, 0), carry), part(xs, 1)
-        inner = self.inner_engine(cell, xs.shape[0])
         whole = Associative(inner.method, length) if isinstance(inner, Associative) else inner
         plan = whole.plan(cell, params, carry, jax.ShapeDtypeStruct((length, *xs.shape[1:]), xs.dtype))
         how = "exact" if isinstance(inner, Associative) else f"2 sweeps assumed, {count} at most"
@@ -130,9 +130,10 @@ class Sharded(Engine):
         """Steps on each device, of `T`."""
         return -(-T // self.layout.devices)
 
-    def inner_engine(self, cell: Cell, T: int) -> Engine:
-        """The engine on each device, for `T` steps in all."""
-        return self.inner.choose(cell, self.piece(T))[0] if isinstance(self.inner, Auto) else self.inner
+    def inner_engine(self, cell: Cell, params: Params, carry: Carry, xs: Array | jax.ShapeDtypeStruct) -> Engine:
+        """The engine on each device, for all of `xs`."""
+        piece = jax.ShapeDtypeStruct((self.piece(xs.shape[0]), *xs.shape[1:]), xs.dtype)
+        return self.inner.choose(cell, params, carry, piece)[0] if isinstance(self.inner, Auto) else self.inner
 
 
 def sharded_solve(
@@ -169,7 +170,7 @@ def sharded_solve(
     """
     params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
     devices.check_batch(engine, engine.layout, cell, xs.shape[1:-1], key)
-    inner = engine.inner_engine(cell, xs.shape[0])
+    inner = engine.inner_engine(cell, params, carry, steps.x)
     if isinstance(inner, Associative):
         check_affine(inner, cell, key)
     else:
@@ -179,7 +180,7 @@ def sharded_solve(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _solve(engine: Sharded, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
-    layout, inner, T = engine.layout, engine.inner_engine(cell, steps.x.shape[0]), steps.x.shape[0]
+    layout, inner, T = engine.layout, engine.inner_engine(cell, params, carry, steps.x), steps.x.shape[0]
     whole = layout.devices * engine.piece(T)
     time = layout.split if whole == T else layout.spec(None)  # no array can be split unevenly
     params, (initial, carry) = layout.admit(params, layout.everywhere), layout.admit((initial, carry), layout.batch)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seqjax
-from seqjax.engines import Auto, Checkpointed, Scan, Truncated
+from seqjax.engines import Auto, Checkpointed, Scan, Truncated, auto
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
 F64 = seqjax.DTypes("float64")
@@ -94,8 +94,10 @@ def test_the_plan_foretells_what_a_gradient_keeps():
     assert 0.3 < generic.memory / temporaries(Scan(adjoint=False), 20_000) < 3
 
 
+@pytest.mark.parametrize("most", [0, 2**26])
 @pytest.mark.parametrize(("cell", "T"), [(LSTM, 5), (LSTM, 1500), (seqjax.LRU(3, dtypes=F64), 5)], ids=repr)
-def test_auto_gives_the_numbers_of_the_loop(cell, T):
+def test_auto_gives_the_numbers_of_the_loop(cell, T, most, monkeypatch):
+    monkeypatch.setattr(auto, "KEPT", most)
     params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(), masked=True, with_resets=True)
     flags = {"mask": mask, "resets": resets}
     expected = value_and_gradients(
@@ -112,11 +114,28 @@ def test_auto_runs_what_explain_says(capsys):
         seqjax.Bidirectional(seqjax.RNN(seqjax.LSTM(8), Scan())),
         seqjax.BatchMajor(seqjax.Dense(1)),
     )
-    rows = seqjax.explain(model, jax.ShapeDtypeStruct((10_000, 2, 3), np.float32))
+    rows = seqjax.explain(model, jax.ShapeDtypeStruct((4_000_000, 2, 3), np.float32))
     assert [row.engine for row in rows] == ["", "Checkpointed()", "Scan()", "Scan()", ""]
-    assert [row.depth for row in rows] == [1, 2500, 2500, 2500, 1]
+    assert [row.depth for row in rows] == [1, 1_000_000, 1_000_000, 1_000_000, 1]
     assert "T >= 1024" in rows[1].why
     assert capsys.readouterr().out.count("LSTM(8)") == 2
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "expected"),
+    [
+        (1023, 10_000, Scan()),  # short, whatever it keeps
+        (65536, 1, Scan()),  # z, r and g of 64 units take 768 bytes: 48 MiB
+        (65536, 2, Checkpointed()),
+        (87381, 1, Scan()),  # 64 MiB less 256 bytes
+        (87382, 1, Checkpointed()),
+    ],
+)
+def test_auto_recomputes_only_what_is_long_and_large(T, B, expected):
+    cell = seqjax.GRU(64)
+    params = jax.eval_shape(lambda key: cell.init(key, 64), jax.random.key(0))
+    carry = jax.eval_shape(lambda params: cell.initial_carry(params, (B,)), params)
+    assert Auto().choose(cell, params, carry, jax.ShapeDtypeStruct((T, B, 64), np.float32))[0] == expected
 
 
 @pytest.mark.parametrize(

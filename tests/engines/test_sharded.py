@@ -87,7 +87,7 @@ def test_a_stack_whose_outputs_are_not_like_its_inputs_is_refused():
 
 def test_a_plan_counts_two_local_runs():
     xs = jax.ShapeDtypeStruct((10_000, 2, 3), jnp.float32)
-    for cell, inner in ((GRU(4), Checkpointed()), (MinGRU(4), Associative())):
+    for cell, inner in ((GRU(4), Scan()), (GRU(512), Checkpointed()), (MinGRU(4), Associative())):
         model = RNN(cell, Sharded(MESH, "time"))
         (plan,) = model.plan(jax.eval_shape(model.init, jax.random.key(0), xs), xs)
         assert plan.depth == 2 * 10_000

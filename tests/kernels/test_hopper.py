@@ -162,7 +162,12 @@ def test_tanh_of_float32_is_good_near_zero_and_far_from_it():
 def test_auto_takes_the_kernel_on_one_gpu_and_where_there_is_one(monkeypatch):
     monkeypatch.setattr(fused, "available", lambda platform=None: True)
     float32 = seqjax.DTypes(compute="float32")
-    choose = auto.Auto().choose
+
+    def choose(cell, T):
+        params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))
+        carry = jax.eval_shape(lambda params: cell.initial_carry(params, (2,)), params)
+        return auto.Auto().choose(cell, params, carry, jax.ShapeDtypeStruct((T, 2, 8), "float32"))
+
     assert choose(seqjax.LSTM(128, dtypes=float32), 10_000)[0] == Fused()
     assert choose(seqjax.LSTM(256, dtypes=float32), 100)[0] == Scan()  # too large
     assert choose(seqjax.PeepholeLSTM(8, dtypes=float32), 100)[0] == Scan()  # no kernel
