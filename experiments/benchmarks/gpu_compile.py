@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the kernels compile to machine code for an H100? Asked on a machine without a GPU.
+"""Do the kernels compile to machine code for an H100, and what do loops launch there? Asked on a machine without a GPU.
 
 Needs the packages of `jax[cuda13]` and `ptxas`, but no device: XLA compiles for a described one.
-It says which kernels exceed the chip's shared memory; times are those of the compiler. With
+It says which kernels exceed the chip's shared memory; times are those of the compiler. Of the gradient by `Scan()`
+it counts the operations of a step, each of them a launch. With
 `MOSAIC_GPU_DUMP_PTXAS=1 MOSAIC_GPU_DUMP_TO=folder` the code of the kernels for a Hopper is left there, for
 `ptxas -v -arch=sm_90a` to tell of registers and spills.
 `python -m experiments.benchmarks.gpu_compile`
 """
 
 import functools
+import re
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import seqjax
+from seqjax.engines import Scan
 from seqjax.kernels import hopper, linear, recurrence, steps, tiles
 
 H100 = """
@@ -46,13 +51,18 @@ DESCRIBED = jax.sharding.AbstractMesh(
 """What Pallas' Triton backend asks for where there is no device, from jax 0.11 on."""
 
 
+def compiled(sharding: NamedSharding, fn: Callable[..., Any], *arguments: Any) -> Any:
+    """`fn` compiled for the described device."""
+    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
+    with jax.sharding.use_abstract_mesh(DESCRIBED):
+        return jax.jit(fn).trace(*placed).lower(lowering_platforms=("cuda",)).compile()
+
+
 def compile_for(sharding: NamedSharding, name: str, fn: Callable[..., Any], *arguments: Any) -> Any:
     """Compiles `fn` for the described device and prints what came of it; the shapes of its results."""
-    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
     start = time.perf_counter()
     try:
-        with jax.sharding.use_abstract_mesh(DESCRIBED):
-            jax.jit(fn).trace(*placed).lower(lowering_platforms=("cuda",)).compile()
+        compiled(sharding, fn, *arguments)
         outcome = "compiles"
     except RuntimeError as problem:
         outcome = f"fails: {str(problem)[:120]}"
@@ -60,8 +70,35 @@ def compile_for(sharding: NamedSharding, name: str, fn: Callable[..., Any], *arg
     return jax.eval_shape(fn, *arguments)
 
 
+def operations(program: str) -> list[int]:
+    """How much the body of each innermost loop launches, read off a compiled program."""
+    launch = re.compile(r" (?:fusion|custom-call|dot|copy|concatenate|dynamic-update-slice)\(")
+    texts = dict(re.findall(r"^(%[\w.\-]+) [^\n]*\{$(.*?)^\}", program, re.MULTILINE | re.DOTALL))
+    bodies = [texts[name] for name in re.findall(r"body=(%[\w.\-]+)", program)]
+    return [len(launch.findall(body)) for body in bodies if " while(" not in body]
+
+
+def count_operations(sharding: NamedSharding) -> None:
+    """Prints the operations of a step of each cell's loops, forward and in reverse, in a gradient by `Scan()`."""
+    B, T, H = 64, 100, 512
+    cells = seqjax.Simple(H), seqjax.LSTM(H), seqjax.GRU(H), seqjax.GRU(H, reset="after")
+    for cell in cells:
+        params = jax.eval_shape(lambda key, cell=cell: cell.init(key, H), jax.random.key(0))
+
+        def gradient(params: Any, xs: jax.Array, cell: Any = cell) -> Any:
+            def loss(params: Any) -> jax.Array:
+                return (Scan().run(cell, params, cell.initial_carry(params, (B,)), xs)[1] ** 2).sum()
+
+            return jax.grad(loss)(params)
+
+        xs = jax.ShapeDtypeStruct((T, B, H), jnp.float32)
+        with mock.patch.object(jax, "default_backend", return_value="gpu"):
+            program = compiled(sharding, gradient, params, xs)
+        print(f"{cell!r}, operations of a step in each loop: {operations(program.as_text())}", flush=True)
+
+
 def main() -> None:
-    """Every recurrence in both dtypes at H = 64, 128 and 256 where it fits, and the linear recurrence."""
+    """Every recurrence in both dtypes at H = 64, 128 and 256 where it fits, the linear recurrence, the loops."""
     topology = topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x1")
     sharding = NamedSharding(
         Mesh(np.array(topology.devices), ("device",), axis_types=(jax.sharding.AxisType.Auto,)), PartitionSpec()
@@ -91,6 +128,7 @@ def main() -> None:
         for backwards in (False, True):
             solve = functools.partial(linear.solve, reverse=backwards)
             compile_for(sharding, f"linear, {dtype}, reverse={backwards}", solve, array, array)
+    count_operations(sharding)
 
 
 if __name__ == "__main__":

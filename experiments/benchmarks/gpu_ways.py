@@ -12,7 +12,7 @@ import numpy as np
 
 import seqjax
 from seqjax.base import Cell, Engine
-from seqjax.engines import Scan
+from seqjax.engines import Checkpointed, Scan
 from seqjax.engines.fused import Fused
 
 LOOP = "lax.scan"
@@ -41,7 +41,13 @@ def ways(work: Work, *, dry: bool) -> Iterator[tuple[str, Callable[[], Callable[
 
     What prepares it raises ValueError, ImportError or RuntimeError where a way is not to be had here.
     """
-    engines: dict[str, Engine] = {LOOP: Scan(adjoint=False), "Scan()": Scan(), "Fused()": Fused(interpret=dry)}
+    fused = Fused(interpret=dry)
+    engines: dict[str, Engine] = {
+        LOOP: Scan(adjoint=False),
+        "Scan()": Scan(),
+        "Fused()": fused,
+        "Checkpointed(inner=Fused())": Checkpointed(inner=fused),
+    }
     for name, engine in engines.items():
         yield name, functools.partial(by_engine, work, engine)
     yield "cuDNN in JAX", functools.partial(by_cudnn, work)

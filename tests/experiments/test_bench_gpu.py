@@ -6,7 +6,29 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("tyro")
 
-from experiments.benchmarks import gpu, measure
+from experiments.benchmarks import gpu, gpu_compile, measure
+
+PROGRAM = """
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %a = f32[4]{0} fusion(%p), kind=kLoop, calls=%f
+  %b = (f32[4]{0}, s8[8]{0}) custom-call(%a), custom_call_target="gemm"
+  ROOT %t = (s32[], f32[4]{0}) tuple(%p, %a)
+}
+
+%outer (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %c = f32[4]{0} copy(%p)
+  ROOT %w = (s32[], f32[4]{0}) while(%c), condition=%less, body=%body
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = (s32[], f32[4]{0}) while(%p), condition=%less, body=%outer
+}
+"""
+
+
+def test_operations_are_those_of_innermost_loops():
+    assert gpu_compile.operations(PROGRAM) == [2]
 
 
 def test_a_dry_run_does_every_job_and_draws_the_plot(tmp_path):
@@ -17,7 +39,8 @@ def test_a_dry_run_does_every_job_and_draws_the_plot(tmp_path):
     assert all(row["passed"] for row in rows if row["job"] == "check")
     named = {row["name"]: row for row in rows if row["job"] == "train"}
     assert "GPU" in named["cuDNN in JAX"]["skipped"]
-    assert all("seconds" in named[name] for name in ("lax.scan", "Scan()", "Fused()"))
+    ours = "lax.scan", "Scan()", "Fused()", "Checkpointed(inner=Fused())"
+    assert all("seconds" in named[name] for name in ours)
     assert (tmp_path / "gpu-dry.png").stat().st_size > 0
 
 
