@@ -4,6 +4,7 @@
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.function import LambdaCell
 from seqjax.cells.gru import GRU, GRUCarry, GRUParams, gru_step
+from seqjax.cells.heads import MultiHead
 from seqjax.cells.indrnn import IndRNN
 from seqjax.cells.lru import LRU
 from seqjax.cells.lstm import LSTM
@@ -29,6 +30,7 @@ __all__ = [
     "LambdaCell",
     "MinGRU",
     "MinLSTM",
+    "MultiHead",
     "PeepholeLSTM",
     "RecurrentDropout",
     "Simple",

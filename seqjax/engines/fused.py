@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import gates
+from seqjax.cells.heads import HEADS, MultiHead
 from seqjax.engines.fusion import fused, kernel, loop, too_large, unsupported
 from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps, select, visible
@@ -31,6 +32,8 @@ class Fused(SequentialEngine):
     some sequences of the batch and goes through time by itself. Weights that fit on one processor (192 KiB: in
     bfloat16 H <= 128 for `LSTM` and `GRU`, 256 for `Simple`) are read once, larger ones come from the cache
     at every step, up to H = 256 in bfloat16 and 128 in float32.
+
+    Larger layers fit as heads, `cells.MultiHead(LSTM(128), 4)`, each of which is run by programs of its own.
 
     Inputs are projected before and weight gradients contracted after it, each by one matmul over all steps.
     Gradients of gradients are those of the loop. It runs cells with the activations `"tanh"`, `"sigmoid"`,
@@ -69,6 +72,9 @@ class Fused(SequentialEngine):
     def run_steps(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
+        if isinstance(cell, MultiHead):
+            inner = cell.cell
+            return cell.run_heads(lambda p, i, c: self.run_steps(inner, p, i, c, steps), params, initial, carry)
         zs = gates.project_input(cell, params, visible(steps))
         if not zs.size:
             return loop(cell, params, initial, carry, steps._replace(x=zs))
@@ -112,8 +118,18 @@ class Fused(SequentialEngine):
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         self.check(cell)
+        if isinstance(cell, MultiHead):
+            params, carry = jax.eval_shape(lambda params, carry: _head(cell, params, carry), params, carry)
+            plan = self.plan(cell.cell, params, carry, xs)
+            return plan._replace(layer=repr(cell), memory=cell.heads * plan.memory)
         zs = jax.eval_shape(lambda params, xs: gates.project_input(cell, params, xs), params, xs)
         kind = kernel(cell).kind
         arrays = kind.gates + kind.states + kind.kept  # cotangents of z, states, kept
         memory = arrays * tree_bytes(zs) // kind.gates
         return Plan(repr(cell), repr(self), "one kernel for all steps", memory, xs.shape[0])
+
+
+def _head(cell: MultiHead, params: Params, carry: Carry) -> tuple[Params, Carry]:
+    """The params and the carry of the first head."""
+    first = jax.tree.map(lambda a: jnp.take(a, 0, HEADS), cell.split(carry))
+    return jax.tree.map(lambda a: a[0], params), first

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells.activations import activation_function, slope_from_output
 from seqjax.cells.gru import GRU, GRUCarry, GRUResiduals
+from seqjax.cells.heads import MultiHead
 from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
@@ -46,6 +47,8 @@ def unsupported(cell: Cell) -> str | None:
     >>> unsupported(GRU(4)), unsupported(PeepholeLSTM(4))
     (None, 'there are kernels for Simple, LSTM and GRU')
     """
+    if isinstance(cell, MultiHead):
+        return unsupported(cell.cell)
     if not isinstance(cell, Simple | LSTM | GRU):
         return "there are kernels for Simple, LSTM and GRU"
     if cell.normalize is not None:
@@ -59,7 +62,9 @@ def unsupported(cell: Cell) -> str | None:
 
 
 def too_large(cell: Any) -> str | None:
-    """Why the kernels cannot hold the recurrent weights of `cell`; `None` if they can."""
+    """Why the kernels cannot hold the recurrent weights of `cell`, or of one of its heads; `None` if they can."""
+    if isinstance(cell, MultiHead):
+        return too_large(cell.cell)
     dtype = cell.dtypes.compute or cell.dtypes.params
     if jnp.dtype(dtype).itemsize > 4:
         return f"it computes in {dtype}, which has no place in a kernel"

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several cells side by side as one: a recurrence whose weights are block-diagonal."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Key, Params, Residuals, Shape
+from seqjax.cells.gates import positive
+from seqjax.cells.noise import check_wraps
+
+HEADS = -2
+"""The axis of heads in what a step handles, `[..., N, K]`; in params it is the first."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MultiHead(Cell):
+    """N cells of K units, each with weights of its own, that read the same inputs; their outputs are side by side.
+
+    Units of one head do not see those of another from step to step, only in the layer above: the recurrent
+    weights of all N * K units are block-diagonal, an N-th of the numbers and of the work of dense ones. So does a
+    large layer fit a kernel that holds its weights on chip (`Fused`).
+
+    Params are those of the cell with an axis of N in front; the carry's arrays are `[..., N*K]`. The hand-written
+    gradient is the cell's.
+
+    Args:
+      cell: what a head is.
+      heads: N.
+
+    Raises:
+      ValueError: what is no cell, a number of heads that is not a positive integer.
+
+    >>> import jax, jax.numpy as jnp, seqjax
+    >>> cell = MultiHead(seqjax.LSTM(128), 4)
+    >>> params = cell.init(jax.random.key(0), 10)
+    >>> params.w_rec.shape, cell.initial_carry(params, (2,)).h.shape
+    ((4, 128, 512), (2, 512))
+
+    Source: Pöppel et al. 2024 (FlashRNN), section 2; Beck et al. 2024 (xLSTM), the sLSTM's heads.
+    """
+
+    cell: Cell
+    heads: int
+
+    def __post_init__(self):
+        check_wraps("MultiHead", self.cell)
+        positive("MultiHead", heads=self.heads)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return self.cell.capabilities & {"adjoint"}
+
+    @property
+    def stochastic(self) -> bool:
+        return self.cell.stochastic
+
+    @property
+    def couples_batch(self) -> bool:
+        return self.cell.couples_batch
+
+    def init(self, key: Array, in_dim: int) -> Params:
+        return jax.vmap(lambda key: self.cell.init(key, in_dim))(jax.random.split(key, self.heads))
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return join(jax.vmap(lambda params: self.cell.initial_carry(params, batch_shape), 0, HEADS)(params))
+
+    def project(self, params: Params, x: Array) -> Any:
+        return jax.vmap(self.cell.project, (0, None), HEADS)(params, x)
+
+    def project_transpose(self, params: Params, x: Array, d_z: Any) -> tuple[Params, Array]:
+        d_params, d_xs = jax.vmap(self.cell.project_transpose, (0, None, HEADS))(params, x, d_z)
+        return d_params, d_xs.sum(0)
+
+    def step(self, params: Params, carry: Carry, z: Any, key: Key = None) -> tuple[Carry, Array]:
+        keys = None if key is None else jax.random.split(key, self.heads)
+        return join(jax.vmap(self.cell.step, (0, HEADS, HEADS, 0), HEADS)(params, self.split(carry), z, keys))
+
+    def step_seen(self, params: Params, carry: Carry, h: Array, z: Any) -> tuple[Carry, Array]:
+        seen = jax.vmap(self.cell.step_seen, (0, HEADS, HEADS, HEADS), HEADS)
+        return join(seen(params, self.split(carry), self.split(h), z))
+
+    def step_residuals(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array, Residuals]:
+        step = jax.vmap(self.cell.step_residuals, (0, HEADS, HEADS), HEADS)
+        after, y, residuals = step(params, self.split(carry), z)
+        return join(after), join(y), residuals
+
+    def step_transpose(
+        self, params: Params, residuals: Residuals, d_carry: Carry, d_y: Array
+    ) -> tuple[Carry, Any, Any]:
+        step = jax.vmap(self.cell.step_transpose, (0, HEADS, HEADS, HEADS), HEADS)
+        d_before, d_z, extra = step(params, residuals, self.split(d_carry), self.split(d_y))
+        return join(d_before), d_z, extra
+
+    def accumulate(self, params: Params, residuals: Residuals, d_zs: Any, extras: Any) -> Params:
+        return jax.vmap(self.cell.accumulate, (0, HEADS, HEADS, HEADS))(params, residuals, d_zs, extras)
+
+    def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:
+        return jax.vmap(self.cell.calibrate, (0, HEADS, None))(params, self.split(carry), xs)
+
+    def run_heads(
+        self, run: Callable[..., tuple[Carry, Array]], params: Params, initial: Carry | None, carry: Carry
+    ) -> tuple[Carry, Array]:
+        """`run(params, initial, carry) -> (carry, ys)` of each head, for an engine that runs a head's cell."""
+        heads = jax.vmap(run, (0, HEADS, HEADS), HEADS)
+        return join(heads(params, self.split(initial), self.split(carry)))
+
+    def split(self, tree: Any) -> Any:
+        """Arrays `[..., N*K]` as `[..., N, K]`."""
+        return jax.tree.map(lambda a: a.reshape(*a.shape[:-1], self.heads, a.shape[-1] // self.heads), tree)
+
+
+def join(tree: Any) -> Any:
+    """Arrays `[..., N, K]` as `[..., N*K]`."""
+    return jax.tree.map(lambda a: jnp.reshape(a, (*a.shape[:-2], a.shape[-2] * a.shape[-1])), tree)
