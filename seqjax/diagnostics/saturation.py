@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saturation: how often gates and activations stand at their bounds, where their slopes vanish."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.gru import GRU
+from seqjax.cells.heads import MultiHead
 from seqjax.cells.indrnn import IndRNN
 from seqjax.cells.lstm import LSTMFamily
 from seqjax.cells.minimal import MinGRU, MinLSTM
@@ -75,6 +77,15 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
     cell, params, carries = trajectory.cell, trajectory.params, trajectory.carries
     while isinstance(cell, Zoneout | RecurrentDropout):
         cell = cell.cell
+    if isinstance(cell, MultiHead):
+        heads = [
+            gate_values(dataclasses.replace(trajectory, cell=cell.cell, params=p, carries=c))
+            for p, c in cell.each_head(params, carries)
+        ]
+        return {
+            name: GateValues(jnp.concatenate([head[name].values for head in heads], axis=-1), gate.activation)
+            for name, gate in heads[0].items()
+        }
     z = cell.project(params, trajectory.xs)
     if isinstance(cell, Simple | IndRNN):
         return {"h": GateValues(cell.step(params, carries, z)[1], cell.activation)}

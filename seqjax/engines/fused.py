@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import gates
-from seqjax.cells.heads import HEADS, MultiHead
+from seqjax.cells.heads import MultiHead
 from seqjax.engines.fusion import fused, kernel, loop, too_large, unsupported
 from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps, select, visible
@@ -119,7 +119,7 @@ class Fused(SequentialEngine):
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         self.check(cell)
         if isinstance(cell, MultiHead):
-            params, carry = jax.eval_shape(lambda params, carry: _head(cell, params, carry), params, carry)
+            params, carry = jax.eval_shape(cell.each_head, params, carry)[0]
             plan = self.plan(cell.cell, params, carry, xs)
             return plan._replace(layer=repr(cell), memory=cell.heads * plan.memory)
         zs = jax.eval_shape(lambda params, xs: gates.project_input(cell, params, xs), params, xs)
@@ -127,9 +127,3 @@ class Fused(SequentialEngine):
         arrays = kind.gates + kind.states + kind.kept  # cotangents of z, states, kept
         memory = arrays * tree_bytes(zs) // kind.gates
         return Plan(repr(cell), repr(self), "one kernel for all steps", memory, xs.shape[0])
-
-
-def _head(cell: MultiHead, params: Params, carry: Carry) -> tuple[Params, Carry]:
-    """The params and the carry of the first head."""
-    first = jax.tree.map(lambda a: jnp.take(a, 0, HEADS), cell.split(carry))
-    return jax.tree.map(lambda a: a[0], params), first

@@ -19,7 +19,7 @@ from seqjax import (
     Simple,
 )
 from seqjax.base import Cell, Engine
-from seqjax.cells import LambdaCell, RecurrentDropout, Zoneout
+from seqjax.cells import LambdaCell, MultiHead, RecurrentDropout, Zoneout
 from seqjax.engines import Associative, Checkpointed, Fused, Newton, Relaxed, Scan, Sharded, Truncated
 
 
@@ -39,6 +39,7 @@ def cells(dtype: str) -> dict[str, Cell]:
         "gru-after": GRU(3, reset="after", dtypes=d),
         "gru-before-layer": GRU(3, normalize="layer", use_bias=False, dtypes=d),
         "gru-after-layer": GRU(3, reset="after", normalize="layer", dtypes=d),
+        "multi-head-gru": MultiHead(GRU(2, dtypes=d), 2),
         "zoneout-lstm": Zoneout(LSTM(3, dtypes=d), 0.2, c_rate=0.4),
         "recurrent-dropout-gru": RecurrentDropout(GRU(3, dtypes=d), 0.3),
         "lambda": LambdaCell(leaky_init(dtype), leaky_step, leaky_carry),
@@ -70,11 +71,14 @@ ENGINES: dict[str, Engine] = {
 }
 
 
+KERNELS = "simple", "lstm", "gru-before", "gru-after", "multi-head-gru"
+
+
 def refusal(name: str, cell: Cell, engine: Engine) -> str | None:
     """What an engine says to a cell that it cannot run; `None` where it can."""
     if isinstance(engine, Associative) and "affine" not in cell.capabilities:
         return "needs a cell that offers 'affine'.*Scan, Checkpointed or Truncated"
-    if isinstance(engine, Fused) and name not in ("simple", "lstm", "gru-before", "gru-after"):
+    if isinstance(engine, Fused) and name not in KERNELS:
         return "no kernel for.*Scan or Checkpointed"
     if isinstance(engine, Newton) and isinstance(cell, LRU):
         return "complex; use Scan"

@@ -73,6 +73,18 @@ def test_gates_have_their_names(cell, names):
     assert sorted(jax.eval_shape(run, params, xs)) == names
 
 
+def test_gates_of_heads_are_side_by_side():
+    cell = seqjax.cells.MultiHead(seqjax.GRU(2), 2)
+    model, xs = seqjax.RNN(cell), jax.random.normal(jax.random.key(1), (5, 3, 2), jnp.float32)
+    params = model.init(jax.random.key(0), xs)
+    (whole,) = trajectories(model, params, xs)
+    found = gate_values(whole)
+    assert {name: gate.values.shape for name, gate in found.items()} == dict.fromkeys("zrg", (5, 3, 4))
+    first = seqjax.RNN(seqjax.GRU(2))
+    (alone,) = trajectories(first, jax.tree.map(lambda a: a[0], params), xs)
+    np.testing.assert_allclose(found["g"].values[..., :2], gate_values(alone)["g"].values, atol=1e-6)
+
+
 def test_relu_that_is_off_is_at_its_lower_bound():
     cell = seqjax.IndRNN(2, dtypes=DOUBLE)
     params = cell.init(jax.random.key(0), 1)._replace(w_in=np.array([[1.0, -1.0]]), w_rec=np.zeros(2), bias=np.zeros(2))
