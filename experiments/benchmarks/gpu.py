@@ -56,6 +56,7 @@ def kernels(H: int, dtype: str) -> dict[str, Cell]:
         "lstm": seqjax.LSTM(H, dtypes=dtypes),
         "gru-before": seqjax.GRU(H, dtypes=dtypes),
         "gru-after": seqjax.GRU(H, reset="after", dtypes=dtypes),
+        "two heads of lstm": seqjax.cells.MultiHead(seqjax.LSTM(H, dtypes=dtypes), 2),
     }
 
 
