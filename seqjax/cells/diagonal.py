@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
@@ -58,7 +59,7 @@ class DiagonalFamily(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        gates.positive(type(self).__name__, hidden_dim=self.hidden_dim)
+        require.positive(type(self).__name__, hidden_dim=self.hidden_dim)
         self._functions()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
@@ -73,7 +74,7 @@ class DiagonalFamily(Cell):
         return "diagonal"
 
     def init(self, key: Array, in_dim: int) -> DiagonalParams:
-        gates.positive(type(self).__name__, in_dim=in_dim)
+        require.positive(type(self).__name__, in_dim=in_dim)
         in_key, rec_key, bias_key = jax.random.split(key, 3)
         hidden = self.hidden_dim
         return DiagonalParams(

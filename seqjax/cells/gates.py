@@ -17,39 +17,6 @@ from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
 
 
-def positive(owner: str, **sizes: int | None) -> None:
-    """Refuses sizes that are not positive integers.
-
-    Raises:
-      ValueError: naming the field and what was given.
-    """
-    for name, size in sizes.items():
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError(f"{owner}: {name} must be a positive integer, got {size!r}.")
-
-
-def positive_number(owner: str, **numbers: float) -> None:
-    """Refuses numbers that are not positive.
-
-    Raises:
-      ValueError: naming the field and what was given.
-    """
-    for name, number in numbers.items():
-        if not number > 0:
-            raise ValueError(f"{owner}: {name} must be positive, got {number!r}.")
-
-
-def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
-    """Refuses an option that is not among the known ones.
-
-    Raises:
-      ValueError: naming the field, what was given and the choices.
-    """
-    for name, (given, known) in choices.items():
-        if given not in known:
-            raise ValueError(f"{owner}: {name} must be one of {list(known)}, got {given!r}.")
-
-
 def init_gates(key: Array, initializer: Initializer, rows: int, hidden_dim: int, gates: int, dtypes: DTypes) -> Array:
     """Weights `[rows, gates * hidden_dim]`, each gate drawn by itself."""
     draw = resolve(initializer)

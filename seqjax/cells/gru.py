@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
@@ -194,9 +195,9 @@ class GRU(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        gates.positive("GRU", hidden_dim=self.hidden_dim)
-        gates.one_of("GRU", reset=(self.reset, ("before", "after")), normalize=(self.normalize, (None, "layer")))
-        gates.positive_number("GRU", epsilon=self.epsilon)
+        require.positive("GRU", hidden_dim=self.hidden_dim)
+        require.one_of("GRU", reset=(self.reset, ("before", "after")), normalize=(self.normalize, (None, "layer")))
+        require.positive_number("GRU", epsilon=self.epsilon)
         self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
@@ -215,7 +216,7 @@ class GRU(Cell):
         return frozenset({"adjoint"} if known else ())
 
     def init(self, key: Array, in_dim: int) -> GRUParams:
-        gates.positive("GRU", in_dim=in_dim)
+        require.positive("GRU", in_dim=in_dim)
         in_key, rec_key, bias_key = jax.random.split(key, 3)
         hidden, dtype = self.hidden_dim, self.dtypes.params
         normalized = self.normalize is not None

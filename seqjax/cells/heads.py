@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Params, Residuals, Shape
-from seqjax.cells.gates import positive
-from seqjax.cells.noise import check_wraps
 
 HEADS = -2
 """The axis of heads in what a step handles, `[..., N, K]`; in params it is the first."""
@@ -47,8 +46,8 @@ class MultiHead(Cell):
     heads: int
 
     def __post_init__(self):
-        check_wraps("MultiHead", self.cell)
-        positive("MultiHead", heads=self.heads)
+        require.cell("MultiHead", self.cell)
+        require.positive("MultiHead", heads=self.heads)
 
     @property
     def capabilities(self) -> frozenset[str]:

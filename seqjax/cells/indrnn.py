@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
@@ -75,7 +76,7 @@ class IndRNN(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        gates.positive("IndRNN", hidden_dim=self.hidden_dim)
+        require.positive("IndRNN", hidden_dim=self.hidden_dim)
         activation_function(self.activation)
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
@@ -89,7 +90,7 @@ class IndRNN(Cell):
         return "diagonal"
 
     def init(self, key: Array, in_dim: int) -> IndRNNParams:
-        gates.positive("IndRNN", in_dim=in_dim)
+        require.positive("IndRNN", in_dim=in_dim)
         in_key, rec_key, bias_key = jax.random.split(key, 3)
         hidden = self.hidden_dim
         return IndRNNParams(

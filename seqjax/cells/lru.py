@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
-from seqjax.cells import gates
 from seqjax.cells.affine import affine_step, check_state, state_dtype
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, Ring, resolve
@@ -104,7 +104,8 @@ class LRU(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        gates.positive("LRU", hidden_dim=self.hidden_dim, state_dim=self.state_dim)
+        require.positive("LRU", hidden_dim=self.hidden_dim)
+        require.positive_if_given("LRU", state_dim=self.state_dim)
         check_state("LRU", self.dtypes)
         for initializer in (self.eigenvalue_init, self.b_init, self.c_init, self.d_init):
             resolve(initializer)
@@ -114,7 +115,7 @@ class LRU(Cell):
         return frozenset({"affine"})
 
     def init(self, key: Array, in_dim: int) -> LRUParams:
-        gates.positive("LRU", in_dim=in_dim)
+        require.positive("LRU", in_dim=in_dim)
         states, outputs, dtype = self.state_dim or self.hidden_dim, self.hidden_dim, self.dtypes.params
         ring_key, b_re, b_im, c_re, c_im, d_key = jax.random.split(key, 6)
         nu_log, theta_log = resolve(self.eigenvalue_init)(ring_key, (2, states), dtype)

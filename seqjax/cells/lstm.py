@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates, normalization
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
@@ -45,9 +46,10 @@ class LSTMFamily(Cell):
 
     def __post_init__(self):
         name = type(self).__name__
-        gates.positive(name, hidden_dim=self.hidden_dim, proj_dim=self.proj_dim)
-        gates.one_of(name, normalize=(self.normalize, (None, "layer")))
-        gates.positive_number(name, epsilon=self.epsilon)
+        require.positive(name, hidden_dim=self.hidden_dim)
+        require.positive_if_given(name, proj_dim=self.proj_dim)
+        require.one_of(name, normalize=(self.normalize, (None, "layer")))
+        require.positive_number(name, epsilon=self.epsilon)
         self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
@@ -65,7 +67,7 @@ class LSTMFamily(Cell):
         return frozenset({"adjoint"} if known else ())
 
     def init(self, key: Array, in_dim: int) -> LSTMParams:
-        gates.positive(type(self).__name__, in_dim=in_dim)
+        require.positive(type(self).__name__, in_dim=in_dim)
         in_key, rec_key, bias_key, proj_key = jax.random.split(key, 4)
         hidden, dtype = self.hidden_dim, self.dtypes.params
         normalized = self.normalize is not None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.affine import affine_step, check_state, state_dtype
@@ -97,8 +98,8 @@ class MinGRU(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        gates.positive("MinGRU", hidden_dim=self.hidden_dim)
-        gates.one_of("MinGRU", mode=(self.mode, MODES))
+        require.positive("MinGRU", hidden_dim=self.hidden_dim)
+        require.one_of("MinGRU", mode=(self.mode, MODES))
         check_state("MinGRU", self.dtypes)
         for initializer in (self.w_in_init, self.bias_init):
             resolve(initializer)
@@ -108,7 +109,7 @@ class MinGRU(Cell):
         return frozenset({"affine"})
 
     def init(self, key: Array, in_dim: int) -> MinGRUParams:
-        gates.positive("MinGRU", in_dim=in_dim)
+        require.positive("MinGRU", in_dim=in_dim)
         in_key, bias_key = jax.random.split(key)
         return MinGRUParams(
             w_in=gates.init_gates(in_key, self.w_in_init, in_dim, self.hidden_dim, 2, self.dtypes),
@@ -170,8 +171,8 @@ class MinLSTM(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        gates.positive("MinLSTM", hidden_dim=self.hidden_dim)
-        gates.one_of("MinLSTM", mode=(self.mode, MODES))
+        require.positive("MinLSTM", hidden_dim=self.hidden_dim)
+        require.one_of("MinLSTM", mode=(self.mode, MODES))
         check_state("MinLSTM", self.dtypes)
         for initializer in (self.w_in_init, self.bias_init):
             resolve(initializer)
@@ -181,7 +182,7 @@ class MinLSTM(Cell):
         return frozenset({"affine"})
 
     def init(self, key: Array, in_dim: int) -> MinLSTMParams:
-        gates.positive("MinLSTM", in_dim=in_dim)
+        require.positive("MinLSTM", in_dim=in_dim)
         in_key, bias_key = jax.random.split(key)
         hidden, bias = self.hidden_dim, None
         if self.use_bias:

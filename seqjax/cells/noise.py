@@ -6,28 +6,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
-
-
-def check_rate(owner: str, **rates: float | None) -> None:
-    """Refuses what is not a probability below 1.
-
-    Raises:
-      ValueError: naming the field.
-    """
-    for name, rate in rates.items():
-        if rate is not None and not 0 <= rate < 1:
-            raise ValueError(f"{owner}: {name} is the probability of dropping, 0 <= {name} < 1, got {rate!r}.")
-
-
-def check_wraps(owner: str, cell: Cell) -> None:
-    """Refuses what is not a cell.
-
-    Raises:
-      ValueError: naming what was given.
-    """
-    if not isinstance(cell, Cell):
-        raise ValueError(f"{owner} wraps a Cell, got {cell!r}.")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -57,8 +37,8 @@ class Zoneout(Cell):
     c_rate: float | None = None
 
     def __post_init__(self):
-        check_wraps("Zoneout", self.cell)
-        check_rate("Zoneout", rate=self.rate, c_rate=self.c_rate)
+        require.cell("Zoneout", self.cell)
+        require.rate("Zoneout", rate=self.rate, c_rate=self.c_rate)
 
     @property
     def stochastic(self) -> bool:
@@ -125,8 +105,8 @@ class RecurrentDropout(Cell):
     rate: float
 
     def __post_init__(self):
-        check_wraps("RecurrentDropout", self.cell)
-        check_rate("RecurrentDropout", rate=self.rate)
+        require.cell("RecurrentDropout", self.cell)
+        require.rate("RecurrentDropout", rate=self.rate)
         if type(self.cell).step_seen is Cell.step_seen or self.cell.couples_batch:
             raise ValueError(
                 f"RecurrentDropout needs a cell with recurrent products (step_seen); {self.cell!r} has none."

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.affine import affine_step, check_state, state_dtype
@@ -106,7 +107,7 @@ class RGLRU(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        gates.positive("RGLRU", hidden_dim=self.hidden_dim)
+        require.positive("RGLRU", hidden_dim=self.hidden_dim)
         check_state("RGLRU", self.dtypes)
         if not 0 < self.min_decay < self.max_decay < 1:
             raise ValueError(
@@ -121,7 +122,7 @@ class RGLRU(Cell):
         return frozenset({"affine"})
 
     def init(self, key: Array, in_dim: int) -> RGLRUParams:
-        gates.positive("RGLRU", in_dim=in_dim)
+        require.positive("RGLRU", in_dim=in_dim)
         hidden, dtype = self.hidden_dim, self.dtypes.params
         if not self.project_input and in_dim != hidden:
             raise ValueError(

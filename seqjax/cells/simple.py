@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
@@ -163,9 +164,9 @@ class Simple(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        gates.positive("Simple", hidden_dim=self.hidden_dim)
-        gates.one_of("Simple", normalize=(self.normalize, (None, "layer", "batch")))
-        gates.positive_number("Simple", epsilon=self.epsilon)
+        require.positive("Simple", hidden_dim=self.hidden_dim)
+        require.one_of("Simple", normalize=(self.normalize, (None, "layer", "batch")))
+        require.positive_number("Simple", epsilon=self.epsilon)
         self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)
@@ -186,7 +187,7 @@ class Simple(Cell):
         return self.normalize == "batch"
 
     def init(self, key: Array, in_dim: int) -> SimpleParams:
-        gates.positive("Simple", in_dim=in_dim)
+        require.positive("Simple", in_dim=in_dim)
         in_key, rec_key, bias_key = jax.random.split(key, 3)
         hidden, dtype = self.hidden_dim, self.dtypes.params
         normalized, batch = self.normalize is not None, self.normalize == "batch"

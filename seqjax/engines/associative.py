@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import linear
 from seqjax.engines.stepping import Steps, cut, expand, prepare, scan_pieces, select, visible, zeros_like
@@ -62,10 +63,8 @@ class Associative(Engine):
     segment: int | None = None
 
     def __post_init__(self):
-        if self.method not in ("auto", *linear.METHODS):
-            raise ValueError(f"Associative: method must be one of {['auto', *linear.METHODS]}, got {self.method!r}.")
-        if self.segment is not None and (not isinstance(self.segment, int) or self.segment < 1):
-            raise ValueError(f"Associative: segment must be a positive integer, got {self.segment!r}.")
+        require.one_of("Associative", method=(self.method, ("auto", *linear.METHODS)))
+        require.positive_if_given("Associative", segment=self.segment)
 
     def run(
         self,

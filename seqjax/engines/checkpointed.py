@@ -9,9 +9,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine
+from seqjax.engines.sequential import SequentialEngine, require_sequential
 from seqjax.engines.stepping import Steps, add, cut, scan_pieces, zeros_like
 from seqjax.plan import Plan, tree_bytes
 
@@ -61,15 +62,9 @@ class Checkpointed(SequentialEngine):
     inner: SequentialEngine = Scan()
 
     def __post_init__(self):
-        for name, given in (("segment", self.segment), ("levels", self.levels)):
-            if given is None and name == "segment":
-                continue
-            if not isinstance(given, int) or given < 1:
-                raise ValueError(f"Checkpointed: {name} must be a positive integer, got {given!r}.")
-        if not isinstance(self.inner, SequentialEngine):
-            raise ValueError(
-                f"Checkpointed: inner must take steps in their order, as Scan and Fused, got {self.inner!r}."
-            )
+        require.positive("Checkpointed", levels=self.levels)
+        require.positive_if_given("Checkpointed", segment=self.segment)
+        require_sequential("Checkpointed", self.inner)
 
     def check(self, cell: Cell) -> None:
         self.inner.check(cell)

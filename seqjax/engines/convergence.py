@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key
-from seqjax.cells.gates import one_of
 from seqjax.dtypes import at_least_float32
 
 
@@ -43,12 +43,10 @@ def check_options(engine: Engine, tol: float | None, on_failure: str, **limits: 
       ValueError: naming the field, what was given and what was expected.
     """
     owner = type(engine).__name__
-    one_of(owner, on_failure=(on_failure, ("sequential", "raise", "nan")))
+    require.one_of(owner, on_failure=(on_failure, ("sequential", "raise", "nan")))
     if tol is not None and not tol > 0:
         raise ValueError(f"{owner}: tol must be positive, or None for that of the carry's dtype, got {tol!r}.")
-    for name, limit in limits.items():
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-            raise ValueError(f"{owner}: {name} must be a positive integer or None, got {limit!r}.")
+    require.positive_if_given(owner, **limits)
 
 
 def check_solvable(engine: Engine, cell: Cell, carry: Carry, key: Key) -> None:

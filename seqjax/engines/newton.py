@@ -8,8 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.cells.gates import one_of
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite
 from seqjax.engines.devices import on_automatic_axes
 from seqjax.engines.iteration import iterate
@@ -82,7 +82,7 @@ class Newton(Engine):
     def __post_init__(self):
         limits = {"window": self.window, "max_iterations": self.max_iterations}
         check_options(self, self.tol, self.on_failure, **limits)
-        one_of("Newton", jacobian=(self.jacobian, ("auto", "dense", "diagonal")))
+        require.one_of("Newton", jacobian=(self.jacobian, ("auto", "dense", "diagonal")))
 
     def run(
         self,

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.cells.gates import one_of
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite
 from seqjax.engines.devices import on_automatic_axes
 from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, widen, without_float0
@@ -75,7 +75,7 @@ class Relaxed(Engine):
 
     def __post_init__(self):
         check_options(self, self.tol, self.on_failure, chunk=self.chunk, max_sweeps=self.max_sweeps)
-        one_of("Relaxed", coupling=(self.coupling, ("none", "diagonal")))
+        require.one_of("Relaxed", coupling=(self.coupling, ("none", "diagonal")))
 
     def run(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.residuals import Stored, recall, store
 from seqjax.engines.sequential import SequentialEngine
@@ -67,8 +68,7 @@ class Scan(SequentialEngine):
     adjoint: bool = True
 
     def __post_init__(self):
-        if not isinstance(self.unroll, int) or self.unroll < 1:
-            raise ValueError(f"Scan: unroll must be a positive integer, got {self.unroll!r}.")
+        require.positive("Scan", unroll=self.unroll)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T, how = xs.shape[0], "hand-written reverse pass" if self._by_hand(cell) else "reverse pass by autodiff"

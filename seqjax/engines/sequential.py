@@ -37,3 +37,13 @@ class SequentialEngine(Engine):
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
         """`run` on steps that are prepared already; `initial` is the carry that resets go back to."""
+
+
+def require_sequential(owner: str, inner: Engine) -> None:
+    """Refuses what cannot run pieces of a sequence.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if not isinstance(inner, SequentialEngine):
+        raise ValueError(f"{owner}: inner must take steps in their order, as Scan and Fused, got {inner!r}.")

@@ -7,9 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine
+from seqjax.engines.sequential import SequentialEngine, require_sequential
 from seqjax.engines.stepping import Steps, cut, prepare, scan_pieces
 from seqjax.plan import Plan, tree_bytes
 
@@ -51,10 +52,8 @@ class Truncated(Engine):
     inner: SequentialEngine = Scan()
 
     def __post_init__(self):
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"Truncated: window must be a positive integer, got {self.window!r}.")
-        if not isinstance(self.inner, SequentialEngine):
-            raise ValueError(f"Truncated: inner must take steps in their order, as Scan and Fused, got {self.inner!r}.")
+        require.positive("Truncated", window=self.window)
+        require_sequential("Truncated", self.inner)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]

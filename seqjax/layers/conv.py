@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Key, Layer, Mask, Resets, Shape, check_sequence
 from seqjax.cells import activations
-from seqjax.cells.gates import one_of, positive
 from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.initializers import Initializer, resolve
 from seqjax.layers.pointwise import activate, hide
@@ -94,8 +94,8 @@ class Conv1D(Layer):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        positive("Conv1D", features=self.features, width=self.width, stride=self.stride, dilation=self.dilation)
-        one_of("Conv1D", padding=(self.padding, ("causal", "same", "valid")))
+        require.positive("Conv1D", features=self.features, width=self.width, stride=self.stride, dilation=self.dilation)
+        require.one_of("Conv1D", padding=(self.padding, ("causal", "same", "valid")))
         if self.activation is not None:
             activations.activation_function(self.activation)
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Resets, check_sequence
 from seqjax.cells import activations
-from seqjax.cells.gates import positive
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
 
@@ -83,7 +83,7 @@ class Dense(Layer):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        positive("Dense", features=self.features)
+        require.positive("Dense", features=self.features)
         if self.activation is not None:
             activations.activation_function(self.activation)
 
@@ -225,7 +225,7 @@ class Embed(Layer):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        positive("Embed", num=self.num, features=self.features)
+        require.positive("Embed", num=self.num, features=self.features)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> EmbedParams:
         self._check_ids(xs)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, check_sequence, step_shape
-from seqjax.cells.noise import check_rate
 from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.layers.pointwise import check_floating, hide
 
@@ -48,7 +48,7 @@ class Dropout(Layer):
     variational: bool = False
 
     def __post_init__(self):
-        check_rate("Dropout", rate=self.rate)
+        require.rate("Dropout", rate=self.rate)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> tuple[()]:
         check_sequence(xs)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Layer, Mask, Params, Resets, Shape
-from seqjax.cells.gates import positive
 from seqjax.engines import devices
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, prepare
@@ -59,7 +59,8 @@ class Wavefront(Layer):
     batch_axis: str | None = None
 
     def __post_init__(self):
-        positive("Wavefront", layers=self.layers, chunk=self.chunk)
+        require.positive("Wavefront", layers=self.layers)
+        require.positive_if_given("Wavefront", chunk=self.chunk)
         object.__setattr__(self, "mesh", devices.automatic("Wavefront", self.mesh, self.axis, self.batch_axis))
         if self.layers % self._layout.devices:
             raise ValueError(

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cells, engines and layers require of their options; what is refused is named, with its owner and field."""
+
+from typing import Any
+
+from seqjax.base import Cell
+
+
+def rate(owner: str, **rates: float | None) -> None:
+    """Refuses what is not a probability below 1.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    for name, given in rates.items():
+        if given is not None and not 0 <= given < 1:
+            raise ValueError(f"{owner}: {name} is the probability of dropping, 0 <= {name} < 1, got {given!r}.")
+
+
+def positive(owner: str, **sizes: int) -> None:
+    """Refuses sizes that are not positive integers.
+
+    Raises:
+      ValueError: naming the field and what was given.
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{owner}: {name} must be a positive integer, got {size!r}.")
+
+
+def positive_if_given(owner: str, **sizes: int | None) -> None:
+    """`positive`, of those that are not `None`."""
+    positive(owner, **{name: size for name, size in sizes.items() if size is not None})
+
+
+def positive_number(owner: str, **numbers: float) -> None:
+    """Refuses numbers that are not positive.
+
+    Raises:
+      ValueError: naming the field and what was given.
+    """
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{owner}: {name} must be positive, got {number!r}.")
+
+
+def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
+    """Refuses an option that is not among the known ones.
+
+    Raises:
+      ValueError: naming the field, what was given and the choices.
+    """
+    for name, (given, known) in choices.items():
+        if given not in known:
+            raise ValueError(f"{owner}: {name} must be one of {list(known)}, got {given!r}.")
+
+
+def cell(owner: str, given: Cell) -> None:
+    """Refuses what is not a cell.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if not isinstance(given, Cell):
+        raise ValueError(f"{owner} wraps a Cell, got {given!r}.")
