@@ -2,7 +2,7 @@
 """Everything about GPUs in one run: are the kernels right, how fast are they, and against whom?
 
 1. `check`: each kernel against the loop with exact products, with masks and resets, held to the error of the loop.
-2. `train`: a training step (gradient of every parameter) of LSTM and GRU: `Fused`, `Scan`, `lax.scan`
+2. `train`: a training step (gradient of every parameter) of LSTM and GRU: `Fused`, also in segments, `Scan`, `lax.scan`
    differentiated by JAX, cuDNN through JAX and through PyTorch. Ways are checked to agree before.
 3. `length`: affine cells under `Associative` and a diagonal cell under `Newton` against the loop, up to T = 2^20.
 

@@ -39,7 +39,7 @@ class MultiHead(Cell):
     >>> params.w_rec.shape, cell.initial_carry(params, (2,)).h.shape
     ((4, 128, 512), (2, 512))
 
-    Source: Pöppel et al. 2024 (FlashRNN), section 2; Beck et al. 2024 (xLSTM), the sLSTM's heads.
+    Source: Pöppel et al. 2024 (FlashRNN); Beck et al. 2024 (xLSTM), the sLSTM's heads.
     """
 
     cell: Cell

@@ -15,8 +15,8 @@ from seqjax.plan import Plan
 LONG = 1024
 """Steps from which a sequence may be run in segments."""
 KEPT, KEPT_ELSEWHERE = 2**26, 2**30
-"""Bytes of residuals up to which a long sequence is run whole: on a CPU, where segments, which stay in cache, win back
-beyond them what they recompute (measured with 1 MiB of cache a core), and elsewhere (not measured)."""
+"""Bytes of residuals up to which a long sequence is run whole, on a CPU and elsewhere (there not measured): beyond, the
+memory that segments save is worth the forward pass that they cost, of which being in cache wins back most."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -29,7 +29,7 @@ class Checkpointed(SequentialEngine):
 
         memory(S) ≈ (T / S) · carry + S · residuals,    least at S = √(T · carry / residuals)
 
-    and costs one more forward pass, which on long sequences is won back in part or in whole, as everything
+    and costs one more forward pass, which on long sequences is won back in part, as everything
     a segment needs stays in cache (`scripts/run bench engines` measures both).
     With `levels` L > 1 segments are cut again: about (L + 1) · T^(1 / (L + 1)) carries and residuals,
     for L more forward passes.

@@ -89,8 +89,17 @@ def test_noise_and_batch_statistics_inside_and_outside_heads(cell):
     key = jax.random.key(1)
     expected = value_and_gradients(reference_loop, cell, params, carry, xs, key=key)
     assert_close(value_and_gradients(Scan().run, cell, params, carry, xs, key=key), expected, 1e-10)
+
+
+def test_statistics_are_those_of_each_head():
+    alone = seqjax.Simple(2, normalize="batch", dtypes=F64)
+    cell = MultiHead(alone, 2)
+    params, carry, xs, _, _ = example(cell, T=5, batch_shape=(3,))
     calibrated = cell.calibrate(params, carry, xs)
-    assert jax.tree.structure(calibrated) == jax.tree.structure(params)
+    for n, (head, head_carry) in enumerate(cell.each_head(params, carry)):
+        expected = alone.calibrate(head, head_carry, xs)
+        assert not np.allclose(expected.mean, head.mean)
+        assert_close(jax.tree.map(lambda a, n=n: a[n], calibrated), expected, 1e-12)
 
 
 def test_heads_fit_where_the_whole_does_not(monkeypatch):

@@ -85,6 +85,7 @@ def test_a_wrong_number_of_features_is_named(cell):
     ("make", "message"),
     [
         (lambda: seqjax.LSTM(0), "hidden_dim must be a positive integer, got 0"),
+        (lambda: seqjax.GRU(None), "hidden_dim must be a positive integer, got None"),
         (lambda: seqjax.LSTM(8, proj_dim=-1), "proj_dim must be a positive integer, got -1"),
         (lambda: seqjax.GRU(8, reset="later"), "reset must be one of .*'before', 'after'.*, got 'later'"),
         (lambda: seqjax.GRU(8, normalize="batch"), "normalize must be one of"),
