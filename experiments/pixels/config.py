@@ -22,6 +22,8 @@ class Config:
       pool: squares of so many pixels a side become one; 1 keeps all.
       limit: use so many images of each part at most.
       cells: names with commas between them.
+      blocks: so many residual blocks around each cell in place of one bare layer: pixels projected, then in each
+        block normalization, the recurrence, gelu and a dense layer. 0 is the bare layer.
       hidden_dim: units of the recurrent layer.
       steps: of training.
       batch_size: images in a batch.
@@ -41,6 +43,7 @@ class Config:
     pool: int = 4
     limit: int | None = None
     cells: str = "gru,lstm,simple"
+    blocks: int = 0
     hidden_dim: int = 64
     steps: int = 4000
     batch_size: int = 64
@@ -56,6 +59,8 @@ class Config:
             counts=("pool", "limit", "hidden_dim", "steps", "batch_size", "seeds"),
             positive=("learning_rate", "clip_norm"),
         )
+        if self.blocks < 0:
+            raise ValueError(f"--blocks must be 0 or more, got {self.blocks}.")
         if self.permutation is not None and self.permutation < 0:
             raise ValueError(f"--permutation must be a seed of 0 or more, got {self.permutation}.")
         cells(self.cells, self.hidden_dim)

@@ -56,6 +56,8 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
         limit=config.limit,
         batch_size=config.batch_size,
         stand_in=config.preset == "smoke",
+        blocks=config.blocks,
+        width=config.hidden_dim,
     )
     steps = learnt.make_batch(0, 0).xs.shape[0]
     CONSOLE.print(f"{learnt.name}; writing to {run_dir}", highlight=False, soft_wrap=True)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is on an image, read pixel by pixel."""
 
+import functools
 from collections.abc import Mapping
 
 import seqjax
 from experiments.pixels import data, images
+from experiments.study.blocks import blocks as residual_blocks
 from experiments.study.task import Evaluator, Task
 from seqjax import training
 from seqjax.base import Array, Cell, Layer, Mask, Params
@@ -26,6 +28,8 @@ def task(
     limit: int | None = None,
     batch_size: int = 64,
     stand_in: bool = False,
+    blocks: int = 0,
+    width: int = 64,
 ) -> Task:
     """Classification after the last pixel; the same for all replicates.
 
@@ -33,6 +37,7 @@ def task(
       replicate: ignored: the split is fixed.
       path, permutation, pool, limit, stand_in: the images, see `data.load`.
       batch_size: images in a batch.
+      blocks, width: see `model`.
 
     Raises:
       ValueError, OSError: see `data.load`.
@@ -57,7 +62,7 @@ def task(
         name=held.name,
         make_batch=make_batch,
         loss=training.cross_entropy,
-        model=model,
+        model=functools.partial(model, blocks=blocks, width=width),
         evaluator=evaluator,
         metric=METRIC,
         better="higher",
@@ -65,6 +70,13 @@ def task(
     )
 
 
-def model(cell: Cell) -> seqjax.Serial:
-    """A recurrent layer of this cell, and the logits of what it knows after the last pixel."""
-    return seqjax.Serial(seqjax.RNN(cell), seqjax.Last(), seqjax.Dense(images.CLASSES))
+def model(cell: Cell, blocks: int = 0, width: int = 64) -> seqjax.Serial:
+    """A recurrent layer of this cell, and the logits of what it knows after the last pixel.
+
+    With `blocks`, pixels projected to `width` features and so many residual blocks around the cell, a gelu after the
+    recurrence in each, in place of the bare layer.
+    """
+    if not blocks:
+        return seqjax.Serial(seqjax.RNN(cell), seqjax.Last(), seqjax.Dense(images.CLASSES))
+    stack = residual_blocks(cell, blocks, width, activation="gelu")
+    return seqjax.Serial(seqjax.Dense(width), *stack, seqjax.LayerNorm(), seqjax.Last(), seqjax.Dense(images.CLASSES))

@@ -6,6 +6,7 @@ import functools
 import seqjax
 from experiments.copy.measures import AtLastSteps
 from experiments.selective_copy import data
+from experiments.study.blocks import blocks
 from experiments.study.task import Evaluator, Task
 from seqjax import training
 from seqjax.base import Cell, Layer, Params
@@ -62,11 +63,10 @@ def task(
 
 
 def model(cell: Cell, layers: int = 3, width: int = 32) -> seqjax.Serial:
-    """Residual blocks around a cell: normalization, the recurrence, and a dense layer back to `width`."""
-    block = seqjax.Residual(seqjax.Serial(seqjax.LayerNorm(), seqjax.RNN(cell), seqjax.Dense(width)))
+    """So many residual blocks around a cell, of `width` features."""
     return seqjax.Serial(
         seqjax.Embed(data.TOKENS, width, table_init=Uniform(-1.0, 1.0)),
-        *[block] * layers,
+        *blocks(cell, layers, width),
         seqjax.LayerNorm(),
         seqjax.Dense(data.TOKENS),
     )

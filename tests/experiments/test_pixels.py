@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.pixels import data, images, run
+import seqjax
+from experiments.pixels import data, images, run, task
 from seqjax import training
 
 
@@ -194,6 +195,16 @@ def test_run_writes_what_it_promises_and_resumes(trained):
     assert (trained / "simple" / "0" / "metrics.jsonl").read_text() == before
 
 
+def test_blocks_stand_between_a_projection_and_the_last_step():
+    model = task.model(seqjax.GRU(3), blocks=2, width=5)
+    block = seqjax.Residual(
+        seqjax.Serial(seqjax.LayerNorm(), seqjax.RNN(seqjax.GRU(3)), seqjax.Activation("gelu"), seqjax.Dense(5))
+    )
+    head = (seqjax.LayerNorm(), seqjax.Last(), seqjax.Dense(10))
+    assert model == seqjax.Serial(seqjax.Dense(5), block, block, *head)
+    assert task.model(seqjax.GRU(3)) == seqjax.Serial(seqjax.RNN(seqjax.GRU(3)), *head[1:])
+
+
 def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
     cases = (
         (["--data", str(tmp_path / "gone")], "install the Debian package dataset-fashion-mnist"),
@@ -208,7 +219,8 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("field", "given"), [("pool", 0), ("permutation", -1), ("steps", 0), ("clip_norm", 0.0), ("cells", "gated")]
+    ("field", "given"),
+    [("pool", 0), ("permutation", -1), ("blocks", -1), ("steps", 0), ("clip_norm", 0.0), ("cells", "gated")],
 )
 def test_options_out_of_range_are_refused(field, given):
     with pytest.raises(ValueError, match=field.replace("_", "-") if field != "cells" else "no cell named 'gated'"):
