@@ -270,13 +270,15 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
       `[T, ...]` bool, True where `t < lengths`.
 
     Raises:
-      ValueError: `lengths` are not integers.
+      ValueError: `lengths` are not integers, or `T` is not a number of steps.
 
     >>> import jax.numpy as jnp
     >>> mask_from_lengths(jnp.array([0, 2]), 3).astype(int).tolist()
     [[0, 1], [0, 1], [0, 0]]
     """
     lengths = jax.numpy.asarray(lengths)
+    if not isinstance(T, int) or isinstance(T, bool) or T < 0:
+        raise ValueError(f"T must be a number of steps, got {T!r}.")
     if not jax.numpy.issubdtype(lengths.dtype, jax.numpy.integer):
         raise ValueError(f"lengths must be integers, got {lengths.dtype}.")
     steps = jax.numpy.arange(T).reshape((T,) + (1,) * lengths.ndim)
@@ -293,13 +295,21 @@ def step_shape(xs: Array | jax.ShapeDtypeStruct) -> Shape:
     return xs.shape if jax.numpy.issubdtype(xs.dtype, jax.numpy.integer) else xs.shape[:-1]
 
 
-def check_sequence(xs: Array | jax.ShapeDtypeStruct, mask: Mask = None, resets: Resets = None) -> None:
+def check_sequence(
+    xs: Array | jax.ShapeDtypeStruct, mask: Mask = None, resets: Resets = None, *, features: bool = False
+) -> None:
     """Refuses what is not a sequence `[T, ..., D]` with `mask` and `resets` `[T, ...]`.
+
+    With `features` integers have a feature axis too: they are not ids.
 
     Raises:
       ValueError: what was given, what was expected, what to do.
     """
-    if not step_shape(xs):
+    for name, given in (("xs", xs), ("mask", mask), ("resets", resets)):
+        if given is not None and not (hasattr(given, "shape") and hasattr(given, "dtype")):
+            raise ValueError(f"{name} must be an array, got {type(given).__name__}; write jnp.asarray({name}).")
+    steps = xs.shape[:-1] if features else step_shape(xs)
+    if not steps:
         raise ValueError(
             f"xs must be [T, ..., D] with at least a time and a feature axis, got shape {xs.shape}; "
             "for scalar series use xs[..., None]."
@@ -309,9 +319,7 @@ def check_sequence(xs: Array | jax.ShapeDtypeStruct, mask: Mask = None, resets: 
     for name, flags in (("mask", mask), ("resets", resets)):
         if flags is None:
             continue
-        if flags.shape != step_shape(xs):
-            raise ValueError(
-                f"{name} must have the shape [T, ...] of xs without features, {step_shape(xs)}, got {flags.shape}."
-            )
+        if flags.shape != steps:
+            raise ValueError(f"{name} must have the shape [T, ...] of xs without features, {steps}, got {flags.shape}.")
         if flags.dtype != bool:
             raise ValueError(f"{name} must be bool, got {flags.dtype}; write {name}.astype(bool) if 1 means True.")

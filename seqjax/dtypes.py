@@ -35,7 +35,7 @@ class DTypes(Described):
             given = getattr(self, field.name)
             if given is None and field.default is None:
                 continue
-            if given is None or not jnp.issubdtype(given, jnp.floating):
+            if not _is_floating(given):
                 raise ValueError(f"DTypes.{field.name} must be a floating dtype such as 'float32', got {given!r}.")
             object.__setattr__(self, field.name, jnp.dtype(given).name)
 
@@ -66,6 +66,13 @@ class DTypes(Described):
                 f"with DTypes(compute={compute.name!r})."
             )
         return x.astype(compute)
+
+
+def _is_floating(given: DTypeLike | None) -> bool:
+    try:
+        return given is not None and bool(jnp.issubdtype(jnp.dtype(given), jnp.floating))
+    except TypeError:  # no dtype at all
+        return False
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:

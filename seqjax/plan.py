@@ -28,6 +28,16 @@ def tree_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
 
 
+def is_known(*trees: Any) -> bool:
+    """Whether all sizes are numbers: in an export some may be symbolic.
+
+    >>> from jax.export import symbolic_shape
+    >>> is_known(jax.ShapeDtypeStruct((5, 2), float)), is_known(jax.ShapeDtypeStruct(symbolic_shape("5, b"), float))
+    (True, False)
+    """
+    return all(isinstance(size, int) for leaf in jax.tree.leaves(trees) for size in leaf.shape)
+
+
 def residual_bytes(fn: Callable, *arguments: Any) -> int:
     """Bytes that autodiff keeps of one call of `fn`, beside its arguments.
 

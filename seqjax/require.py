@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """What cells, engines and layers require of their options; what is refused is named, with its owner and field."""
 
+import math
+import numbers
 from typing import Any
 
 from seqjax.base import Cell
+from seqjax.dtypes import DTypes
 
 
-def rate(owner: str, **rates: float | None) -> None:
+def rate(owner: str, **rates: float) -> None:
     """Refuses what is not a probability below 1.
 
     Raises:
       ValueError: naming the field.
     """
     for name, given in rates.items():
-        if given is not None and not 0 <= given < 1:
+        if not is_number(given) or not 0 <= given < 1:
             raise ValueError(f"{owner}: {name} is the probability of dropping, 0 <= {name} < 1, got {given!r}.")
+
+
+def rate_if_given(owner: str, **rates: float | None) -> None:
+    """`rate`, of those that are not `None`."""
+    rate(owner, **{name: given for name, given in rates.items() if given is not None})
 
 
 def positive(owner: str, **sizes: int) -> None:
@@ -33,15 +41,20 @@ def positive_if_given(owner: str, **sizes: int | None) -> None:
     positive(owner, **{name: size for name, size in sizes.items() if size is not None})
 
 
-def positive_number(owner: str, **numbers: float) -> None:
-    """Refuses numbers that are not positive.
+def positive_number(owner: str, **given: float) -> None:
+    """Refuses what is not a positive, finite number.
 
     Raises:
       ValueError: naming the field and what was given.
     """
-    for name, number in numbers.items():
-        if not number > 0:
+    for name, number in given.items():
+        if not is_number(number) or not 0 < number < math.inf:
             raise ValueError(f"{owner}: {name} must be positive, got {number!r}.")
+
+
+def is_number(given: Any) -> bool:
+    """Whether it is a real number; True and False are none."""
+    return isinstance(given, numbers.Real) and not isinstance(given, bool)
 
 
 def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
@@ -53,6 +66,16 @@ def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
     for name, (given, known) in choices.items():
         if given not in known:
             raise ValueError(f"{owner}: {name} must be one of {list(known)}, got {given!r}.")
+
+
+def dtypes(owner: str, given: DTypes) -> None:
+    """Refuses what is not `DTypes`, a dtype say.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if not isinstance(given, DTypes):
+        raise ValueError(f"{owner}: dtypes must be a seqjax.DTypes, DTypes(compute='bfloat16') say, got {given!r}.")
 
 
 def cell(owner: str, given: Cell) -> None:

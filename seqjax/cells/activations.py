@@ -49,7 +49,7 @@ def activation_function(activation: Activation) -> Callable[[Array], Array]:
     """
     if callable(activation):
         return activation
-    if activation not in _FUNCTIONS:
+    if not isinstance(activation, str) or activation not in _FUNCTIONS:
         raise ValueError(f"unknown activation {activation!r}; give a function or one of {sorted(_FUNCTIONS)}.")
     return _FUNCTIONS[activation]
 

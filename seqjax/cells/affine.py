@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.dtypes import DTypes, at_least_float32
 
@@ -26,11 +27,12 @@ def state_dtype(dtypes: DTypes, weight: Array) -> jnp.dtype:
 
 
 def check_state(owner: str, dtypes: DTypes) -> None:
-    """Refuses a carry of 16 bits.
+    """Refuses a carry of 16 bits, and what is no DTypes.
 
     Raises:
       ValueError: naming the dtype.
     """
+    require.dtypes(owner, dtypes)
     if dtypes.carry is not None and at_least_float32(dtypes.carry) != jnp.dtype(dtypes.carry):
         raise ValueError(
             f"{owner} keeps its state in float32 or float64, got DTypes(carry={dtypes.carry!r}); "

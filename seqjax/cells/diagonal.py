@@ -60,6 +60,7 @@ class DiagonalFamily(Cell):
 
     def __post_init__(self):
         require.positive(type(self).__name__, hidden_dim=self.hidden_dim)
+        require.dtypes(type(self).__name__, self.dtypes)
         self._functions()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)

@@ -17,6 +17,9 @@ class LambdaCell(Cell):
       step_fn: `(params, carry, x) -> (carry, y)`, with any leading batch axes.
       carry_fn: `(params, batch_shape) -> carry`.
 
+    Raises:
+      ValueError: what is no function.
+
     Functions compare by identity: make the cell once, from named functions, for one compilation.
 
     >>> import jax, jax.numpy as jnp, seqjax
@@ -34,6 +37,11 @@ class LambdaCell(Cell):
     init_fn: Callable[[Array, int], Params]
     step_fn: Callable[[Params, Carry, Array], tuple[Carry, Array]]
     carry_fn: Callable[[Params, Shape], Carry]
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not callable(getattr(self, field.name)):
+                raise ValueError(f"LambdaCell: {field.name} must be a function, got {getattr(self, field.name)!r}.")
 
     def init(self, key: Array, in_dim: int) -> Params:
         return self.init_fn(key, in_dim)

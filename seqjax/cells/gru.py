@@ -198,6 +198,7 @@ class GRU(Cell):
         require.positive("GRU", hidden_dim=self.hidden_dim)
         require.one_of("GRU", reset=(self.reset, ("before", "after")), normalize=(self.normalize, (None, "layer")))
         require.positive_number("GRU", epsilon=self.epsilon)
+        require.dtypes("GRU", self.dtypes)
         self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)

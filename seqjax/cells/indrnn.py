@@ -77,6 +77,7 @@ class IndRNN(Cell):
 
     def __post_init__(self):
         require.positive("IndRNN", hidden_dim=self.hidden_dim)
+        require.dtypes("IndRNN", self.dtypes)
         activation_function(self.activation)
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)

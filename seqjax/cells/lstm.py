@@ -50,6 +50,7 @@ class LSTMFamily(Cell):
         require.positive_if_given(name, proj_dim=self.proj_dim)
         require.one_of(name, normalize=(self.normalize, (None, "layer")))
         require.positive_number(name, epsilon=self.epsilon)
+        require.dtypes(name, self.dtypes)
         self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)

@@ -23,7 +23,7 @@ class Zoneout(Cell):
       c_rate: the same for the memory cell `c` of an LSTM; `None`: as `rate`.
 
     Raises:
-      ValueError: a rate outside [0, 1).
+      ValueError: a rate outside [0, 1); in a step, a cell whose output is not its carry's `h`.
 
     >>> import seqjax
     >>> Zoneout(seqjax.LSTM(20), 0.05, c_rate=0.5)
@@ -38,7 +38,8 @@ class Zoneout(Cell):
 
     def __post_init__(self):
         require.cell("Zoneout", self.cell)
-        require.rate("Zoneout", rate=self.rate, c_rate=self.c_rate)
+        require.rate("Zoneout", rate=self.rate)
+        require.rate_if_given("Zoneout", c_rate=self.c_rate)
 
     @property
     def stochastic(self) -> bool:
@@ -63,7 +64,8 @@ class Zoneout(Cell):
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
         inner, *keys = [None] * (1 + len(carry)) if key is None else jax.random.split(key, 1 + len(carry))
         after, y = self.cell.step(params, carry, z, inner)
-        if not hasattr(after, "h"):
+        h = getattr(after, "h", None)
+        if h is None or h.shape != y.shape or jnp.iscomplexobj(h):
             raise ValueError(f"Zoneout needs a cell whose carry has the output as `h`; that of {self.cell!r} has not.")
 
         def zone(name: str, before: Array, after: Array, key: Key) -> Array:

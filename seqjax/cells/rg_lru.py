@@ -109,10 +109,11 @@ class RGLRU(Cell):
     def __post_init__(self):
         require.positive("RGLRU", hidden_dim=self.hidden_dim)
         check_state("RGLRU", self.dtypes)
-        if not 0 < self.min_decay < self.max_decay < 1:
+        decays = self.min_decay, self.max_decay
+        if not all(map(require.is_number, decays)) or not 0 < self.min_decay < self.max_decay < 1:
             raise ValueError(
-                f"RGLRU needs 0 < min_decay < max_decay < 1, got min_decay={self.min_decay}, "
-                f"max_decay={self.max_decay}."
+                f"RGLRU needs 0 < min_decay < max_decay < 1, got min_decay={self.min_decay!r}, "
+                f"max_decay={self.max_decay!r}."
             )
         for initializer in (self.w_in_init, self.bias_init, self.w_x_init):
             resolve(initializer)

@@ -167,6 +167,7 @@ class Simple(Cell):
         require.positive("Simple", hidden_dim=self.hidden_dim)
         require.one_of("Simple", normalize=(self.normalize, (None, "layer", "batch")))
         require.positive_number("Simple", epsilon=self.epsilon)
+        require.dtypes("Simple", self.dtypes)
         self._options()
         for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
             resolve(initializer)

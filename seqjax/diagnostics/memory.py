@@ -114,16 +114,21 @@ def memory_horizon(profile: Array, fraction: float = 0.01) -> Horizon:
 
     Args:
       profile: `[T, ...]` over lags, as `memory_profile` gives it; NaN where there is no such lag.
-      fraction: of the largest value.
+      fraction: of the largest value, between 0 and 1.
 
     Returns:
       The lag, and whether the profile falls so far at all.
+
+    Raises:
+      ValueError: a fraction out of range.
 
     >>> memory_horizon(0.5 ** jnp.arange(20.0))  # 2⁻⁶ > 0.01 > 2⁻⁷
     Horizon(lag=Array(7, dtype=int32), reached=Array(True, dtype=bool))
     >>> memory_horizon(0.9 ** jnp.arange(20.0))
     Horizon(lag=Array(20, dtype=int32), reached=Array(False, dtype=bool))
     """
+    if not 0 < fraction < 1:
+        raise ValueError(f"memory_horizon: fraction must be between 0 and 1, got {fraction!r}.")
     lags = jnp.arange(len(profile), dtype=jnp.int32).reshape(-1, *[1] * (profile.ndim - 1))
     above = profile > fraction * jnp.nanmax(profile, axis=0)
     lag = jnp.max(jnp.where(above, lags + 1, jnp.zeros_like(lags)), axis=0)

@@ -10,7 +10,8 @@ from seqjax.engines.associative import Associative
 from seqjax.engines.checkpointed import Checkpointed
 from seqjax.engines.fused import Fused
 from seqjax.engines.scan import Scan
-from seqjax.plan import Plan
+from seqjax.engines.stepping import check_run
+from seqjax.plan import Plan, is_known
 
 LONG = 1024
 """Steps from which a sequence may be run in segments."""
@@ -25,6 +26,7 @@ class Auto(Engine):
 
     | cell                     | steps   | residuals | engine           | because                              |
     |--------------------------|---------|-----------|------------------|--------------------------------------|
+    | any                      | unknown | any       | `Scan()`         | T is symbolic, in an export          |
     | offers "affine"          | any     | any       | `Associative()`  | its reverse pass is a scan as well   |
     | has a kernel, on one GPU | any     | any       | `Fused()`        | no launches between steps            |
     | any other                | < 1024  | any       | `Scan()`         | nothing is computed twice            |
@@ -33,7 +35,8 @@ class Auto(Engine):
 
     Residuals are what a gradient by `Scan()` keeps of all steps beside inputs and outputs; off the CPU up to
     1 GiB of them is kept. A cell has a kernel if it is one that `Fused` runs and its recurrent weights fit on the
-    chip. With several devices XLA could not split the kernel, so there it is yours to pick, inside `jax.shard_map`.
+    chip. With a symbolic batch `Scan()` is picked where the cell is not affine. With several devices XLA could not
+    split the kernel, so there it is yours to pick, inside `jax.shard_map`.
 
     The parallel-in-time engines for nonlinear cells (`Relaxed`, `Newton`) and `Sharded` are never
     picked: they pay on many devices and for contracting dynamics, which only you know.
@@ -49,11 +52,14 @@ class Auto(Engine):
 
     def choose(self, cell: Cell, params: Params, carry: Carry, xs: Array | jax.ShapeDtypeStruct) -> tuple[Engine, str]:
         """The engine for a run of `cell` from arrays of such shapes, and why."""
-        if "affine" in cell.capabilities:
+        T = xs.shape[0]
+        if "affine" in cell.capabilities and isinstance(T, int):
             return Associative(), "the recurrence is linear in its carry"
+        if not is_known(carry, xs):
+            return Scan(), "T or the batch is symbolic"
         if jax.device_count() == 1 and Fused().runs(cell):
             return Fused(), "there is a kernel for it"
-        if xs.shape[0] < LONG:
+        if T < LONG:
             return Scan(), f"T < {LONG}"
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, carry, xs))
         most = KEPT if jax.default_backend() == "cpu" else KEPT_ELSEWHERE
@@ -72,6 +78,7 @@ class Auto(Engine):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
+        check_run(cell, params, carry, xs, mask, resets)
         engine, _ = self.choose(cell, params, carry, xs)
         return engine.run(cell, params, carry, xs, mask=mask, resets=resets, key=key)
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine, require_sequential
-from seqjax.engines.stepping import Steps, add, cut, scan_pieces, zeros_like
+from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
+from seqjax.engines.stepping import Steps, add, cut, no_cotangents, scan_pieces, without_float0
 from seqjax.plan import Plan, tree_bytes
 
 SHORT = 100
@@ -89,6 +89,7 @@ class Checkpointed(SequentialEngine):
         >>> Checkpointed().sizes(100_000), Checkpointed().sizes(997), Checkpointed(levels=2).sizes(1_000_000)
         ((160,), (32,), (10000, 100))
         """
+        require_known(self, T)
         root = T ** (1 / (self.levels + 1))
         inner = min(self.segment or near_divisor(T, max(root / 2, min(root, SHORT))), T)
         count = -(-T // inner)
@@ -166,10 +167,10 @@ def _reverse(cell, inner, sizes, kept, cotangents):
         more_params, more_initial, d_carry, d_x = transpose((d_carry, d_ys))
         return (d_carry, add(d_params, more_params), add(d_initial, more_initial)), (d_x, None)
 
-    state = d_carry, zeros_like(params), zeros_like(initial)
+    state = d_carry, no_cotangents(params), no_cotangents(initial)
     state, (d_x, _) = scan_pieces(segment, state, (steps, d_ys), sizes[0], carries, reverse=True)
     d_carry, d_params, d_initial = state
-    return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
+    return without_float0((d_params, d_initial, d_carry, Steps(d_x, None, None, None)))
 
 
 _recomputed.defvjp(_forward, _reverse)

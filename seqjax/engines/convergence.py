@@ -44,7 +44,7 @@ def check_options(engine: Engine, tol: float | None, on_failure: str, **limits: 
     """
     owner = type(engine).__name__
     require.one_of(owner, on_failure=(on_failure, ("sequential", "raise", "nan")))
-    if tol is not None and not tol > 0:
+    if tol is not None and not (require.is_number(tol) and tol > 0):
         raise ValueError(f"{owner}: tol must be positive, or None for that of the carry's dtype, got {tol!r}.")
     require.positive_if_given(owner, **limits)
 
@@ -60,6 +60,8 @@ def check_solvable(engine: Engine, cell: Cell, carry: Carry, key: Key) -> None:
             f"{engine!r} runs many steps as one batch, and {cell!r} mixes the sequences of a batch in training; "
             "use Scan or Checkpointed."
         )
+    if not jax.tree.leaves(carry):
+        raise ValueError(f"{engine!r} iterates on a carry, and {cell!r} has none; use Scan or Checkpointed.")
     for leaf in jax.tree.leaves(carry):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
@@ -100,7 +102,7 @@ def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int, floor: 
         finite = jnp.isfinite(size)
         largest = jax.lax.cummax(jnp.where(finite, size, 0).max(features))
         gap = gap.max(features)
-        relative = jnp.where(gap == 0, 0, gap / largest)
+        relative = gap / jnp.where((gap == 0) & (largest == 0), 1, largest)
         goods.append((relative <= limit) & finite.all(features))
         residuals.append(relative.max(0))
     return functools.reduce(jnp.logical_and, goods), functools.reduce(jnp.maximum, residuals)

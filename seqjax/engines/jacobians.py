@@ -27,11 +27,6 @@ def widen(tree: Any, size: int) -> Any:
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (size, *a.shape)), tree)
 
 
-def without_float0(tree: Any) -> Any:
-    """`None` for the cotangents of what is not differentiable."""
-    return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
-
-
 def split_steps(steps: Steps, size: int) -> Steps:
     """Steps `[T, ...]` as pieces `[K, size, ...]`; what is missing in the last one is masked."""
     T = steps.x.shape[0]

@@ -13,9 +13,9 @@ from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite
 from seqjax.engines.devices import on_automatic_axes
 from seqjax.engines.iteration import iterate
-from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, without_float0
+from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, join, masked_step, prepare
+from seqjax.engines.stepping import Steps, join, masked_step, prepare, without_float0
 from seqjax.plan import Plan, tree_bytes
 
 
@@ -40,7 +40,8 @@ class Newton(Engine):
     to 4 times the loop's time with diagonal Jacobians, 17 times with dense ones.
 
     Convergence is judged by the true residual and finiteness alone, in the reverse pass too, for each
-    sequence. Derivatives of the gradient, and forward-mode, are refused by JAX. Where the dynamics are
+    sequence. Reverse-mode through the gradient, and forward-mode, are refused by JAX; forward-mode through the gradient
+    differentiates the iteration itself, and is as exact as `tol` is small. Where the dynamics are
     chaotic a small residual does not fix the answer, and neither does the loop: float32 states of a GRU
     at a gain of 3 are 2e-3 from those of float64 after 500 steps and 0.6 after 2,000, by `Scan`, and 2e-3
     and 0.1 by `Newton`, which gives up there and says so. Compute such runs in float64.

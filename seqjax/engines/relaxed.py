@@ -13,10 +13,10 @@ from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite
 from seqjax.engines.devices import on_automatic_axes
-from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, widen, without_float0
+from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, widen
 from seqjax.engines.relaxation import relax
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, join, prepare
+from seqjax.engines.stepping import Steps, join, prepare, without_float0
 from seqjax.plan import Plan, tree_bytes
 
 

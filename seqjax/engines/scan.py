@@ -26,7 +26,7 @@ from seqjax.engines.stepping import (
     visible,
     zeros_like,
 )
-from seqjax.plan import Plan, residual_bytes, tree_bytes
+from seqjax.plan import Plan, is_known, residual_bytes, tree_bytes
 
 BLOCK_BYTES, WHOLE_BYTES = 2**20, 2**21
 """Of projected inputs at once, at most, or the params' own size; and of those that are not cut into blocks, as one loop
@@ -220,9 +220,9 @@ def blockwise(
 
 
 def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> int:
-    """Steps in a block; 1 where there are none, as where T is symbolic."""
+    """Steps in a block; 1 where there are none, as where a size is symbolic."""
     T = xs.shape[0]
-    if not isinstance(T, int) or T == 0:
+    if not is_known(xs) or T == 0:
         return 1
     step_bytes = tree_bytes(jax.eval_shape(cell.project, params, xs)) // T
     if jax.default_backend() != "cpu":

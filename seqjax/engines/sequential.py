@@ -39,6 +39,16 @@ class SequentialEngine(Engine):
         """`run` on steps that are prepared already; `initial` is the carry that resets go back to."""
 
 
+def require_known(engine: Engine, T: int) -> None:
+    """Refuses a length that is symbolic, as in an export, for engines that cut a sequence.
+
+    Raises:
+      ValueError: naming the engine that would work.
+    """
+    if not isinstance(T, int):
+        raise ValueError(f"{engine!r} cuts a sequence whose length it knows, got T = {T}; export with Scan().")
+
+
 def require_sequential(owner: str, inner: Engine) -> None:
     """Refuses what cannot run pieces of a sequence.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import devices
 from seqjax.engines.associative import Associative, check_affine
@@ -85,7 +86,7 @@ class Sharded(Engine):
                 f"Sharded: inner must be an engine that runs a whole piece on one device, with the gradient of the "
                 f"loop, got {self.inner!r}; use Auto, Scan, Checkpointed, or Associative without a segment."
             )
-        if self.tol is not None and not self.tol > 0:
+        if self.tol is not None and not (require.is_number(self.tol) and self.tol > 0):
             raise ValueError(f"Sharded: tol must be positive, or None for that of the carry's dtype, got {self.tol!r}.")
 
     def __repr__(self) -> str:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry, Cell, Engine, Params
 from seqjax.engines.convergence import Solution, judge
 from seqjax.engines.devices import Layout, run_prepared
-from seqjax.engines.jacobians import widen, without_float0
+from seqjax.engines.jacobians import widen
 from seqjax.engines.relaxation import skip
 from seqjax.engines.relaxed import idle_chunks
-from seqjax.engines.stepping import Steps
+from seqjax.engines.stepping import Steps, without_float0
 
 
 class Settled(NamedTuple):

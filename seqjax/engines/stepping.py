@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets, Shape, check_sequence
 from seqjax.dtypes import at_least_float32
@@ -30,10 +31,7 @@ def prepare(
       ValueError: a wrong rank, mask or resets; a carry of another batch; a training mask for a
         cell that mixes the sequences of a batch.
     """
-    check_sequence(xs, mask, resets)
-    batch_shape = xs.shape[1:-1]
-    initial = cell.initial_carry(params, batch_shape)
-    check_carry(carry, initial, batch_shape)
+    initial = check_run(cell, params, carry, xs, mask, resets)
     if cell.couples_batch and mask is not None and key is not None:
         raise ValueError(
             f"{cell!r} cannot be trained with a mask: the batch statistics of a step would mix in its padding; "
@@ -54,6 +52,44 @@ def varying_alike(*trees: Any) -> tuple:
     )
     never = functools.reduce(jnp.logical_or, (jnp.zeros_like(leaf, bool, shape=()) for leaf in numbers))
     return jax.tree.map(lambda leaf: jnp.where(never, leaf, leaf), trees)
+
+
+def check_run(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, resets: Resets) -> Carry:
+    """Refuses what `cell` cannot be run on, and returns its initial carry.
+
+    Raises:
+      ValueError: a wrong rank, mask or resets; another cell's params; a carry of another batch.
+    """
+    check_sequence(xs, mask, resets, features=True)
+    check_params(cell, params, xs.shape[-1])
+    batch_shape = xs.shape[1:-1]
+    initial = cell.initial_carry(params, batch_shape)
+    check_carry(carry, initial, batch_shape)
+    return initial
+
+
+def check_params(cell: Cell, params: Params, in_dim: int) -> None:
+    """Refuses params that a cell of other options has: what they lack, or have beside, would be left out silently.
+
+    Cells whose params are no NamedTuple are not looked at.
+
+    Raises:
+      ValueError: naming what was given and what was expected.
+    """
+    expected = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
+    if not hasattr(expected, "_fields"):
+        return
+    if type(params) is not type(expected):
+        raise ValueError(
+            f"{cell!r} has params {type(expected).__name__}, got {type(params).__name__}; "
+            "take those of its init, or of an importer."
+        )
+    for name, given, wanted in zip(expected._fields, params, expected, strict=True):
+        if (given is None) != (wanted is None):
+            raise ValueError(
+                f"{cell!r} has {'no ' if wanted is None else ''}{name} with these options, and the params have "
+                f"{'none' if given is None else 'one'}; give the cell the options that the params were drawn with."
+            )
 
 
 def check_carry(carry: Carry, expected: Carry, batch_shape: Shape) -> None:
@@ -86,8 +122,24 @@ def zeros_like(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
+def no_cotangents(tree: Any) -> Any:
+    """Cotangents of zero, to be added to; those of what is not differentiable are JAX's float0."""
+
+    def zero(leaf: Array) -> Any:
+        differentiable = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return jnp.zeros_like(leaf) if differentiable else np.zeros(leaf.shape, jax.dtypes.float0)
+
+    return jax.tree.map(zero, tree)
+
+
 def add(tree: Any, other: Any) -> Any:
-    return jax.tree.map(jnp.add, tree, other)
+    """The sum of two pytrees of cotangents; what is not differentiable has none, and stays as it is."""
+    return jax.tree.map(lambda a, b: a if b.dtype == jax.dtypes.float0 else a + b, tree, other)
+
+
+def without_float0(tree: Any) -> Any:
+    """`None` for the cotangents of what is not differentiable."""
+    return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
 
 
 def reset(initial: Carry | None, carry: Carry, step: Steps) -> Carry:

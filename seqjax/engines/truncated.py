@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine, require_sequential
+from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
 from seqjax.engines.stepping import Steps, cut, prepare, scan_pieces
 from seqjax.plan import Plan, tree_bytes
 
@@ -74,6 +74,7 @@ class Truncated(Engine):
     ) -> tuple[Carry, Array]:
         self.inner.check(cell)
         params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
+        require_known(self, xs.shape[0])
         count, rest = divmod(xs.shape[0], self.window)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)

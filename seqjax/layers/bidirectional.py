@@ -39,7 +39,8 @@ class Bidirectional(Layer):
       merge: `"concat"`, `"sum"`, `"mean"` or `"mul"`.
 
     Raises:
-      ValueError: an unknown merge, or a layer that changes the time axis.
+      ValueError: an unknown merge, or one that the sizes of the outputs do not allow; a layer that changes the
+        time axis.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = Bidirectional(seqjax.RNN(seqjax.GRU(4)))
@@ -69,11 +70,18 @@ class Bidirectional(Layer):
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         params = tuple(layer.init(k, xs) for layer, k in zip(self._layers, jax.random.split(key), strict=True))
-        steps = tuple(outputs_like(layer, p, xs).shape[0] for layer, p in zip(self._layers, params, strict=True))
+        outputs = [outputs_like(layer, p, xs) for layer, p in zip(self._layers, params, strict=True)]
+        steps = tuple(ys.shape[0] for ys in outputs)
         if steps not in ((xs.shape[0],) * 2, (1, 1)):
             raise ValueError(
                 "Bidirectional needs layers that keep time, or that both end in Last; "
                 f"{self._layers} map {xs.shape[0]} steps to {steps}."
+            )
+        features = tuple(ys.shape[-1] for ys in outputs)
+        if self.merge != "concat" and features[0] != features[1]:
+            raise ValueError(
+                f"Bidirectional: merge={self.merge!r} needs as many features in both directions, got {features}; "
+                "use merge='concat', or layers of one size."
             )
         return params
 

@@ -96,6 +96,7 @@ class Conv1D(Layer):
     def __post_init__(self):
         require.positive("Conv1D", features=self.features, width=self.width, stride=self.stride, dilation=self.dilation)
         require.one_of("Conv1D", padding=(self.padding, ("causal", "same", "valid")))
+        require.dtypes("Conv1D", self.dtypes)
         if self.activation is not None:
             activations.activation_function(self.activation)
 
@@ -110,6 +111,7 @@ class Conv1D(Layer):
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> ConvParams:
         check_sequence(xs)
+        require.positive("Conv1D", in_dim=xs.shape[-1])
         kernel_key, bias_key = jax.random.split(key)
         shape = (self.width, xs.shape[-1], self.features)
         kernel = resolve(self.kernel_init)(kernel_key, shape, self.dtypes.params)
@@ -244,7 +246,7 @@ class Conv1D(Layer):
                 newest = hide(newest, sequence[-self.reach :] == sequence[-1])
             window = jnp.moveaxis(newest, 0, -2).astype(window.dtype)
         if pending is not None:  # a reset left over from before went to the first output
-            pending = jnp.zeros_like(pending) if sequence is None else sequence[-1] != sequence[last]
+            pending = jnp.zeros_like(pending) if sequence is None else sequence[-1] != sequence[last : last + 1][0]
         return ConvCarry(window, pending)
 
 

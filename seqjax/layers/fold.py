@@ -50,7 +50,7 @@ def fold(
       The carry after the last step, and the total.
 
     Raises:
-      ValueError: a model that does not stream, a segment that does not divide into strides, extras
+      ValueError: what is no layer, or does not stream, a segment that does not divide into strides, extras
         of another length.
 
     >>> import jax, jax.numpy as jnp, seqjax
@@ -67,11 +67,13 @@ def fold(
 
     Source: Chen et al. 2016, section 4 (segments); Gruslys et al. 2016.
     """
+    if not isinstance(model, Layer):
+        raise ValueError(f"fold runs a seqjax Layer, got {model!r}; a Cell becomes one as RNN(cell).")
     check_sequence(xs, mask, resets)
     T = xs.shape[0]
     if not model.streams:
         raise ValueError(f"fold needs a model that streams; {model!r} does not: run it whole with apply.")
-    if not isinstance(segment, int) or segment < 1 or segment % model.stride:
+    if not isinstance(segment, int) or isinstance(segment, bool) or segment < 1 or segment % model.stride:
         raise ValueError(f"segment must be a positive multiple of the model's stride {model.stride}, got {segment!r}.")
     segment = min(segment, -(-T // model.stride) * model.stride)
     count, rest = divmod(T, segment)
@@ -119,8 +121,8 @@ def _output_steps(model: Layer, params: Params, carry: Carry, xs: Array, steps: 
 
 def _check_extras(extras: Any, T: int, outputs: int) -> None:
     for leaf in jax.tree.leaves(extras):
-        if leaf.ndim < 1 or leaf.shape[0] not in (T, outputs):
+        if jnp.ndim(leaf) < 1 or leaf.shape[0] not in (T, outputs):
             raise ValueError(
                 f"extras are sliced along axis 0 with the outputs: expected {outputs} steps"
-                f"{'' if outputs == T else f' (or {T}, as xs)'}, got shape {leaf.shape}."
+                f"{'' if outputs == T else f' (or {T}, as xs)'}, got shape {jnp.shape(leaf)}."
             )

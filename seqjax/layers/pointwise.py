@@ -84,11 +84,13 @@ class Dense(Layer):
 
     def __post_init__(self):
         require.positive("Dense", features=self.features)
+        require.dtypes("Dense", self.dtypes)
         if self.activation is not None:
             activations.activation_function(self.activation)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> DenseParams:
         check_sequence(xs)
+        require.positive("Dense", in_dim=xs.shape[-1])
         kernel_key, bias_key = jax.random.split(key)
         kernel = resolve(self.kernel_init)(kernel_key, (xs.shape[-1], self.features), self.dtypes.params)
         if not self.use_bias:
@@ -149,8 +151,8 @@ class LayerNorm(Layer):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        if not self.epsilon > 0:
-            raise ValueError(f"LayerNorm: epsilon must be positive, got {self.epsilon!r}.")
+        require.positive_number("LayerNorm", epsilon=self.epsilon)
+        require.dtypes("LayerNorm", self.dtypes)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> LayerNormParams:
         check_sequence(xs)
@@ -226,6 +228,7 @@ class Embed(Layer):
 
     def __post_init__(self):
         require.positive("Embed", num=self.num, features=self.features)
+        require.dtypes("Embed", self.dtypes)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> EmbedParams:
         self._check_ids(xs)

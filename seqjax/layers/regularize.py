@@ -115,8 +115,8 @@ class BatchNorm(Layer):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        if not self.epsilon > 0:
-            raise ValueError(f"BatchNorm: epsilon must be positive, got {self.epsilon!r}.")
+        require.positive_number("BatchNorm", epsilon=self.epsilon)
+        require.dtypes("BatchNorm", self.dtypes)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> BatchNormParams:
         check_sequence(xs)

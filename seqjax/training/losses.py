@@ -10,7 +10,9 @@ a gradient. Half precision is widened to float32 before anything is summed.
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from seqjax.base import Array, Described, Mask
@@ -70,18 +72,22 @@ def cross_entropy(predictions: Array, targets: Array, mask: Mask = None) -> Arra
 
     Args:
       predictions: logits `[T, ..., classes]`.
-      targets: labels `[T, ...]`, integers from 0 to classes - 1.
+      targets: labels `[T, ...]`, integers from 0 to classes - 1; in masked steps they may be anything.
       mask: `[T, ...]` bool.
 
     Raises:
-      ValueError: targets that are not integer labels of the predictions' steps.
+      ValueError: targets that are not integer labels of the predictions' steps, or, outside of `jit`, none of
+        the classes; inside, where values cannot be looked at, these make the loss NaN.
 
     >>> round(float(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))), 4)
     1.3863
     """
-    return _mean(
-        optax.softmax_cross_entropy_with_integer_labels, *_labelled("cross_entropy", predictions, targets, mask), mask
-    )
+
+    def nats(logits: Array, labels: Array) -> Array:
+        found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)  # -1 would be the last class
+        return jnp.where(labels < 0, jnp.nan, found)
+
+    return _mean(nats, *_labelled("cross_entropy", predictions, targets, mask), mask)
 
 
 def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
@@ -174,7 +180,19 @@ def _labelled(name: str, predictions: Array, targets: Array, mask: Mask) -> tupl
             f"got {targets.dtype} {targets.shape}."
         )
     _check_mask(predictions, mask)
+    labels = targets if mask is None else _where(mask, targets)
+    if not isinstance(labels, jax.core.Tracer):
+        _check_labels(name, np.asarray(labels), predictions.shape[-1])
     return predictions, targets
+
+
+def _check_labels(name: str, labels: np.ndarray, classes: int) -> None:
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if outside.size:
+        raise ValueError(
+            f"{name} takes labels in [0, {classes}), got {outside[0]} (and {outside.size - 1} more outside); "
+            "mask the steps that do not count."
+        )
 
 
 def _check_mask(predictions: Array, mask: Mask) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seqjax import require
 from seqjax.base import Array, Params
 
 
@@ -106,6 +107,6 @@ def _differ(before: Params, after: Params) -> Array:
 
 
 def _positive(name: str, limit: float) -> float:
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not (0 < limit < math.inf):
+    if not require.is_number(limit) or not 0 < limit < math.inf:
         raise ValueError(f"clip({name}=...) must be a positive finite number, or None to leave it out, got {limit!r}.")
     return float(limit)

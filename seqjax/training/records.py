@@ -26,7 +26,11 @@ def as_line(step: int, metrics: Mapping[str, Any]) -> Line:
 
 
 def read_metrics(path: str | Path) -> list[Line]:
-    """The whole lines of a `metrics.jsonl`; a last line that a killed process left half written is left out."""
+    """The whole lines of a `metrics.jsonl`; a last line that a killed process left half written is left out.
+
+    Raises:
+      ValueError: a damaged line that is not the last.
+    """
     return [line for line, _ in _lines(Path(path))]
 
 
@@ -34,6 +38,7 @@ class MetricsFile:
     """A file of metrics that is continued after `step`: later lines are cut off, so none comes twice.
 
     Raises:
+      ValueError: a damaged line that is not the last: nothing after it is thrown away.
       OSError: it cannot be written.
     """
 
@@ -64,16 +69,24 @@ class MetricsFile:
 
 
 def _lines(path: Path) -> list[tuple[Line, int]]:
-    """Each whole line with the offset of its end, up to the first that is not one."""
-    found, offset = [], 0
+    """Each whole line with the offset of its end; a last one that is none is left out."""
+    found: list[tuple[Line, int]] = []
     with path.open("rb") as file:
-        for raw in file:
-            offset += len(raw)
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                break
-            if not raw.endswith(b"\n") or not isinstance(line, dict) or not isinstance(line.get("step"), int):
-                break
-            found.append((line, offset))
+        raws = list(file)
+    for number, raw in enumerate(raws, 1):
+        line = _parse(raw)
+        if line is None and number < len(raws):
+            raise ValueError(f"{path}, line {number} is damaged, and lines follow it; mend or delete that line.")
+        if line is not None:
+            found.append((line, (found[-1][1] if found else 0) + len(raw)))
     return found
+
+
+def _parse(raw: bytes) -> Line | None:
+    """A whole line, or None."""
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return None
+    whole = raw.endswith(b"\n") and isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if whole else None

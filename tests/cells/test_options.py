@@ -94,6 +94,17 @@ def test_a_wrong_number_of_features_is_named(cell):
         (lambda: seqjax.DTypes("int32"), "must be a floating dtype"),
         (lambda: seqjax.cells.Zoneout(seqjax.GRU(8), 1.0), "probability of dropping"),
         (lambda: seqjax.cells.RecurrentDropout(seqjax.Simple(8, normalize="batch"), 0.1), "recurrent products"),
+        (lambda: seqjax.cells.Zoneout(seqjax.GRU(8), None), "probability of dropping"),
+        (lambda: seqjax.cells.RecurrentDropout(seqjax.GRU(8), "much"), "probability of dropping"),
+        (lambda: seqjax.GRU(8, dtypes="bfloat16"), "GRU: dtypes must be a seqjax.DTypes, .* got 'bfloat16'"),
+        (lambda: seqjax.LRU(8, dtypes=jnp.bfloat16), "LRU: dtypes must be a seqjax.DTypes"),
+        (lambda: seqjax.Dense(8, dtypes="bfloat16"), "Dense: dtypes must be a seqjax.DTypes"),
+        (lambda: seqjax.DTypes(compute="narrow"), "must be a floating dtype such as 'float32', got 'narrow'"),
+        (lambda: seqjax.GRU(8, activation=["tanh"]), "unknown activation"),
+        (lambda: seqjax.LSTM(8, epsilon="small"), "epsilon must be positive, got 'small'"),
+        (lambda: seqjax.RGLRU(8, min_decay="slow"), "0 < min_decay < max_decay < 1, got min_decay='slow'"),
+        (lambda: seqjax.engines.Relaxed(tol="tight"), "tol must be positive"),
+        (lambda: seqjax.cells.LambdaCell(1, 2, 3), "init_fn must be a function, got 1"),
         (lambda: init(seqjax.GRU(8, bias_init=seqjax.initializers.ForgetGate())), "GRU has no forget gate"),
         (lambda: seqjax.engines.Scan(unroll=0), "unroll must be a positive integer"),
     ],
@@ -123,6 +134,13 @@ def test_a_model_prints_as_the_code_that_makes_it(model):
     again = eval(repr(model), dict(names))
     assert again == model
     assert hash(again) == hash(model)
+
+
+def test_zoneout_needs_the_output_in_the_carry():
+    cell = seqjax.cells.Zoneout(seqjax.LRU(8), 0.1)
+    params = init(cell)
+    with pytest.raises(ValueError, match=r"has the output as `h`; that of LRU\(8\) has not"):
+        Scan().run(cell, params, cell.initial_carry(params, (2,)), jnp.ones((3, 2, 5), jnp.float32))
 
 
 def test_replace_changes_one_option():

@@ -84,3 +84,9 @@ def test_bad_input_is_refused():
         memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=3)
     with pytest.raises(ValueError, match="at least 1"):
         memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=0)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, 1.5, float("nan")])
+def test_a_fraction_out_of_range_is_refused(fraction):
+    with pytest.raises(ValueError, match="fraction must be between 0 and 1, got"):
+        memory_horizon(jnp.ones(3), fraction)

@@ -180,6 +180,21 @@ def test_resets_reach_the_exported_model():
     assert not np.allclose(ys[3:], artifact.call(xs, np.zeros(6, bool))[3:])
 
 
+def test_resets_reach_a_strided_convolution_of_any_length():
+    model = seqjax.Serial(seqjax.Conv1D(4, width=3, stride=2, padding="causal"), seqjax.RNN(seqjax.GRU(4)))
+    params = drawn(model, 8, 2, 3)
+    xs = np.random.default_rng(0).normal(size=(8, 2, 3)).astype("float32")
+    resets = np.zeros((8, 2), bool)
+    resets[3, 0] = resets[6, 1] = True
+    _, ys = model.apply(params, model.initial_carry(params, (2,)), xs, resets=jnp.asarray(resets))
+    artifact = jax.export.deserialize(export_model(model, params, "2*t, b, 3", resets=True))
+    np.testing.assert_allclose(artifact.call(xs, resets), ys, rtol=1e-5, atol=1e-6)
+    start, step = map(jax.export.deserialize, export_stream(model, params, "2*t, b, 3", resets=True))
+    carry, first = step.call(start.call(xs), xs[:4], resets[:4])
+    _, rest = step.call(carry, xs[4:], resets[4:])
+    np.testing.assert_allclose(np.concatenate([first, rest]), ys, rtol=1e-5, atol=1e-6)
+
+
 def test_one_artifact_is_compiled_for_several_platforms():
     model = seqjax.RNN(seqjax.Simple(3))
     artifact = jax.export.deserialize(export_model(model, drawn(model, 50, 2, 2), "t, b, 2", platforms=("cpu", "cuda")))

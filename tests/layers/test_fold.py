@@ -82,12 +82,19 @@ def test_a_gradient_needs_memory_for_a_segment_not_for_the_sequence():
     assert temporaries(100_000) < outputs / 10
 
 
+def test_a_cell_is_no_layer():
+    with pytest.raises(ValueError, match=r"fold runs a seqjax Layer, got GRU\(4\); a Cell becomes one as RNN"):
+        seqjax.fold(seqjax.GRU(4), None, None, jnp.ones((3, 2)), lambda t, y: t, jnp.zeros(()), segment=1)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
         (seqjax.Bidirectional(MODEL), {"segment": 4}, "does not"),
         (STRIDED, {"segment": 3}, "multiple of the model's stride 2"),
         (MODEL, {"segment": 0}, "positive multiple"),
+        (MODEL, {"segment": True}, "positive multiple"),
+        (MODEL, {"segment": 4, "extras": 2.0}, "expected 12 steps"),
         (MODEL, {"segment": 4, "extras": jnp.ones((5, 2))}, "expected 12 steps"),
     ],
 )

@@ -203,6 +203,13 @@ def test_bidirectional_merges_both_directions(merge, reduce):
     np.testing.assert_allclose(ys, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("units", [1, 2])
+def test_a_merge_by_element_needs_as_many_features_in_both_directions(units):
+    model = seqjax.Bidirectional(gru(), gru(units), merge="sum")
+    with pytest.raises(ValueError, match=rf"merge='sum' needs as many features in both directions, got \(4, {units}\)"):
+        model.init(jax.random.key(0), jnp.ones((5, 2, 2)))
+
+
 def test_each_layer_draws_its_own_dropout():
     model = seqjax.Serial(seqjax.Dropout(0.5), seqjax.Dropout(0.5))
     _, ys = model.apply(((), ()), ((), ()), jnp.ones((100, 100)), key=jax.random.key(0))

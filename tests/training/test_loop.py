@@ -119,6 +119,17 @@ def test_a_half_written_line_and_lines_after_the_checkpoint_are_cut_off(tmp_path
     assert read_metrics(tmp_path / "metrics.jsonl") == whole.history
 
 
+def test_a_damaged_line_in_the_middle_loses_none_of_those_after_it(tmp_path):
+    train(tmp_path, steps=8)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([*lines[:2], b"#" + lines[2], *lines[3:]])
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is damaged, and lines follow it; mend or delete"):
+        train(tmp_path, resume=True)
+    assert path.read_bytes() == damaged
+
+
 def test_a_directory_with_a_run_is_not_overwritten(tmp_path):
     train(tmp_path, steps=2)
     with pytest.raises(ValueError, match=r"already holds a run \(checkpoints at steps \[0, 2\]\); resume=True"):

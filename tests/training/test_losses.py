@@ -140,6 +140,22 @@ def test_labels_of_wrong_form_are_refused(loss, targets):
         loss(jnp.zeros((T, B, F)), jnp.asarray(targets))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+@pytest.mark.parametrize("label", [-1, F, 100])
+def test_labels_that_are_no_class_never_pass_for_one(label, dtype):
+    predictions, targets, mask = draw(labels=True)
+    targets = targets.astype(dtype)
+    targets[0, 0], mask[0, 0] = label, False
+    hidden = cross_entropy(predictions, targets, jnp.asarray(mask))
+    np.testing.assert_allclose(hidden, numpy_cross_entropy(predictions, targets % F)[mask].mean())
+    for loss in (cross_entropy, accuracy):
+        with pytest.raises(
+            ValueError, match=rf"{loss.__name__} takes labels in \[0, 4\), got {label} .* mask the steps"
+        ):
+            loss(predictions, targets)
+    assert np.isnan(jax.jit(cross_entropy)(predictions, targets))
+
+
 @pytest.mark.parametrize("mask", [np.ones((T, B, 1), bool), np.ones((B, T), bool), np.ones((T, B))])
 def test_a_mask_of_wrong_form_is_refused(mask):
     with pytest.raises(ValueError, match=r"mask must be bool \(5, 3\)"):
