@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experiment's command: trains a model of the text, or lets a trained one write."""
 
-import json
 import pathlib
 import statistics
 import sys
@@ -16,7 +15,7 @@ from experiments.bytes.sample import write
 from experiments.bytes.task import METRIC, task
 from experiments.study.cells import cells
 from experiments.study.conduct import conduct
-from experiments.study.files import keep_same, write_json
+from experiments.study.files import keep_same, read_json, write_json
 from experiments.study.task import Task, Variant
 from seqjax import training
 
@@ -92,7 +91,7 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
 def learning_on(corpus: data.Corpus, folder: pathlib.Path, rate: float) -> float:
     """Bits a byte of a trained model that goes on learning; kept in its folder, so that it is found once."""
     kept = folder / "dynamic.json"
-    known = json.loads(kept.read_text()) if kept.exists() else {}
+    known = read_json(kept, dict) if kept.exists() else {}
     if known.get("rate") != rate:
         trained = training.load(folder)
         bits = judge.dynamic(trained.model, trained.params, corpus.ids, corpus.cut, rate=rate)
@@ -105,8 +104,7 @@ def let_write(config: Config) -> bool:
     """What `--sample` asks for."""
     if config.sample is None:
         return False
-    if training.latest(config.sample) is None:
-        raise ValueError(f"{config.sample} has no model; give the folder of one run, runs/bytes/.../lstm/0 say.")
+    COMMAND.of_model(config.sample)  # refuses one of another experiment
     loaded = training.load(config.sample)
     written = write(
         loaded.model,

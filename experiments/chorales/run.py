@@ -104,9 +104,7 @@ def play(config: Config) -> bool:
     """What `--sample` asks for: `sample-SEED.mid` and `.png` in the model's folder."""
     if config.sample is None:
         return False
-    if training.latest(config.sample) is None:
-        raise ValueError(f"{config.sample} has no model; give the folder of one run, runs/chorales/.../gru/0 say.")
-    trained = COMMAND.load(config.sample.parent.parent)
+    trained = COMMAND.of_model(config.sample)
     asked = dataclasses.replace(trained, sample_seed=config.sample_seed, sample_steps=config.sample_steps)
     perform(config.sample, config.sample / f"sample-{config.sample_seed}", asked)
     return True

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many steps a budget of seconds is worth for each model; measured once, so that a resumed run keeps it."""
 
-import json
 import pathlib
 import statistics
 import time
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 import jax
 import optax
 
-from experiments.study.files import write_json
+from experiments.study.files import read_json, write_json
 from experiments.study.task import Task
 from seqjax import training
 from seqjax.base import Layer, step_shape
@@ -62,8 +61,6 @@ def seconds_per_step(task: Task, model: Layer, optimizer: optax.GradientTransfor
 
 def _read(path: pathlib.Path) -> dict[str, float]:
     try:
-        return {name: float(value) for name, value in json.loads(path.read_text()).items()}
+        return read_json(path, lambda held: {name: float(value) for name, value in held.items()})
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, or begin a new run.") from None

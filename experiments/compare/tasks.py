@@ -6,10 +6,12 @@ import functools
 import importlib
 import inspect
 import pathlib
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.study.task import Task
+from experiments.study.typed import fits
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent
 SHARED = "study"
@@ -50,11 +52,14 @@ def load(name: str, options: Sequence[str] = ()) -> Callable[[int], Task]:
 def parse(name: str, make: Callable[..., Task], options: Sequence[str]) -> dict[str, Any]:
     """Options "name=value" as arguments of a task function.
 
-    Values are Python's numbers, True, False, None and tuples; anything else is a text.
+    Values are Python's numbers, True, False, None and tuples; anything else is a text, and so is what
+    an option takes as a text alone.
 
     Raises:
-      ValueError: an option that is no such pair, or that the task does not have.
+      ValueError: an option that is no such pair, that the task does not have, or that is given twice; a value
+        of another type than the option's.
     """
+    hints = typing.get_type_hints(make)
     known = [parameter for parameter in inspect.signature(make).parameters if parameter != "replicate"]
     parsed = {}
     for option in options:
@@ -63,8 +68,20 @@ def parse(name: str, make: Callable[..., Task], options: Sequence[str]) -> dict[
             raise ValueError(
                 f"The task {name!r} has no option {option!r}; write NAME=VALUE, NAME being one of {', '.join(known)}."
             )
-        try:
-            parsed[key] = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            parsed[key] = text
+        if key in parsed:
+            raise ValueError(f"The task {name!r} is given its option {key!r} twice; leave out one of them.")
+        hint = hints.get(key, object)
+        allowed = [value for value in (_literal(text), text) if fits(value, hint)]
+        if not allowed:
+            raise ValueError(
+                f"The option {key!r} of the task {name!r} must be {inspect.formatannotation(hint)}, got {text!r}."
+            )
+        parsed[key] = allowed[0]
     return parsed
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

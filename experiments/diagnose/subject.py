@@ -15,8 +15,11 @@ from experiments.forecast.models import MODELS
 from experiments.study.runner import FINAL, INPUTS
 from seqjax import training
 from seqjax.base import Layer, Params
-from seqjax.layers import BatchMajor
+from seqjax.layers import BatchMajor, Embed, Serial
 from seqjax.training.records import Line
+
+KINDS = {"i": "biu", "u": "biu", "c": "biufc"}
+"""By the kind of a model's inputs, the kinds of NumPy's dtypes that become one without a loss; "biuf" for others."""
 
 
 class Subject(NamedTuple):
@@ -78,9 +81,7 @@ def load(config: Config) -> tuple[Subject, pathlib.Path]:
         inputs, xs, targets = _windows(config, trained)
     else:
         name, targets = folder.name, None
-        inputs, xs = _arrays(
-            config, folder / INPUTS, training.read_manifest(saved)["inputs"], isinstance(loaded.model, BatchMajor)
-        )
+        inputs, xs = _arrays(config, folder / INPUTS, training.read_manifest(saved)["inputs"], loaded.model)
     model = loaded.model.layer if isinstance(loaded.model, BatchMajor) else loaded.model
     return Subject(name, model, loaded.params, loaded.step, inputs, xs, targets, history), folder
 
@@ -109,21 +110,62 @@ def _windows(config: Config, trained: Mapping[str, Any]) -> tuple[str, np.ndarra
     return f"{len(chosen)} {what}, {window} steps each", xs, targets
 
 
-def _arrays(config: Config, kept: pathlib.Path, inputs: Mapping[str, Any], batch_major: bool) -> tuple[str, np.ndarray]:
+def _arrays(config: Config, kept: pathlib.Path, inputs: Mapping[str, Any], model: Layer) -> tuple[str, np.ndarray]:
     """An array of the user's, or what the model was trained on, if it is kept, or random numbers of that shape."""
     shape, dtype = tuple(inputs["shape"]), jnp.dtype(inputs["dtype"])
     if config.data is not None:
-        xs, what = np.load(config.data, allow_pickle=False), pathlib.Path(config.data).name
-        if xs.ndim != len(shape) or xs.shape[2:] != shape[2:]:
-            raise ValueError(f"{config.data} has shape {xs.shape}; the model was made for {list(shape)}.")
+        given = pathlib.Path(config.data)
+        xs, what = _read(given, shape, dtype, _ids(model)), given.name
     elif kept.exists():
-        xs, what = np.load(kept, allow_pickle=False), "the first batch of its training"
+        xs, what = _read(kept, shape, dtype, _ids(model)), "the first batch of its training"
     elif jnp.issubdtype(dtype, jnp.integer):
         raise ValueError("the model takes ids, which are not made up here; give some as --data FILE.npy.")
     else:
-        xs = np.random.default_rng(config.seed).normal(size=shape)
+        xs = np.random.default_rng(config.seed).normal(size=shape).astype(dtype)
         what = "random normal numbers, as there is no --data"
-    xs = xs.swapaxes(0, 1) if batch_major else xs
+    xs = xs.swapaxes(0, 1) if isinstance(model, BatchMajor) else xs
     batched = xs.ndim > (1 if jnp.issubdtype(dtype, jnp.integer) else 2)
     xs = xs[:, : config.sequences] if batched else xs
-    return f"{what}: {list(xs.shape)}", np.asarray(xs, dtype)
+    return f"{what}: {list(xs.shape)}", xs
+
+
+def _read(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype, ids: int | None) -> np.ndarray:
+    """The array of an .npy file, as a model takes it.
+
+    Args:
+      path: of the file.
+      shape, dtype: that the model was made for; its first two axes may have other lengths.
+      ids: how many a model of ids knows; None if it is not known.
+
+    Raises:
+      ValueError: another kind of file, shape or type; numbers that are not finite; ids that there are not.
+      OSError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            xs = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is not an .npy file of one array of numbers: {error}.") from None
+    if xs.ndim != len(shape) or xs.shape[2:] != shape[2:]:
+        raise ValueError(f"{path} has shape {list(xs.shape)}; the model was made for {list(shape)}.")
+    if not xs.size:
+        raise ValueError(f"{path} has shape {list(xs.shape)}, which is empty; give at least one step of one sequence.")
+    if xs.dtype.kind not in KINDS.get(dtype.kind, "biuf"):
+        raise ValueError(f"{path} holds {xs.dtype}, which the model's {dtype} cannot hold; convert the array first.")
+    if jnp.issubdtype(dtype, jnp.integer):
+        low, high = int(xs.min()), int(xs.max())
+        last = np.iinfo(dtype).max if ids is None else ids - 1
+        if low < 0 or high > last:
+            raise ValueError(f"{path} holds ids from {low} to {high}; the model takes those from 0 to {last}.")
+    with np.errstate(over="ignore"):
+        xs = xs.astype(dtype)
+    if not np.isfinite(xs).all():
+        raise ValueError(f"{path} holds numbers that are not finite as {dtype}; leave such steps or sequences out.")
+    return xs
+
+
+def _ids(model: Layer) -> int | None:
+    """How many ids a model that begins with an `Embed` knows; None of others."""
+    while isinstance(model, (BatchMajor, Serial)):
+        model = model.layer if isinstance(model, BatchMajor) else model.layers[0]
+    return model.num if isinstance(model, Embed) else None

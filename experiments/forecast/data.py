@@ -97,7 +97,8 @@ def series_task(series: sources.Series, window: int) -> Task:
     No window reaches over a split, and the scaling is that of the training part.
 
     Raises:
-      ValueError: a part is shorter than one window and its ten values; the training part is constant.
+      ValueError: a part is shorter than one window and its ten values; the training part is constant, or its
+        standard deviation is no number that one can divide by.
     """
     cuts = [round(len(series.values) * part) for part in TIME_SPLIT]
     parts = np.split(series.values, cuts)
@@ -108,10 +109,16 @@ def series_task(series: sources.Series, window: int) -> Task:
             f"the shortest part of the split 70/20/10 has {shortest} and needs {window + HORIZON}; "
             f"{10 * (window + HORIZON)} rows are enough, or choose a smaller --window."
         )
-    scaler = Scaler(float(parts[0].mean()), float(parts[0].std()))
-    if scaler.std == 0:
+    if (parts[0] == parts[0][0]).all():  # rounding gives a constant 1.1 a standard deviation
         raise ValueError(
-            f"{series.name} is constant ({scaler.mean:g}) in its training part; there is nothing to learn."
+            f"{series.name} is constant ({parts[0][0]:g}) in its training part; there is nothing to learn."
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaler = Scaler(float(parts[0].mean()), float(parts[0].std()))
+    if not 0 < scaler.std < np.inf:
+        raise ValueError(
+            f"{series.name} cannot be scaled: the standard deviation of its training part is {scaler.std:g}, and must "
+            "be finite and above 0; give the series in another unit."
         )
     windows = [np.lib.stride_tricks.sliding_window_view(scaler.scale(part), window + HORIZON) for part in parts]
     return Task(series.name, series.unit, window, scaler, *windows)

@@ -180,8 +180,9 @@ def read_csv(path: str | pathlib.Path, column: str | None = None) -> Series:
       column: which one; may be left out where there is one beside the time.
 
     Raises:
-      ValueError: there is no such file or column; a value that is empty, text or not finite;
-        times that fall or leave a gap. Lines are counted from 1, the header being the first.
+      ValueError: there is no such file or column; a number in place of the header, where `column` is
+        left out; a value that is empty, text or not finite; times that fall or leave a gap. Lines are
+        counted from 1, the header being the first.
     """
     path = pathlib.Path(path)
     header, lines, rows = _read_rows(path)
@@ -238,14 +239,29 @@ def _read_rows(path: pathlib.Path) -> tuple[list[str], list[int], list[list[str]
 def _choose_column(path: pathlib.Path, column: str | None, header: list[str], time_column: str | None) -> str:
     """The column to read, checked to be in the header once."""
     names = [name for name in header if name != time_column]
+    if not names:
+        raise ValueError(f"{path} has no column of numbers: {time_column!r}, its only one, has the times.")
     if column is None and len(names) == 1:
         column = names[0]
+        if time_column is None and _is_number(column):
+            raise ValueError(
+                f"{path} begins with the number {column}, where its header is expected; put a line with the name of "
+                f"the column before it, or say that it is the name with --column {column}."
+            )
     if column is None:
         raise ValueError(f"{path} has several columns; choose one with --column: {', '.join(names)}.")
     if header.count(column) != 1:
         fault = "has no column" if column not in header else "has more than one column"
-        raise ValueError(f"{path} {fault} {column!r}; its columns are {', '.join(names) or 'none but the time'}.")
+        raise ValueError(f"{path} {fault} {column!r}; its columns are {', '.join(names)}.")
     return column
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(path: pathlib.Path, line: int, column: str, cell: str) -> float:

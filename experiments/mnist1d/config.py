@@ -6,7 +6,7 @@ import pathlib
 from typing import Literal
 
 from experiments.mnist1d.models import MODELS
-from experiments.study.command import Command, check_numbers
+from experiments.study.command import Command, check_names, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Config:
       resume: a run's folder, to continue it as it was configured; --seeds may be raised.
 
     Raises:
-      ValueError: a number out of range, or a model that there is not.
+      ValueError: a number out of range, or a model that there is not, or that is named twice.
     """
 
     preset: Literal["smoke", "default", "paper"] = "default"
@@ -46,14 +46,12 @@ class Config:
     def __post_init__(self):
         counts = ("seeds", "steps", "batch_size", "hidden_dim", "evaluate_every")
         check_numbers(self, counts=counts, positive=("learning_rate",))
-        if unknown := [name for name in self.names if name not in MODELS]:
-            raise ValueError(f"There is no model {', '.join(unknown)!r}; choose from {', '.join(MODELS)}.")
+        check_names("--models", self.names, MODELS)
 
     @property
     def names(self) -> list[str]:
-        """The models asked for, each once."""
-        asked = MODELS if self.models == "all" else [name.strip() for name in self.models.split(",")]
-        return list(dict.fromkeys(asked))
+        """The models asked for."""
+        return list(MODELS) if self.models == "all" else [name.strip() for name in self.models.split(",")]
 
 
 PRESETS = {

@@ -8,10 +8,14 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import tyro
+
+from experiments.study.files import write_json
+from experiments.study.typed import build
+from seqjax import training
 
 
 class Config(Protocol):
@@ -133,15 +137,25 @@ class Command(Generic[C]):
         try:
             fields = json.loads(path.read_text())
             known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-            if unknown := set(fields) - known:
+            if isinstance(fields, dict) and (unknown := set(fields) - known):
                 raise ValueError(
                     f"{path} has unknown fields: {', '.join(sorted(unknown))}; it is another experiment's."
                 )
-            return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+            return build(kind, fields)
         except OSError:
             raise ValueError(f"{run_dir} is not a run of {self.program}: it has no readable config.json.") from None
-        except (json.JSONDecodeError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise ValueError(f"{path} is not the configuration of a run: {error}.") from None
+
+    def of_model(self, folder: pathlib.Path) -> C:
+        """The configuration of the run that trained the model in `folder`, `RUN/CELL/SEED`.
+
+        Raises:
+          ValueError: there is no model, or its run is not one of this experiment.
+        """
+        if training.latest(folder) is None:
+            raise ValueError(f"{folder} has no model; give the folder of one run, runs/{self.name}/.../CELL/0 say.")
+        return self.load(folder.resolve().parent.parent)
 
     def open(self, config: C) -> pathlib.Path:
         """Makes the run's folder, with its configuration in it.
@@ -156,7 +170,9 @@ class Command(Generic[C]):
             if run_dir.exists() and any(run_dir.iterdir()):
                 raise ValueError(f"{run_dir} is not empty; continue it with --resume {run_dir}, or choose another.")
             run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / CONFIG).write_text(json.dumps(self.to_json(config), indent=2) + "\n")
+        fields = self.to_json(config)
+        if config.resume is None or fields != self.to_json(self.load(run_dir)):
+            write_json(run_dir / CONFIG, fields)
         return run_dir
 
     def _new_folder(self, config: C) -> pathlib.Path:
@@ -190,6 +206,18 @@ def check_numbers(config: object, *, counts: Sequence[str], positive: Sequence[s
         given = getattr(config, name)
         if given is not None and not 0 < given < math.inf:
             raise ValueError(f"{flag(name)} must be a number above 0, got {given}.")
+
+
+def check_names(option: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Refuses names that are not known, and one that is given twice.
+
+    Raises:
+      ValueError: naming the option and what was given.
+    """
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{option}: there is no {', '.join(unknown)}; choose from {', '.join(known)}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{option}: one is named twice in {', '.join(names)}.")
 
 
 def flag(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import optax
 
-from experiments.study.command import check_numbers
+from experiments.study.command import check_names, check_numbers
 from experiments.study.task import Task, Variant
 from seqjax import training
 from seqjax.base import Layer
@@ -65,11 +65,7 @@ def check(config: Config, entries: Mapping[str, Entry]) -> None:
       ValueError: what was given, and what was expected.
     """
     check_numbers(config, counts=COUNTS, positive=("learning_rate", "clip_norm"))
-    names = models(config)
-    if unknown := [name for name in names if name not in entries]:
-        raise ValueError(f"--models: there is no {', '.join(unknown)}; choose from {', '.join(entries)}.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"--models: one is named twice in {config.models}.")
+    check_names("--models", models(config), entries)
 
 
 def models(config: Config) -> list[str]:

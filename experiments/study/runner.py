@@ -2,7 +2,6 @@
 """Trains each variant once for each seed or fold, and keeps what is finished."""
 
 import dataclasses
-import json
 import math
 import pathlib
 import statistics
@@ -13,8 +12,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from experiments.study.files import write_json
+from experiments.study.files import read_json, write_json
 from experiments.study.task import Evaluator, Variant
+from experiments.study.typed import build
 from seqjax import training
 from seqjax.base import Params
 from seqjax.training import Batch
@@ -54,7 +54,7 @@ class Outcome:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of `dataclasses.asdict`."""
-        return cls(**fields)
+        return build(cls, fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def run(
       A row for each variant.
 
     Raises:
-      ValueError: two variants of one name; a folder that holds another run.
+      ValueError: two variants of one name; a folder that holds another run, or a damaged file.
       OSError: a folder that cannot be written.
     """
     names = [variant.name for variant in variants]
@@ -132,12 +132,18 @@ def run(
 
 
 def finished(folder: pathlib.Path, steps: int) -> Outcome | None:
-    """The outcome of a run that was trained for `steps`, or None where that is still to be done."""
+    """The outcome of a run that was trained for `steps`, or None where that is still to be done.
+
+    Raises:
+      ValueError: a result that is not what `run` wrote.
+    """
     try:
-        saved = json.loads((folder / RESULT).read_text())
+        return read_json(
+            folder / RESULT,
+            lambda saved: Outcome.from_json(saved["outcome"]) if saved["steps"] == steps else None,
+        )
     except FileNotFoundError:
         return None
-    return Outcome.from_json(saved["outcome"]) if saved["steps"] == steps else None
 
 
 def partial(variants: Sequence[Variant], replicates: Sequence[int], run_dir: pathlib.Path) -> list[Row]:
@@ -156,7 +162,7 @@ def _train(
     (folder / RESULT).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     clock = folder / "seconds.json"  # of the parts that ended before
-    before = json.loads(clock.read_text()) if clock.exists() else 0.0
+    before = read_json(clock, float) if clock.exists() else 0.0
     began = time.monotonic()
     diverged, milliseconds = False, math.nan
     finish = task.finish and task.finish(variant.model)

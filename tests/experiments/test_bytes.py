@@ -3,6 +3,7 @@
 
 import bz2
 import hashlib
+import importlib
 import json
 import lzma
 import zlib
@@ -10,6 +11,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import seqjax
@@ -118,3 +120,29 @@ def test_a_run_is_resumed_refused_other_text_and_writes(tmp_path, folder, capsys
     assert run.main(["--resume", str(where)]) == 2
     assert "have changed" in capsys.readouterr().err
     assert run.main(["--sample", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("experiment", ["adding", "chorales"])
+def test_a_model_of_another_experiment_is_refused_by_name(tmp_path, experiment, capsys):
+    command = importlib.import_module(f"experiments.{experiment}.config").COMMAND
+    where = command.open(command.parse(["--run-dir", str(tmp_path / "run")]))
+
+    def make_batch(seed, step):
+        return training.Batch(jnp.ones((3, 2, 1), jnp.float32), jnp.ones((3, 2, 1), jnp.float32))
+
+    training.fit(
+        seqjax.Dense(1),
+        make_batch,
+        steps=1,
+        loss=training.mean_squared_error,
+        optimizer=optax.sgd(0.1),
+        run_dir=where / "gru/0",
+    )
+    assert run.main(["--sample", str(where / "gru/0")]) == 2
+    assert "it is another experiment's" in capsys.readouterr().err
+
+
+def test_damaged_bits_of_a_model_are_named(tmp_path):
+    (tmp_path / "dynamic.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dynamic\.json is damaged"):
+        run.learning_on(None, tmp_path, 0.2)

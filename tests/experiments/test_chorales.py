@@ -176,6 +176,14 @@ def test_other_files_are_refused(tmp_path, parts, message):
         data.read_mat(path)
 
 
+def test_a_file_cut_short_is_refused_by_name(tmp_path, mat):
+    whole, path = mat.read_bytes(), tmp_path / "cut.mat"
+    for cut in (0, 3, 100, 130, 200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"cut\.mat"):
+            data.read_mat(path)
+
+
 def test_batch_asks_for_the_next_step_and_masks_what_is_not_there():
     made = data.padded([keys((1,), (2,), (3,)), keys((4,), (5,), (6,), (7,))], 4)
     assert made.mask.T.tolist() == [[True, True, False, False], [True, True, True, False]]

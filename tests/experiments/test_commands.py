@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the READMEs of the experiments tell to type is understood."""
 
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -41,3 +42,11 @@ def test_switches_are_turned_on_and_off():
     command = COMMANDS["adding"]
     assert command.parse(["--curriculum"]).curriculum
     assert not command.parse(["--preset", "long", "--no-curriculum"]).curriculum
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_preset_is_read_back_as_it_was_written(name, tmp_path):
+    command = COMMANDS[name]
+    for preset, config in command.presets.items():
+        where = command.open(dataclasses.replace(config, run_dir=tmp_path / preset))
+        assert command.to_json(command.load(where)) == command.to_json(config)

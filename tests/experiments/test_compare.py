@@ -124,6 +124,35 @@ def test_option_values_are_numbers_flags_or_texts():
 
 
 @pytest.mark.parametrize(
+    ("task", "option", "expected"),
+    [
+        ("adding", "length=x", "'length' of the task 'adding' must be int, got 'x'"),
+        ("adding", "length=5.0", "must be int"),
+        ("adding", "length=True", "must be int"),
+        ("mnist1d", "shuffled=1", "must be bool"),
+        ("bytes", "limit=many", r"must be int \| None"),
+        ("spikes", "judge=never", r"must be Literal\['later', 'validation', 'other'\]"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(task, option, expected):
+    with pytest.raises(ValueError, match=expected):
+        tasks.load(task, [option])
+
+
+def test_an_option_that_takes_text_takes_digits_as_text():
+    def make(replicate=0, *, path: str | None = None, rate: float = 0.1):
+        raise NotImplementedError
+
+    assert tasks.parse("made", make, ["path=2024", "rate=1"]) == {"path": "2024", "rate": 1}
+    assert tasks.parse("made", make, ["path=None"]) == {"path": None}
+
+
+def test_an_option_given_twice_is_refused():
+    with pytest.raises(ValueError, match="option 'length' twice"):
+        tasks.load("adding", ["length=8", "length=9"])
+
+
+@pytest.mark.parametrize(
     ("wrong", "said"),
     [
         (["--task", "fishing"], "there are adding"),

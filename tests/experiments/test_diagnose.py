@@ -3,6 +3,7 @@
 
 import base64
 import html.parser
+import shutil
 import xml.etree.ElementTree
 
 import jax
@@ -259,3 +260,64 @@ def test_data_of_another_shape_is_refused(other, tmp_path, capsys):
     np.save(tmp_path / "xs.npy", np.zeros((9, 7, 2)))
     assert run.main(["--checkpoint", str(other), "--data", str(tmp_path / "xs.npy")]) == 2
     assert "[9, 7, 2]" in capsys.readouterr().err.replace("(", "[").replace(")", "]")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda file: np.savez(file, xs=np.ones((9, 7, 1))), "is not an .npy file"),
+        (lambda file: file.write(b""), "is not an .npy file"),
+        (lambda file: np.save(file, np.array([[["a"]]], object)), "is not an .npy file"),
+        (lambda file: np.save(file, np.ones((0, 7, 1))), r"\[0, 7, 1\], which is empty"),
+        (lambda file: np.save(file, np.ones((9, 0, 1))), r"\[9, 0, 1\], which is empty"),
+        (lambda file: np.save(file, np.ones((9, 7, 1), complex)), "holds complex128, which the model's float32 cannot"),
+        (lambda file: np.save(file, np.full((9, 7, 1), "a")), "holds <U1"),
+        (lambda file: np.save(file, np.full((9, 7, 1), np.nan)), "not finite"),
+        (lambda file: np.save(file, np.full((9, 7, 1), 1e300)), "not finite as float32"),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False], ids=["given", "kept"])
+def test_arrays_that_are_no_inputs_are_refused_by_their_path(other, tmp_path, write, message, given):
+    folder = tmp_path / "run"
+    shutil.copytree(other, folder)
+    path = tmp_path / "xs.npy" if given else folder / runner.INPUTS
+    with path.open("wb") as file:
+        write(file)
+    with pytest.raises(ValueError, match=rf"{path} .*{message}"):
+        subject.load(Config(folder, data=str(path) if given else None))
+
+
+@pytest.fixture(scope="module")
+def of_ids(tmp_path_factory):
+    """A run of `fit` on ten ids."""
+    folder = tmp_path_factory.mktemp("ids") / "run"
+    model = seqjax.Serial(seqjax.Embed(10, 2), seqjax.RNN(seqjax.Simple(2)))
+
+    def make_batch(seed, t):
+        return training.Batch(jnp.ones((5, 3), jnp.int32), jnp.ones((5, 3, 2), jnp.float32))
+
+    optimizer = optax.sgd(0.1)
+    training.fit(model, make_batch, steps=1, loss=training.mean_squared_error, optimizer=optimizer, run_dir=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.full((4, 2), 1.9), "holds float64, which the model's int32 cannot"),
+        (np.full((4, 2), -1), "ids from -1 to -1; the model takes those from 0 to 9"),
+        (np.full((4, 2), 10), "ids from 10 to 10; the model takes those from 0 to 9"),
+        (np.full((4, 2), 2**32), "the model takes those from 0 to 9"),
+    ],
+)
+def test_ids_that_there_are_not_are_refused(of_ids, tmp_path, ids, message):
+    np.save(tmp_path / "ids.npy", ids)
+    with pytest.raises(ValueError, match=message):
+        subject.load(Config(of_ids, data=str(tmp_path / "ids.npy")))
+
+
+def test_ids_of_any_integer_type_are_taken(of_ids, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(10, dtype=np.uint8).reshape(5, 2))
+    found, _ = subject.load(Config(of_ids, data=str(tmp_path / "ids.npy")))
+    np.testing.assert_array_equal(found.xs, np.arange(10, dtype=np.int32).reshape(5, 2))
+    assert found.xs.dtype == np.int32

@@ -128,12 +128,20 @@ def test_csv_with_one_column_needs_no_name(tmp_path):
     assert (series.name, series.values.tolist(), series.times) == ("load", [1.0, 2.0, 3.0], ("0", "1", "2"))
 
 
+def test_columns_are_named_by_numbers_where_that_is_said(tmp_path):
+    assert sources.read_csv(write(tmp_path, "0\n1\n2\n"), "0").values.tolist() == [1.0, 2.0]
+    assert sources.read_csv(write(tmp_path, "0,1\n5,6\n7,8\n"), "1").values.tolist() == [6.0, 8.0]
+    assert sources.read_csv(write(tmp_path, "time,0\n2024-01-01,1\n")).values.tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("text", "column", "message"),
     [
         ("a,b\n1,2\n", "c", r"has no column 'c'; its columns are a, b"),
         ("a,b\n1,2\n", None, r"several columns; choose one with --column: a, b"),
         ("a,a\n1,2\n", "a", r"more than one column 'a'"),
+        ("time\n2024-01-01\n", None, r"has no column of numbers: 'time', its only one, has the times"),
+        ("1.5\n2\n3\n", None, r"begins with the number 1\.5, where its header is expected; put a line"),
         ("a,b\n1,2\n,3\n4,5\n,\n6,7\n", "a", r"column 'a' has 2 gap\(s\), the first in line 3"),
         ("a,b\n1,2\nNaN,3\n,5\n", "a", r"column 'a' has 2 gap\(s\), the first in line 3"),
         ("a\n1\nwarm\n", "a", r"line 3, column 'a': 'warm' is not a finite number"),
@@ -215,6 +223,18 @@ def test_too_few_rows_are_counted():
 def test_constant_series_is_refused():
     with pytest.raises(ValueError, match=r"constant \(3\)"):
         data.series_task(series_of(np.full(1000, 3.0)), window=20)
+
+
+def test_a_constant_that_rounding_spreads_is_constant():
+    with pytest.raises(ValueError, match=r"constant \(1\.1\)"):
+        data.series_task(series_of(np.full(1000, 1.1)), window=20)
+
+
+@pytest.mark.parametrize(("scale", "std"), [(1e200, "inf"), (1e308, "inf|nan"), (1e-200, "0")])
+def test_a_series_without_a_usable_deviation_is_refused(scale, std):
+    values = scale * np.random.default_rng(0).uniform(0.5, 1.0, 1000)
+    with pytest.raises(ValueError, match=rf"load cannot be scaled: .* is ({std}), .*another unit"):
+        data.series_task(series_of(values), window=20)
 
 
 def test_target_of_every_step_is_the_next_ten_values():

@@ -82,3 +82,9 @@ def test_a_run_reports_every_seed(tmp_path, monkeypatch, digits):
     assert [found["replicate"] for found in row["outcomes"]] == [0, 1]
     assert all(0 <= found["values"]["accuracy"] <= 1 for found in row["outcomes"])
     assert run.main(["--resume", str(where), "--seeds", "1"]) == 2
+
+
+@pytest.mark.parametrize(("models", "message"), [("gru,gru", "one is named twice"), ("gru,elman", "no elman.*choose")])
+def test_models_that_there_are_not_and_one_given_twice_are_refused(models, message):
+    with pytest.raises(ValueError, match=f"--models: .*{message}"):
+        run.Config(models=models)

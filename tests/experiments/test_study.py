@@ -2,6 +2,7 @@
 """What the experiments share: runs that go on where they stopped, spreads, divergence as a result, commands."""
 
 import dataclasses
+import doctest
 import json
 import math
 import pathlib
@@ -16,7 +17,7 @@ import pytest
 import rich.console
 
 import seqjax
-from experiments.study import conduct, report, runner
+from experiments.study import conduct, files, report, runner, typed
 from experiments.study.cells import CELLS, cells
 from experiments.study.command import Command
 from experiments.study.runner import Outcome, Row
@@ -334,3 +335,85 @@ def test_an_action_opens_no_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert COMMAND.main(["--show", "it"], nothing, act=lambda config: config.show == "it") == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '""',
+        "null",
+        "{",
+        '{"steps": null}',
+        '{"steps": 1.5}',
+        '{"steps": true}',
+        '{"rate": "x"}',
+        '{"preset": "a"}',
+    ],
+)
+def test_a_configuration_that_is_none_is_refused_by_its_path(tmp_path, content, capsys):
+    (tmp_path / "config.json").write_text(content)
+    assert COMMAND.main(["--resume", str(tmp_path)], nothing) == 2
+    assert f"{tmp_path / 'config.json'} is not the configuration of a run: " in capsys.readouterr().err
+
+
+def test_a_configuration_of_another_experiment_is_refused_by_its_fields(tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": 3, "length": 5}')
+    with pytest.raises(ValueError, match="unknown fields: length; it is another experiment's"):
+        COMMAND.load(tmp_path)
+
+
+def test_a_whole_number_is_a_float_too(tmp_path):
+    (tmp_path / "config.json").write_text('{"rate": 1}')
+    assert COMMAND.load(tmp_path) == Config(rate=1)
+
+
+def test_a_configuration_is_replaced_as_a_whole_and_only_where_it_changes(tmp_path):
+    where = tmp_path / "run"
+    kept = where / "config.json"
+    assert COMMAND.main(["--run-dir", str(where)], nothing) == 0
+    assert kept.read_text() == json.dumps(COMMAND.to_json(Config()), indent=2) + "\n"
+    first = kept.stat()
+    assert COMMAND.main(["--resume", str(where)], nothing) == 0
+    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    with kept.open() as before:  # what is replaced stays whole for who has opened it
+        assert COMMAND.main(["--resume", str(where), "--steps", "20"], nothing) == 0
+        assert json.load(before)["steps"] == 10
+    assert json.loads(kept.read_text())["steps"] == 20
+    assert [path.name for path in where.iterdir()] == ["config.json"]
+
+
+def test_examples_in_docstrings_hold():
+    result = doctest.testmod(typed)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+RESULT = json.dumps({"steps": 6, "outcome": dataclasses.asdict(outcome(1.0)) | {"parameters": "many"}})
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"steps": 6, "outcome": {}}', RESULT])
+def test_a_damaged_result_is_named_and_can_be_deleted(tmp_path, content):
+    (expected,) = run(tmp_path, VARIANTS[:1], (0,))
+    kept = tmp_path / "slow/0" / runner.RESULT
+    kept.write_text(content)
+    with pytest.raises(ValueError, match=rf"{kept} is damaged \(.*\); delete it"):
+        run(tmp_path, VARIANTS[:1], (0,))
+    kept.unlink()
+    (again,) = run(tmp_path, VARIANTS[:1], (0,))
+    assert again.values("mse") == expected.values("mse")
+
+
+@pytest.mark.parametrize("content", ['"a"', "[]", "null", ""])
+def test_a_damaged_clock_is_named(tmp_path, content):
+    kept = tmp_path / "slow/0/seconds.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(content)
+    with pytest.raises(ValueError, match=rf"{kept} is damaged \(.*\); delete it"):
+        run(tmp_path, VARIANTS[:1], (0,))
+
+
+def test_damaged_data_of_a_run_are_named(tmp_path):
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(ValueError, match=r"data\.json is damaged"):
+        files.keep_same(tmp_path / "data.json", {})
