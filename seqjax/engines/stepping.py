@@ -71,11 +71,13 @@ def check_run(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, r
 def check_params(cell: Cell, params: Params, in_dim: int) -> None:
     """Refuses params that a cell of other options has: what they lack, or have beside, would be left out silently.
 
-    Cells whose params are no NamedTuple are not looked at.
+    Params that are no NamedTuple are not looked at: other cells may not be able to draw any.
 
     Raises:
       ValueError: naming what was given and what was expected.
     """
+    if not hasattr(params, "_fields"):
+        return
     expected = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
     if not hasattr(expected, "_fields"):
         return
