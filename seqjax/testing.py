@@ -82,7 +82,7 @@ def example(
     with_resets: bool = False,
     seed: int = 0,
 ) -> tuple[Params, Carry, Array, Mask, Resets]:
-    """Random params, carry, xs, mask and resets for a check, in the params' dtype.
+    """Random params, carry, xs, mask and resets for a check, in the params' dtype (the carry's if there are none).
 
     Masked steps hold NaN, which no engine may let through.
 
@@ -94,8 +94,9 @@ def example(
     random = np.random.default_rng(seed)
     batch_shape = tuple(batch_shape)
     params = jitter(cell.init(jax.random.key(seed), in_dim), random)
-    dtype = next(leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating))
     carry = jitter(cell.initial_carry(params, batch_shape), random)
+    floating = (leaf.dtype for leaf in jax.tree.leaves((params, carry)) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    dtype = next(floating, jnp.dtype("float32"))
     xs = random.normal(size=(T, *batch_shape, in_dim))
     mask = random.random((T, *batch_shape)) < 0.7 if masked else None
     resets = random.random((T, *batch_shape)) < 0.3 if with_resets else None
@@ -123,19 +124,32 @@ def jitter(tree: Params, random: np.random.Generator, scale: float = 0.3) -> Par
 
 
 def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array, **flags):
-    """Outputs of a run, and the gradients of a random-weighted sum of them in params, carry and xs."""
+    """Outputs of a run, and the gradients of a random-weighted sum of them in params, carry and xs.
 
-    def loss(params, carry, xs, flags):
-        out = run(cell, params, carry, xs, **flags)
+    Leaves that are not differentiable, a count of steps in the carry say, have no gradient: None stands there.
+    """
+    leaves, structure = jax.tree.flatten((params, carry, xs))
+    smooth = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+
+    def loss(varied, flags):
+        given = iter(varied)
+        whole = [next(given) if differentiable else leaf for leaf, differentiable in zip(leaves, smooth, strict=True)]
+        out = run(cell, *jax.tree.unflatten(structure, whole), **flags)
         random = np.random.default_rng(0)
         terms = []
         for leaf in jax.tree.leaves(out):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                continue
             for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
                 terms.append(jnp.sum(part * random.normal(size=part.shape).astype(part.dtype)))
         return sum(terms[1:], terms[0]), out
 
-    (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, carry, xs, flags)
-    return out, gradients
+    varied = [leaf for leaf, differentiable in zip(leaves, smooth, strict=True) if differentiable]
+    (_, out), found = jax.value_and_grad(loss, has_aux=True)(varied, flags)
+    gradients = iter(found)
+    return out, jax.tree.unflatten(
+        structure, [next(gradients) if differentiable else None for differentiable in smooth]
+    )
 
 
 def assert_close(actual, expected, tolerance: float) -> None:
@@ -153,8 +167,8 @@ def assert_close(actual, expected, tolerance: float) -> None:
 def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), tolerance: float | None = None) -> None:
     """Holds a cell of your own, under an engine, to seqjax's laws.
 
-    Checked: `init` works under `eval_shape`; a step keeps the carry's structure, shapes and
-    dtypes; the engine equals `reference_loop` in values and gradients, with and without mask,
+    Checked: `init` works under `eval_shape`; a step keeps the carry's structure, shapes and dtypes, and gives outputs
+    `[..., H]`; values and gradients are finite; the engine equals `reference_loop` in both, with and without mask,
     resets and batch axes, with NaN in masked steps; two pieces equal the whole; `vmap` equals batched.
 
     Args:
@@ -176,11 +190,12 @@ def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), toleranc
         params, carry, xs, mask, resets = example(
             cell, batch_shape=batch_shape, in_dim=in_dim, masked=masked, with_resets=with_resets
         )
+        check_step(cell, params, carry, jnp.nan_to_num(xs[0]))
         flags = {"mask": mask, "resets": resets}
         expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
+        check_finite(cell, expected, masked)
         actual = jax.jit(functools.partial(value_and_gradients, engine.run, cell))(params, carry, xs, **flags)
         assert_close(actual, expected, tolerance)
-        check_step(cell, params, carry, jnp.nan_to_num(xs[0]))
         check_pieces(cell, params, carry, xs, engine=engine, tolerance=tolerance, **flags)
     params, carry, xs, *_ = example(cell, in_dim=in_dim)
     run = functools.partial(engine.run, cell, params)
@@ -190,11 +205,25 @@ def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), toleranc
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, x: Array) -> None:
-    """Raises `AssertionError` unless a step keeps the carry's structure, shapes and dtypes."""
-    after, _ = cell.step(params, carry, cell.project(params, x))
+    """Raises `AssertionError` unless a step keeps the carry's structure, shapes and dtypes, and gives `[..., H]`."""
+    for leaf in jax.tree.leaves(carry):
+        if leaf.shape[: x.ndim - 1] != x.shape[:-1]:
+            raise AssertionError(f"initial_carry of {cell!r} has {leaf.shape} where the batch is {x.shape[:-1]}")
+    after, y = cell.step(params, carry, cell.project(params, x))
     before_type, after_type = (jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (carry, after))
     if jax.tree.structure(carry) != jax.tree.structure(after) or before_type != after_type:  # type: ignore[operator]
         raise AssertionError(f"step of {cell!r} changes the carry from {before_type} to {after_type}")
+    if y.shape[:-1] != x.shape[:-1]:
+        raise AssertionError(f"step of {cell!r} gives {y.shape}, expected [..., H] with the batch {x.shape[:-1]}")
+
+
+def check_finite(cell: Cell, found: tuple, masked: bool) -> None:
+    """Raises `AssertionError` unless all numbers of `value_and_gradients` are finite."""
+    for what, tree in zip(("values", "gradients"), found, strict=True):
+        for leaf in jax.tree.leaves(tree):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
+                why = "; in masked steps x is 0, where its derivative must be finite too" if masked else ""
+                raise AssertionError(f"{what} of {cell!r} are not finite{why}")
 
 
 def check_pieces(

@@ -69,8 +69,6 @@ def check(decay: Array, drive: Array, initial: Array | None, cut: Array | None, 
     """`decay` with as many axes as `drive`, if all fits."""
     if method not in METHODS:
         raise ValueError(f"linear_recurrence: method must be one of {list(METHODS)}, got {method!r}.")
-    if method == "kernel":
-        check_kernel()
     arrays = {"decay": decay, "initial": drive[0] if initial is None else initial}
     for name, array in arrays.items():
         if array.dtype != drive.dtype:
@@ -122,7 +120,13 @@ def check_kernel() -> None:
 
 
 def solver(method: str) -> Callable[..., Array]:
-    """The function `(decay, cut, drive, *, reverse) -> states` of a method."""
+    """The function `(decay, cut, drive, *, reverse) -> states` of a method.
+
+    Raises:
+      ValueError: the kernel, on a machine that it does not run on.
+    """
+    if method == "kernel":
+        check_kernel()
     if method in ("kernel", "interpreter"):
         return functools.partial(solve_kernel, interpret=method == "interpreter")
     return solve_scan if method == "scan" else solve_tree

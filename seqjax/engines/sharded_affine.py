@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines import associative
 from seqjax.engines.devices import Layout
-from seqjax.engines.linear import keep, solve_scan, solve_tree
+from seqjax.engines.linear import keep, solve_scan, solver
 from seqjax.engines.stepping import Steps
 
 
@@ -82,7 +82,7 @@ def _solve(
     layout: Layout, method: str, decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False
 ) -> Array:
     """The states of `drive`, or with `reverse` the adjoint states."""
-    local = functools.partial(solve_scan if method == "scan" else solve_tree, decay, cut, reverse=reverse)
+    local = functools.partial(solver(method), decay, cut, reverse=reverse)
     states = local(drive)
     leaving = keep(_first(cut), decay[0] * states[0]) if reverse else states[-1]
     severed = None if cut is None else cut.any(0)

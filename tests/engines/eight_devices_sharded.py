@@ -152,7 +152,7 @@ def test_a_fold_may_be_split_by_shard_map():
     assert_close(found, jax.jit(gradient)(params, xs), 1e-10)
 
 
-@pytest.mark.parametrize("inner", [Checkpointed(2), Associative("tree")])
+@pytest.mark.parametrize("inner", [Checkpointed(2), *map(Associative, ("scan", "tree", "interpreter"))], ids=repr)
 def test_any_inner_engine_gives_the_same_numbers(inner):
     arrays, flags, (expected, _) = uneven(CELLS["lru"])
     assert_close(Sharded(PLANE, "time", inner).run(CELLS["lru"], *arrays, **flags), expected, 1e-10)

@@ -15,6 +15,7 @@ from seqjax import GRU, RNN, MinGRU
 from seqjax.cells import Zoneout
 from seqjax.engines import Associative, Auto, Checkpointed, Relaxed, Scan, Truncated
 from seqjax.engines.sharded import Sharded
+from seqjax.kernels.launch import available
 from seqjax.layers.wavefront import Wavefront
 from seqjax.testing import example
 
@@ -73,6 +74,15 @@ def test_a_cell_that_the_inner_engine_cannot_run_is_refused():
         Sharded(MESH, "time", Associative()).run(GRU(3), params, carry, xs)
     with pytest.raises(ValueError, match="keys are drawn already; use Scan or Checkpointed"):
         Sharded(MESH, "time", Relaxed()).run(Zoneout(GRU(3), 0.1), params, carry, xs, key=jax.random.key(0))
+
+
+@pytest.mark.skipif(available(), reason="the kernel runs here")
+def test_a_method_that_the_machine_cannot_run_is_refused_and_not_replaced():
+    params, carry, xs, *_ = example(MinGRU(3))
+    engine = Sharded(MESH, "time", Associative("kernel"))
+    for use in (engine.run, engine.plan):
+        with pytest.raises(ValueError, match="method 'kernel' needs an NVIDIA GPU"):
+            use(MinGRU(3), params, carry, xs)
 
 
 def test_a_tolerance_that_is_not_positive_is_refused():
