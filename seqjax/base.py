@@ -277,7 +277,7 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
     [[0, 1], [0, 1], [0, 0]]
     """
     lengths = jax.numpy.asarray(lengths)
-    if not isinstance(T, int) or isinstance(T, bool) or T < 0:
+    if isinstance(T, bool | float) or T < 0:  # NumPy's integers and symbolic sizes are numbers of steps too
         raise ValueError(f"T must be a number of steps, got {T!r}.")
     if not jax.numpy.issubdtype(lengths.dtype, jax.numpy.integer):
         raise ValueError(f"lengths must be integers, got {lengths.dtype}.")

@@ -292,5 +292,21 @@ def test_a_training_mask_is_refused_where_a_step_mixes_the_batch():
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64"])
 def test_lengths_of_any_integer_width_make_a_mask(dtype):
-    mask = seqjax.mask_from_lengths(jnp.asarray([0, 2, 3], dtype), 3)
-    np.testing.assert_array_equal(mask.T, [[0, 0, 0], [1, 1, 0], [1, 1, 1]])
+    for T in (3, np.int64(3)):
+        mask = seqjax.mask_from_lengths(jnp.asarray([0, 2, 3], dtype), T)
+        np.testing.assert_array_equal(mask.T, [[0, 0, 0], [1, 1, 0], [1, 1, 1]])
+
+
+def test_a_mask_is_made_for_a_symbolic_number_of_steps():
+    def steps(xs):
+        return seqjax.mask_from_lengths(jnp.array([0, 2]), xs.shape[0])
+
+    like = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, 1"), jnp.float32)
+    made = jax.export.export(jax.jit(steps))(like).call(jnp.zeros((3, 1), jnp.float32))
+    np.testing.assert_array_equal(made.T, [[0, 0, 0], [1, 1, 0]])
+
+
+@pytest.mark.parametrize("T", [-3, 2.5, np.float64(3), True])
+def test_what_is_no_number_of_steps_is_refused(T):
+    with pytest.raises(ValueError, match="T must be a number of steps, got"):
+        seqjax.mask_from_lengths(jnp.array([0, 2]), T)
