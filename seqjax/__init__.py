@@ -7,7 +7,7 @@ Write a cell once as a pure step function, run it under any engine, get the same
 import importlib
 
 from seqjax import cells, engines, initializers, layers
-from seqjax.base import Cell, Engine, Layer, mask_from_lengths
+from seqjax.base import Cell, Engine, Layer
 from seqjax.cells import (
     GRU,
     LRU,
@@ -39,6 +39,7 @@ from seqjax.layers import (
     explain,
     fold,
 )
+from seqjax.sequences import mask_from_lengths
 
 __version__ = "0.1.0"
 

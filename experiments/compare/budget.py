@@ -12,7 +12,8 @@ import optax
 from experiments.study.files import read_json, write_json
 from experiments.study.task import Task
 from seqjax import training
-from seqjax.base import Layer, step_shape
+from seqjax.base import Layer
+from seqjax.sequences import step_shape
 from seqjax.training import Batch
 
 MEASURED = 20

@@ -11,8 +11,9 @@ import numpy as np
 
 from experiments.diagnose.subject import Subject
 from seqjax import diagnostics
-from seqjax.base import Array, Layer, Mask, Params, step_shape
+from seqjax.base import Array, Layer, Mask, Params
 from seqjax.diagnostics import ClipHistory, GradientFlow, Saturation
+from seqjax.sequences import step_shape
 from seqjax.training import mean_squared_error
 
 EXACT_OUTPUTS = 16

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, step_shape
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.diagnostics.probe import StateLayout
 from seqjax.diagnostics.trajectory import (
     ProbedParams,
@@ -18,6 +18,7 @@ from seqjax.diagnostics.trajectory import (
     time_major,
     with_probes,
 )
+from seqjax.sequences import step_shape
 
 
 @jax.tree_util.register_dataclass

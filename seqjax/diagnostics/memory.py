@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, step_shape
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.diagnostics.trajectory import time_major
 from seqjax.dtypes import at_least_float32
+from seqjax.sequences import step_shape
 
 
 def memory_profile(

@@ -7,7 +7,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape, step_shape
+from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape
 from seqjax.diagnostics.probe import Probe, StateLayout, widest
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto
@@ -18,6 +18,7 @@ from seqjax.engines.sharded import Sharded
 from seqjax.layers.compose import BatchMajor
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
+from seqjax.sequences import step_shape
 
 
 @jax.tree_util.register_dataclass

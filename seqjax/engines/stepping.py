@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets, Shape, check_sequence
+from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets, Shape
 from seqjax.dtypes import at_least_float32
+from seqjax.sequences import check_sequence
 
 
 class Steps(NamedTuple):

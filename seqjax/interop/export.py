@@ -27,11 +27,12 @@ import jax.numpy as jnp
 from jax import export
 from jax.typing import DTypeLike
 
-from seqjax.base import Array, Carry, Engine, Layer, Mask, Params, Resets, step_shape
+from seqjax.base import Array, Carry, Engine, Layer, Mask, Params, Resets
 from seqjax.engines.scan import Scan
 from seqjax.layers.compose import BatchMajor, Residual, Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.wavefront import Wavefront
+from seqjax.sequences import step_shape
 
 LOOP = Scan(adjoint=False)
 """The engine of artifacts: it sizes nothing by the length, and there is no reverse pass to write by hand."""

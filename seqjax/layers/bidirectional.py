@@ -7,9 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape, check_sequence
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
 from seqjax.layers.compose import check_layers, fold_key, outputs_like
 from seqjax.plan import Plan
+from seqjax.sequences import check_sequence
 
 _MERGES: dict[str, Callable[[Array, Array], Array]] = {
     "concat": lambda f, b: jnp.concatenate([f, b], axis=-1),

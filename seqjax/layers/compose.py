@@ -7,8 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Option, Params, Resets, Shape, step_shape
+from seqjax.base import Array, Carry, Key, Layer, Mask, Option, Params, Resets, Shape
 from seqjax.plan import Plan
+from seqjax.sequences import step_shape
 
 
 def check_layers(owner: str, *layers: Layer) -> None:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
-from seqjax.base import Array, Key, Layer, Mask, Resets, Shape, check_sequence
+from seqjax.base import Array, Key, Layer, Mask, Resets, Shape
 from seqjax.cells import activations
 from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.initializers import Initializer, resolve
 from seqjax.layers.pointwise import activate, hide
+from seqjax.sequences import check_sequence
 
 
 class ConvParams(NamedTuple):

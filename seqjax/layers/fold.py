@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, check_sequence
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.engines.stepping import varying_alike
+from seqjax.sequences import check_sequence
 
 
 def fold(

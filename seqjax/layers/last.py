@@ -6,8 +6,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Resets, check_sequence
+from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
 from seqjax.layers.pointwise import check_floating, hide
+from seqjax.sequences import check_sequence
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import require
-from seqjax.base import Array, Carry, Key, Layer, Mask, Resets, check_sequence
+from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
 from seqjax.cells import activations
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
+from seqjax.sequences import check_sequence
 
 
 def hide(xs: Array, mask: Mask) -> Array:

@@ -5,9 +5,10 @@ import dataclasses
 
 import jax
 
-from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape, check_sequence
+from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape
 from seqjax.engines.auto import Auto
 from seqjax.plan import Plan
+from seqjax.sequences import check_sequence
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqjax.base import Layer, Params, step_shape
+from seqjax.base import Layer, Params
+from seqjax.sequences import step_shape
 from seqjax.training.description import Types
 from seqjax.training.losses import Loss
 from seqjax.training.records import Line, as_line

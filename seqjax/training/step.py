@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, step_shape
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.layers.compose import BatchMajor
+from seqjax.sequences import step_shape
 from seqjax.training.losses import Loss, weight, widen
 from seqjax.training.optimizers import was_clipped
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from seqjax.base import Array, Carry, Cell, Engine, Key, Params, Shape, mask_from_lengths
+from seqjax.base import Array, Carry, Cell, Engine, Key, Params, Shape
 from seqjax.engines.auto import Auto
 from seqjax.engines.scan import Scan
+from seqjax.sequences import mask_from_lengths
 
 
 def time_axis(owner: str, inputs: Array, time_major: bool) -> int:

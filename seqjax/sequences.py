@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sequence is: `xs [T, ..., D]`, or ids `[T, ...]`, with a mask and resets `[T, ...]`."""
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Mask, Resets, Shape
+
+
+def mask_from_lengths(lengths: Array, T: int) -> Array:
+    """The mask of sequences that are padded at their end.
+
+    Args:
+      lengths: `[...]` int, valid steps of each sequence; 0 is a sequence of padding alone.
+      T: steps of the padded batch.
+
+    Returns:
+      `[T, ...]` bool, True where `t < lengths`.
+
+    Raises:
+      ValueError: `lengths` are not integers, or `T` is not a number of steps.
+
+    >>> import jax.numpy as jnp
+    >>> mask_from_lengths(jnp.array([0, 2]), 3).astype(int).tolist()
+    [[0, 1], [0, 1], [0, 0]]
+    """
+    lengths = jnp.asarray(lengths)
+    if isinstance(T, bool | float) or T < 0:  # NumPy's integers and symbolic sizes are numbers of steps too
+        raise ValueError(f"T must be a number of steps, got {T!r}.")
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths must be integers, got {lengths.dtype}.")
+    steps = jnp.arange(T).reshape((T,) + (1,) * lengths.ndim)
+    return steps < lengths.astype(steps.dtype)
+
+
+def step_shape(xs: Array | jax.ShapeDtypeStruct) -> Shape:
+    """`(T, ...)`: time and batch axes of a sequence. Integer ids have no feature axis.
+
+    >>> import jax.numpy as jnp
+    >>> step_shape(jnp.ones((5, 2, 3))), step_shape(jnp.ones((5, 2), int))
+    ((5, 2), (5, 2))
+    """
+    return xs.shape if jnp.issubdtype(xs.dtype, jnp.integer) else xs.shape[:-1]
+
+
+def check_sequence(
+    xs: Array | jax.ShapeDtypeStruct, mask: Mask = None, resets: Resets = None, *, features: bool = False
+) -> None:
+    """Refuses what is not a sequence `[T, ..., D]` with `mask` and `resets` `[T, ...]`.
+
+    With `features` integers have a feature axis too: they are not ids.
+
+    Raises:
+      ValueError: what was given, what was expected, what to do.
+    """
+    for name, given in (("xs", xs), ("mask", mask), ("resets", resets)):
+        if given is not None and not (hasattr(given, "shape") and hasattr(given, "dtype")):
+            raise ValueError(f"{name} must be an array, got {type(given).__name__}; write jnp.asarray({name}).")
+    steps = xs.shape[:-1] if features else step_shape(xs)
+    if not steps:
+        raise ValueError(
+            f"xs must be [T, ..., D] with at least a time and a feature axis, got shape {xs.shape}; "
+            "for scalar series use xs[..., None]."
+        )
+    if xs.shape[0] == 0:
+        raise ValueError(f"xs has no steps (shape {xs.shape}); axis 0 is time and needs T >= 1.")
+    for name, flags in (("mask", mask), ("resets", resets)):
+        if flags is None:
+            continue
+        if flags.shape != steps:
+            raise ValueError(f"{name} must have the shape [T, ...] of xs without features, {steps}, got {flags.shape}.")
+        if flags.dtype != bool:
+            raise ValueError(f"{name} must be bool, got {flags.dtype}; write {name}.astype(bool) if 1 means True.")
