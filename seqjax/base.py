@@ -13,12 +13,14 @@ Axis 0 is time, axis -1 is features, everything between is batch: `[T, ..., D]`.
 
 import abc
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from seqjax.plan import Plan, tree_bytes
+from seqjax.sequences import step_shape
 
 Params = Any
 """A NamedTuple or tuple of arrays, `None` where an option is off."""
@@ -139,7 +141,9 @@ class Cell(Described):
     def project_transpose(self, params: Params, x: Array, d_z: Array) -> tuple[Params, Array]:
         """Cotangents of the inputs of `project`, by autodiff where a cell has nothing better."""
         z, transpose = jax.vjp(self.project, params, x)
-        return transpose(tuple(jnp.split(d_z, len(z), axis=-1)) if isinstance(z, tuple) else d_z)
+        arrays, structure = jax.tree.flatten(z)
+        ends = list(itertools.accumulate(array.shape[-1] for array in arrays[:-1]))
+        return transpose(jax.tree.unflatten(structure, jnp.split(d_z, ends, axis=-1)))
 
     # -- affine ----------------------------------------------------------------------------
 
@@ -220,6 +224,10 @@ class Layer(Described):
     def stride(self) -> int:
         """Steps of input for a step of output; pieces of a stream are multiples of it."""
         return 1
+
+    def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
+        """The batch axes of inputs `xs [T, ..., D]`: what `initial_carry` is to be given for them."""
+        return step_shape(xs)[1:]
 
     @abc.abstractmethod
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:

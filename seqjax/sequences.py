@@ -2,9 +2,10 @@
 """What a sequence is: `xs [T, ..., D]`, or ids `[T, ...]`, with a mask and resets `[T, ...]`."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
-
-from seqjax.base import Array, Mask, Resets, Shape
+import numpy as np
+from jax import Array
 
 
 def mask_from_lengths(lengths: Array, T: int) -> Array:
@@ -25,7 +26,8 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
     [[0, 1], [0, 1], [0, 0]]
     """
     lengths = jnp.asarray(lengths)
-    if isinstance(T, bool | float) or T < 0:  # NumPy's integers and symbolic sizes are numbers of steps too
+    counts = isinstance(T, int | np.integer) or jax.export.is_symbolic_dim(T)
+    if not counts or isinstance(T, bool) or T < 0:
         raise ValueError(f"T must be a number of steps, got {T!r}.")
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths must be integers, got {lengths.dtype}.")
@@ -33,7 +35,27 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
     return steps < lengths.astype(steps.dtype)
 
 
-def step_shape(xs: Array | jax.ShapeDtypeStruct) -> Shape:
+def hide(xs: Array, mask: Array | None) -> Array:
+    """`xs [T, ..., D]` with zeros in the steps where `mask [T, ...]` is False.
+
+    >>> import jax.numpy as jnp
+    >>> hide(jnp.array([[1.0], [jnp.nan]]), jnp.array([True, False])).tolist()
+    [[1.0], [0.0]]
+    """
+    return xs if mask is None else jnp.where(mask[..., None], xs, 0)
+
+
+def last_step(mask: Array) -> Array:
+    """The last step of each sequence that `mask [T, ...]` has as True, `[...]` int; T - 1 where there is none.
+
+    >>> import jax.numpy as jnp
+    >>> last_step(jnp.array([[True, False], [True, False], [False, False]])).tolist()
+    [1, 2]
+    """
+    return mask.shape[0] - 1 - jnp.argmax(jnp.flip(mask, 0), axis=0)
+
+
+def step_shape(xs: Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
     """`(T, ...)`: time and batch axes of a sequence. Integer ids have no feature axis.
 
     >>> import jax.numpy as jnp
@@ -44,7 +66,7 @@ def step_shape(xs: Array | jax.ShapeDtypeStruct) -> Shape:
 
 
 def check_sequence(
-    xs: Array | jax.ShapeDtypeStruct, mask: Mask = None, resets: Resets = None, *, features: bool = False
+    xs: Array | jax.ShapeDtypeStruct, mask: Array | None = None, resets: Array | None = None, *, features: bool = False
 ) -> None:
     """Refuses what is not a sequence `[T, ..., D]` with `mask` and `resets` `[T, ...]`.
 

@@ -13,7 +13,6 @@ from experiments.study.files import read_json, write_json
 from experiments.study.task import Task
 from seqjax import training
 from seqjax.base import Layer
-from seqjax.sequences import step_shape
 from seqjax.training import Batch
 
 MEASURED = 20
@@ -48,7 +47,7 @@ def seconds_per_step(task: Task, model: Layer, optimizer: optax.GradientTransfor
     step = training.make_train_step(model, task.loss, optimizer, stateful=task.stateful, donate=True)
     batch = Batch(*task.make_batch(0, 0))
     params = model.init(jax.random.key(0), batch.xs)
-    carry = model.initial_carry(params, step_shape(batch.xs)[1:]) if task.stateful else ()
+    carry = model.initial_carry(params, model.batch_shape(batch.xs)) if task.stateful else ()
     state = training.init_state(params, optimizer, carry)
     key = jax.random.key(1)
     times = []

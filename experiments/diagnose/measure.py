@@ -13,7 +13,6 @@ from experiments.diagnose.subject import Subject
 from seqjax import diagnostics
 from seqjax.base import Array, Layer, Mask, Params
 from seqjax.diagnostics import ClipHistory, GradientFlow, Saturation
-from seqjax.sequences import step_shape
 from seqjax.training import mean_squared_error
 
 EXACT_OUTPUTS = 16
@@ -132,7 +131,7 @@ def memory(subject: Subject) -> tuple[np.ndarray | None, bool]:
     xs = jnp.asarray(subject.xs)
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         return None, True
-    carry = subject.model.initial_carry(subject.params, step_shape(xs)[1:])
+    carry = subject.model.initial_carry(subject.params, subject.model.batch_shape(xs))
     ys = jax.eval_shape(subject.model.apply, subject.params, carry, xs)[1]
     exact = ys.shape[-1] <= EXACT_OUTPUTS
     projections, key = (None, None) if exact else (EXACT_OUTPUTS, jax.random.key(0))

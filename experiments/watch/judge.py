@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import seqjax
+from seqjax import sequences
 from seqjax.base import Array, Layer, Mask, Params
 from seqjax.training import AtLastStep, cross_entropy
 
@@ -43,8 +44,7 @@ def stream(model: Layer, params: Params, xs: Array, mask: Array, piece: int = PI
 
     def add(total: Verdict, logits: Array, valid: Array) -> Verdict:
         said = jax.nn.log_softmax(logits.astype(jnp.float32))
-        last = valid.shape[0] - 1 - jnp.argmax(jnp.flip(valid, 0), axis=0)
-        newest = jnp.take_along_axis(said, last[None, :, None], axis=0)[0]
+        newest = jnp.take_along_axis(said, sequences.last_step(valid)[None, :, None], axis=0)[0]
         return Verdict(
             total.pooled + jnp.sum(jnp.where(valid[..., None], said, 0), axis=0),
             jnp.where(valid.any(0)[:, None], newest, total.last),

@@ -15,10 +15,9 @@ from seqjax.diagnostics.trajectory import (
     named,
     probed_carry,
     probed_params,
-    time_major,
     with_probes,
 )
-from seqjax.sequences import step_shape
+from seqjax.layers.compose import time_major
 
 
 @jax.tree_util.register_dataclass
@@ -87,7 +86,7 @@ def gradient_flow(
     model, xs, mask, resets = time_major(model, xs, mask, resets)
     probed = with_probes(model)
     params = probed_params(probed, params, xs)
-    batch_shape = step_shape(xs)[1:]
+    batch_shape = model.batch_shape(xs)
     start = probed_carry(probed, params, carry, batch_shape)
     out_mask, _ = model.time_map(mask, resets, carry)
     layers = named(params, ProbedParams)

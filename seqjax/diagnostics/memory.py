@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.diagnostics.trajectory import time_major
 from seqjax.dtypes import at_least_float32
-from seqjax.sequences import step_shape
+from seqjax.layers.compose import time_major
+from seqjax.sequences import last_step
 
 
 def memory_profile(
@@ -62,14 +62,14 @@ def memory_profile(
         )
     if projections is not None and projections < 1:
         raise ValueError(f"projections must be at least 1, or None for the exact norm, got {projections}.")
-    start = model.initial_carry(params, step_shape(xs)[1:]) if carry is None else carry
+    start = model.initial_carry(params, model.batch_shape(xs)) if carry is None else carry
     out_mask, _ = model.time_map(mask, resets, start)
 
     def last_output(xs: Array) -> Array:
         _, ys = model.apply(params, start, xs, mask=mask, resets=resets)
         if out_mask is None:
             return ys[-1]
-        return jnp.take_along_axis(ys, _last(out_mask)[None, ..., None], axis=0)[0]
+        return jnp.take_along_axis(ys, last_step(out_mask)[None, ..., None], axis=0)[0]
 
     y, pull = jax.vjp(last_output, xs)
 
@@ -87,17 +87,12 @@ def memory_profile(
     return _by_lag(jnp.sqrt(total / scale), mask)
 
 
-def _last(mask: Array) -> Array:
-    """The last unmasked step of each sequence."""
-    return len(mask) - 1 - jnp.argmax(jnp.flip(mask, 0), axis=0)
-
-
 def _by_lag(norms: Array, mask: Mask) -> Array:
     """`[T, ...]` over steps as `[T, ...]` over lags from the last unmasked one."""
     if mask is None:
         return jnp.flip(norms, 0)
     lags = jnp.arange(len(norms)).reshape(-1, *[1] * (norms.ndim - 1))
-    step = _last(mask) - lags
+    step = last_step(mask) - lags
     return jnp.where(step >= 0, jnp.take_along_axis(norms, jnp.maximum(step, 0), axis=0), jnp.nan)
 
 

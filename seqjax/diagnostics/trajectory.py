@@ -11,14 +11,17 @@ from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Re
 from seqjax.diagnostics.probe import Probe, StateLayout, widest
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto
+from seqjax.engines.checkpointed import Checkpointed
 from seqjax.engines.fused import Fused
 from seqjax.engines.newton import Newton
 from seqjax.engines.relaxed import Relaxed
+from seqjax.engines.scan import Scan
 from seqjax.engines.sharded import Sharded
-from seqjax.layers.compose import BatchMajor
+from seqjax.engines.truncated import Truncated
+from seqjax.layers.compose import time_major
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
-from seqjax.sequences import step_shape
+from seqjax.sequences import hide
 
 
 @jax.tree_util.register_dataclass
@@ -79,10 +82,13 @@ class Probed(Layer):
 
     layer: RNN
 
+    def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
+        return self.layer.batch_shape(xs)
+
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> ProbedParams:
         params = self.layer.init(key, xs)
         layout = _layout(self.layer.cell, params, xs)
-        return ProbedParams(params, jnp.zeros((*step_shape(xs), layout.size), layout.dtype), self.layer.cell)
+        return ProbedParams(params, jnp.zeros((*xs.shape[:-1], layout.size), layout.dtype), self.layer.cell)
 
     def initial_carry(self, params: ProbedParams, batch_shape: Shape) -> ProbedCarry:
         return ProbedCarry(self.layer.initial_carry(params.params, batch_shape))
@@ -105,23 +111,22 @@ class Probed(Layer):
         inputs = jnp.concatenate([xs.astype(dtype), params.deltas.astype(dtype)], -1)
         after, outputs = probe.apply(params.params, carry.carry, inputs, mask=mask, resets=resets, key=key)
         features = y.shape[-1]
-        xs = xs if mask is None else jnp.where(mask[..., None], xs, jnp.zeros_like(xs))
         states = layout.unpack(outputs[..., features:])
-        seen = Trajectory(repr(cell), cell, params.params, states, xs, mask)
+        seen = Trajectory(repr(cell), cell, params.params, states, hide(xs, mask), mask)
         return ProbedCarry(after, seen), outputs[..., :features].astype(y.dtype)
 
 
 def _layout(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> StateLayout:
-    batch_shape = step_shape(xs)[1:]
+    batch_shape = xs.shape[1:-1]
     return StateLayout.of(jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), len(batch_shape))
 
 
 def with_probes(model: Layer) -> Layer:
     """`model` with every recurrent layer in it, however deep, probed.
 
-    Engines that are parallel in time, or have kernels for some cells alone, are replaced by `Auto`, which
-    gives the same numbers. `Scan`, `Checkpointed`, `Truncated` and engines of your own are kept, so that
-    what truncation cuts is seen to be cut.
+    Engines that are parallel in time, or have kernels for some cells alone, are replaced by `Auto`, and inside
+    `Checkpointed` and `Truncated` by `Scan`, which give the same numbers. These two, `Scan` and engines of your own
+    are kept, so that what truncation cuts is seen to be cut.
 
     >>> import seqjax
     >>> with_probes(seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1)))
@@ -142,6 +147,8 @@ def with_probes(model: Layer) -> Layer:
 
 
 def _sequential(engine: Engine) -> Engine:
+    if isinstance(engine, Checkpointed | Truncated) and isinstance(engine.inner, Fused):
+        return dataclasses.replace(engine, inner=Scan())
     return Auto() if isinstance(engine, Associative | Fused | Newton | Relaxed | Sharded) else engine
 
 
@@ -188,13 +195,6 @@ def layer_name(path: str, cell: Cell) -> str:
     return f"{path} {cell!r}".strip()
 
 
-def time_major(model: Layer, xs: Array, *flags: Array | None) -> tuple[Any, ...]:
-    """The model without `BatchMajor` around it, and inputs, mask and resets to match."""
-    if not isinstance(model, BatchMajor):
-        return model, xs, *flags
-    return model.layer, *(None if a is None else jnp.swapaxes(a, 0, 1) for a in (xs, *flags))
-
-
 def trajectories(
     model: Layer,
     params: Params,
@@ -231,7 +231,7 @@ def trajectories(
     model, xs, mask, resets = time_major(model, xs, mask, resets)
     probed = with_probes(model)
     params = probed_params(probed, params, xs)
-    start = probed_carry(probed, params, carry, step_shape(xs)[1:])
+    start = probed_carry(probed, params, carry, model.batch_shape(xs))
     after, _ = probed.apply(params, start, xs, mask=mask, resets=resets, key=key)
     nodes = named(after, ProbedCarry)
     return tuple(dataclasses.replace(n.seen, name=layer_name(p, n.seen.cell)) for p, n in nodes.items())

@@ -29,10 +29,10 @@ from jax.typing import DTypeLike
 
 from seqjax.base import Array, Carry, Engine, Layer, Mask, Params, Resets
 from seqjax.engines.scan import Scan
+from seqjax.layers.bidirectional import Bidirectional
 from seqjax.layers.compose import BatchMajor, Residual, Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.wavefront import Wavefront
-from seqjax.sequences import step_shape
 
 LOOP = Scan(adjoint=False)
 """The engine of artifacts: it sizes nothing by the length, and there is no reverse pass to write by hand."""
@@ -90,7 +90,7 @@ def export_model(
     model = length_agnostic(model)
 
     def apply(xs: Array, *flags: Array) -> Array:
-        carry = model.initial_carry(params, _batch_shape(model, xs))
+        carry = model.initial_carry(params, model.batch_shape(xs))
         return model.apply(params, carry, xs, **_named_flags(flags, masked, resets))[1]
 
     return _serialize(apply, platforms, xs, *flags)
@@ -149,10 +149,10 @@ def export_stream(
     model = length_agnostic(model)
 
     def start(xs: Array) -> dict[str, Array]:
-        return _named(model.initial_carry(params, _batch_shape(model, xs)))
+        return _named(model.initial_carry(params, model.batch_shape(xs)))
 
     def step(carry: dict[str, Array], xs: Array, *flags: Array) -> tuple[dict[str, Array], Array]:
-        like = jax.eval_shape(lambda: model.initial_carry(params, _batch_shape(model, xs)))
+        like = jax.eval_shape(lambda: model.initial_carry(params, model.batch_shape(xs)))
         whole = jax.tree.unflatten(jax.tree.structure(like), [carry[name] for name in _names(like)])
         after, ys = model.apply(params, whole, xs, **_named_flags(flags, masked, resets))
         return _named(after), ys
@@ -194,6 +194,8 @@ def least_steps(model: Layer, outputs: int = 1) -> int:
         return outputs
     if isinstance(model, BatchMajor | Residual):
         return least_steps(model.layer, outputs)
+    if isinstance(model, Bidirectional):
+        return max(least_steps(layer, outputs) for layer in model.layers)
     if isinstance(model, Conv1D):
         return (outputs - 1) * model.stride + 1 + (model.reach if model.padding == "valid" else 0)
     return outputs
@@ -209,12 +211,8 @@ def _inputs(
     if not time.isdigit():
         constraints = (*constraints, f"{time} >= {least_steps(model)}")
     xs = jax.ShapeDtypeStruct(export.symbolic_shape(shape, constraints=constraints), jnp.dtype(dtype))
-    return [xs] + [jax.ShapeDtypeStruct(step_shape(xs), jnp.dtype(bool))] * (masked + resets)
-
-
-def _batch_shape(model: Layer, xs: Array | jax.ShapeDtypeStruct) -> tuple:
-    first, *rest = step_shape(xs)
-    return (first, *rest[1:]) if isinstance(model, BatchMajor) else tuple(rest)
+    flags = jax.ShapeDtypeStruct(xs.shape[: 1 + len(model.batch_shape(xs))], jnp.dtype(bool))
+    return [xs] + [flags] * (masked + resets)
 
 
 def _named_flags(flags: tuple[Array, ...], masked: bool, resets: bool) -> dict[str, Mask | Resets]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
-from seqjax.layers.compose import check_layers, fold_key, outputs_like
+from seqjax.layers.compose import BatchMajor, check_layers, fold_key, outputs_like
 from seqjax.plan import Plan
 from seqjax.sequences import check_sequence
 
@@ -41,7 +41,7 @@ class Bidirectional(Layer):
 
     Raises:
       ValueError: an unknown merge, or one that the sizes of the outputs do not allow; a layer that changes the
-        time axis.
+        time axis, or whose axis 0 is not time.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = Bidirectional(seqjax.RNN(seqjax.GRU(4)))
@@ -57,26 +57,32 @@ class Bidirectional(Layer):
     merge: str = "concat"
 
     def __post_init__(self):
-        check_layers("Bidirectional", *self._layers)
+        check_layers("Bidirectional", *self.layers)
+        if any(isinstance(layer, BatchMajor) for layer in self.layers):
+            raise ValueError("Bidirectional reverses time, axis 0: write BatchMajor(Bidirectional(...)) instead.")
         if self.merge not in _MERGES:
             raise ValueError(f"Bidirectional: merge must be one of {sorted(_MERGES)}, got {self.merge!r}.")
 
     @property
-    def _layers(self) -> tuple[Layer, Layer]:
+    def layers(self) -> tuple[Layer, Layer]:
+        """Those forward and backward in time."""
         return self.forward, self.forward if self.backward is None else self.backward
 
     @property
     def streams(self) -> bool:
         return False
 
+    def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
+        return self.forward.batch_shape(xs)
+
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
-        params = tuple(layer.init(k, xs) for layer, k in zip(self._layers, jax.random.split(key), strict=True))
-        outputs = [outputs_like(layer, p, xs) for layer, p in zip(self._layers, params, strict=True)]
+        params = tuple(layer.init(k, xs) for layer, k in zip(self.layers, jax.random.split(key), strict=True))
+        outputs = [outputs_like(layer, p, xs) for layer, p in zip(self.layers, params, strict=True)]
         steps = tuple(ys.shape[0] for ys in outputs)
         if steps not in ((xs.shape[0],) * 2, (1, 1)):
             raise ValueError(
                 "Bidirectional needs layers that keep time, or that both end in Last; "
-                f"{self._layers} map {xs.shape[0]} steps to {steps}."
+                f"{self.layers} map {xs.shape[0]} steps to {steps}."
             )
         features = tuple(ys.shape[-1] for ys in outputs)
         if self.merge != "concat" and features[0] != features[1]:
@@ -87,7 +93,7 @@ class Bidirectional(Layer):
         return params
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
-        return tuple(layer.initial_carry(p, batch_shape) for layer, p in zip(self._layers, params, strict=True))
+        return tuple(layer.initial_carry(p, batch_shape) for layer, p in zip(self.layers, params, strict=True))
 
     def apply(
         self,
@@ -100,7 +106,7 @@ class Bidirectional(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         check_sequence(xs, mask, resets)
-        forward, backward = self._layers
+        forward, backward = self.layers
         ahead, ys = forward.apply(params[0], carry[0], xs, mask=mask, resets=resets, key=fold_key(key, 0))
         back_mask, back_resets = reversed_in_time(mask, resets)
         behind, back_ys = backward.apply(
@@ -112,10 +118,10 @@ class Bidirectional(Layer):
         return self.forward.time_map(mask, resets, None if carry is None else carry[0])
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
-        return tuple(plan for layer, p in zip(self._layers, params, strict=True) for plan in layer.plan(p, xs))
+        return tuple(plan for layer, p in zip(self.layers, params, strict=True) for plan in layer.plan(p, xs))
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
-        forward, backward = self._layers
+        forward, backward = self.layers
         back_mask, back_resets = reversed_in_time(mask, resets)
         return (
             forward.calibrate(params[0], carry[0], xs, mask=mask, resets=resets),

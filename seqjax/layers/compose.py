@@ -3,13 +3,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Option, Params, Resets, Shape
 from seqjax.plan import Plan
-from seqjax.sequences import step_shape
+from seqjax.sequences import hide, step_shape
 
 
 def check_layers(owner: str, *layers: Layer) -> None:
@@ -27,7 +28,7 @@ def outputs_like(layer: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct)
     """Shape and dtype of a layer's outputs, without computing them."""
 
     def outputs(params: Params, xs: Array) -> Array:
-        return layer.apply(params, layer.initial_carry(params, step_shape(xs)[1:]), xs)[1]
+        return layer.apply(params, layer.initial_carry(params, layer.batch_shape(xs)), xs)[1]
 
     return jax.eval_shape(outputs, params, xs)
 
@@ -75,6 +76,9 @@ class Serial(Layer):
     @property
     def stride(self) -> int:
         return math.prod(layer.stride for layer in self.layers)
+
+    def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
+        return self.layers[0].batch_shape(xs)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         params = []
@@ -130,7 +134,7 @@ class Residual(Layer):
     """y = x + layer(x). The layer keeps the shape and the time axis.
 
     Raises:
-      ValueError: at `init`, a layer that changes the shape or the dtype.
+      ValueError: at `init` or `apply`, a layer that changes the shape or the dtype.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = Residual(seqjax.RNN(seqjax.GRU(3)))
@@ -148,14 +152,12 @@ class Residual(Layer):
     def streams(self) -> bool:
         return self.layer.streams
 
+    def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
+        return self.layer.batch_shape(xs)
+
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         params = self.layer.init(key, xs)
-        ys = outputs_like(self.layer, params, xs)
-        if ys.shape != xs.shape or ys.dtype != xs.dtype:
-            raise ValueError(
-                f"Residual needs a layer that keeps shape and dtype; {self.layer!r} maps "
-                f"{xs.dtype}{list(xs.shape)} to {ys.dtype}{list(ys.shape)}."
-            )
+        self._check(xs, outputs_like(self.layer, params, xs))
         return params
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
@@ -172,15 +174,21 @@ class Residual(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         carry, ys = self.layer.apply(params, carry, xs, mask=mask, resets=resets, key=key)
-        if mask is not None:
-            xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))
-        return carry, xs + ys
+        self._check(xs, ys)
+        return carry, hide(xs, mask) + ys
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
         return self.layer.plan(params, xs)
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
         return self.layer.calibrate(params, carry, xs, mask=mask, resets=resets)
+
+    def _check(self, xs: Array | jax.ShapeDtypeStruct, ys: Array | jax.ShapeDtypeStruct) -> None:
+        if ys.shape != xs.shape or ys.dtype != xs.dtype:
+            raise ValueError(
+                f"Residual needs a layer that keeps shape and dtype; {self.layer!r} maps "
+                f"{xs.dtype}{list(xs.shape)} to {ys.dtype}{list(ys.shape)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -204,6 +212,9 @@ class BatchMajor(Layer):
     @property
     def streams(self) -> bool:
         return False  # its axis 0 is not time
+
+    def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
+        return self.layer.batch_shape(jax.eval_shape(_swap, xs))
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         self._check(xs)
@@ -239,6 +250,11 @@ class BatchMajor(Layer):
     def _check(self, xs: Array | jax.ShapeDtypeStruct) -> None:
         if len(step_shape(xs)) < 2:
             raise ValueError(f"BatchMajor needs xs [B, T, ..., D], got shape {xs.shape}.")
+
+
+def time_major(model: Layer, *inputs: Any) -> tuple[Any, ...]:
+    """The model without `BatchMajor` around it, and inputs to match: pytrees of arrays whose axes 0 and 1 it swaps."""
+    return (model.layer, *jax.tree.map(_swap, inputs)) if isinstance(model, BatchMajor) else (model, *inputs)
 
 
 def _swap(xs: Option) -> Option:

@@ -12,8 +12,8 @@ from seqjax.base import Array, Key, Layer, Mask, Resets, Shape
 from seqjax.cells import activations
 from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.initializers import Initializer, resolve
-from seqjax.layers.pointwise import activate, hide
-from seqjax.sequences import check_sequence
+from seqjax.layers.pointwise import activate
+from seqjax.sequences import check_sequence, hide
 
 
 class ConvParams(NamedTuple):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
-from seqjax.layers.pointwise import check_floating, hide
-from seqjax.sequences import check_sequence
+from seqjax.layers.pointwise import check_floating
+from seqjax.sequences import check_sequence, hide, last_step
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -55,8 +55,7 @@ class Last(Layer):
         check_floating(self, xs)
         if mask is None:
             return carry, xs[-1:]
-        last = xs.shape[0] - 1 - jnp.argmax(jnp.flip(mask, 0), axis=0, keepdims=True)
-        ys = jnp.take_along_axis(xs, last[..., None], axis=0)
+        ys = jnp.take_along_axis(xs, last_step(mask)[None, ..., None], axis=0)
         return carry, hide(ys, mask.any(0, keepdims=True))
 
     def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:

@@ -18,12 +18,7 @@ from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
 from seqjax.cells import activations
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
-from seqjax.sequences import check_sequence
-
-
-def hide(xs: Array, mask: Mask) -> Array:
-    """`xs [T, ..., D]` with zeros in the steps where `mask [T, ...]` is False."""
-    return xs if mask is None else jnp.where(mask[..., None], xs, 0)
+from seqjax.sequences import check_sequence, hide
 
 
 def activate(activation: activations.Activation | None, xs: Array, mask: Mask) -> Array:

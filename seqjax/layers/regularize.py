@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.dtypes import DTypes, at_least_float32
-from seqjax.layers.pointwise import check_floating, hide
-from seqjax.sequences import check_sequence, step_shape
+from seqjax.layers.pointwise import check_floating
+from seqjax.sequences import check_sequence, hide, step_shape
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -42,6 +42,9 @@ class RNN(Layer):
             if not isinstance(given, kind):
                 raise ValueError(f"RNN: {name} must be a seqjax {kind.__name__}, got {given!r}.")
 
+    def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
+        return xs.shape[1:-1]  # integers may be features of a cell: there are no ids without Embed
+
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         check_sequence(xs)
         return self.cell.init(key, xs.shape[-1])

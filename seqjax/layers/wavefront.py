@@ -80,6 +80,9 @@ class Wavefront(Layer):
     def _layout(self) -> devices.Layout:
         return devices.Layout(self.mesh, self.axis, self.batch_axis)
 
+    def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
+        return xs.shape[1:-1]
+
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         params = self.serial.init(key, xs)
         ys = outputs_like(RNN(self.cell), params[0], xs)

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import optax
 
 from seqjax.base import Layer, Params
-from seqjax.sequences import step_shape
 from seqjax.training.description import Types
 from seqjax.training.losses import Loss
 from seqjax.training.records import Line, as_line
@@ -127,7 +126,7 @@ def fit(
     init_key, step_key = jax.random.split(jax.random.key(seed))
     inputs = jax.eval_shape(jnp.asarray, Batch(*make_batch(seed, 0)).xs)
     params = model.init(init_key, inputs) if params is None else params
-    carry = model.initial_carry(params, step_shape(inputs)[1:]) if stateful else ()
+    carry = model.initial_carry(params, model.batch_shape(inputs)) if stateful else ()
     state = init_state(params, optimizer, carry)
     # nobody else holds this state: it may be overwritten
     train_step = make_train_step(model, loss, optimizer, stateful=stateful, donate=True)

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.layers.compose import BatchMajor
-from seqjax.sequences import step_shape
+from seqjax.layers.compose import time_major
 from seqjax.training.losses import Loss, weight, widen
 from seqjax.training.optimizers import was_clipped
 
@@ -226,10 +225,9 @@ def _predict(
     model: Layer, params: Params, carry: Carry | None, batch: Batch, key: Key
 ) -> tuple[Carry, Array, Array, Mask]:
     """The carry, outputs, targets and the outputs' mask, from `carry` or the initial one; time is axis 0 in all."""
-    if isinstance(model, BatchMajor):
-        model, batch = model.layer, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), batch)
+    model, batch = time_major(model, batch)
     if carry is None:
-        carry = model.initial_carry(params, step_shape(batch.xs)[1:])
+        carry = model.initial_carry(params, model.batch_shape(batch.xs))
     mask, _ = model.time_map(batch.mask, batch.resets, carry)
     carry, predictions = model.apply(params, carry, batch.xs, mask=batch.mask, resets=batch.resets, key=key)
     return carry, predictions, batch.ys, mask

@@ -43,6 +43,8 @@ def test_gradient_of_a_linear_recurrence_decays_by_its_factor_under_every_engine
 @pytest.mark.parametrize("engine", [Fused(), engines.Associative(), engines.Relaxed(), engines.Auto()])
 def test_engines_that_probes_cannot_run_under_are_replaced(engine):
     assert with_probes(seqjax.RNN(seqjax.GRU(2), engine)).layer == seqjax.RNN(seqjax.GRU(2), engines.Auto())
+    inside = engines.Checkpointed(3, inner=Fused())
+    assert with_probes(seqjax.RNN(seqjax.GRU(2), inside)).layer.engine == engines.Checkpointed(3)
     kept = engines.Truncated(3)
     assert with_probes(seqjax.Residual(seqjax.RNN(seqjax.GRU(2), kept))).layer.layer.engine == kept
 

@@ -220,6 +220,18 @@ def test_the_least_length_is_that_which_stacked_convolutions_need(steps):
         assert outputs(least - 1) == steps
 
 
+def test_both_directions_need_the_steps_of_the_longer_one():
+    valid = seqjax.Serial(seqjax.Conv1D(2, width=4, padding="valid"), seqjax.RNN(seqjax.GRU(2)), seqjax.Last())
+    model = seqjax.Bidirectional(seqjax.Serial(seqjax.RNN(seqjax.GRU(2)), seqjax.Last()), valid)
+    assert least_steps(model) == 4
+    params = drawn(model, 9, 2, 1)
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 1)), jnp.float32)
+    artifact = jax.export.deserialize(export_model(model, params, "t, b, 1"))
+    np.testing.assert_allclose(
+        artifact.call(xs), model.apply(params, model.initial_carry(params, (2,)), xs)[1], atol=1e-5
+    )
+
+
 def test_a_sequence_shorter_than_the_convolution_is_refused_by_the_artifact():
     model = mission_model("valid")
     artifact = jax.export.deserialize(export_model(model, drawn(model, 50, 2, 1), "t, b, 1"))

@@ -192,6 +192,32 @@ def test_batch_major_swaps_the_first_two_axes():
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
 
 
+@pytest.mark.parametrize("around", [seqjax.Residual, lambda layer: seqjax.Serial(layer, dense(1))])
+def test_batch_major_goes_into_other_layers(around):
+    inner = gru(2)
+    params, carry, xs = setup(around(inner), T=5)
+    _, expected = run(around(inner), params, carry, xs)
+    model, batches = around(seqjax.BatchMajor(inner)), jnp.swapaxes(xs, 0, 1)
+    shapes = jax.eval_shape(lambda key: model.init(key, batches), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    _, ys = run(model, params, model.initial_carry(params, model.batch_shape(batches)), batches)
+    np.testing.assert_allclose(jnp.swapaxes(ys, 0, 1), expected, atol=1e-12)
+
+
+def test_integers_may_be_the_features_of_a_cell_in_any_composition():
+    counter = seqjax.cells.LambdaCell(
+        lambda key, in_dim: (),
+        lambda params, total, x: (total + x, (total + x).astype("float64")),
+        lambda params, batch_shape: jnp.zeros((*batch_shape, 2), int),
+    )
+    xs = jnp.asarray(RANDOM.integers(9, size=(5, 3, 2)))
+    model = seqjax.Serial(seqjax.RNN(counter), seqjax.Residual(seqjax.LayerNorm(dtypes=F64)), dense(1))
+    params = model.init(jax.random.key(0), xs)
+    carry, ys = run(model, params, model.initial_carry(params, model.batch_shape(xs)), xs)
+    assert ys.shape == (5, 3, 1)
+    np.testing.assert_array_equal(carry[0], xs.sum(0))
+
+
 @pytest.mark.parametrize(("merge", "reduce"), [("sum", np.add), ("mul", np.multiply), ("concat", None)])
 def test_bidirectional_merges_both_directions(merge, reduce):
     model = seqjax.Bidirectional(gru(), gru(4), merge=merge)
@@ -249,8 +275,13 @@ REFUSALS = {
     "a cell": (lambda m, p, c, xs: seqjax.Serial(seqjax.GRU(3)), r"a Cell becomes one as RNN\(cell\)"),
     "no layers": (lambda m, p, c, xs: seqjax.Serial(), "at least one layer"),
     "no engine": (lambda m, p, c, xs: seqjax.RNN(seqjax.GRU(3), "scan"), "engine must be a seqjax Engine"),
+    "batch first": (lambda m, p, c, xs: seqjax.Bidirectional(seqjax.BatchMajor(m)), r"write BatchMajor\(Bidirectional"),
     "merge": (lambda m, p, c, xs: seqjax.Bidirectional(m, merge="add"), "merge must be one of"),
     "residual": (lambda m, p, c, xs: seqjax.Residual(m).init(jax.random.key(0), xs), "keeps shape and dtype"),
+    "residual at one step": (
+        lambda m, p, c, xs: seqjax.Residual(seqjax.Last()).apply((), (), xs),
+        "keeps shape and dtype; Last",
+    ),
     "lengths": (lambda m, p, c, xs: seqjax.mask_from_lengths(jnp.ones(3), 4), "lengths must be integers"),
 }
 
@@ -306,7 +337,7 @@ def test_a_mask_is_made_for_a_symbolic_number_of_steps():
     np.testing.assert_array_equal(made.T, [[0, 0, 0], [1, 1, 0]])
 
 
-@pytest.mark.parametrize("T", [-3, 2.5, np.float64(3), True])
+@pytest.mark.parametrize("T", [-3, 2.5, np.float64(3), True, None, "5"])
 def test_what_is_no_number_of_steps_is_refused(T):
     with pytest.raises(ValueError, match="T must be a number of steps, got"):
         seqjax.mask_from_lengths(jnp.array([0, 2]), T)
