@@ -76,7 +76,8 @@ class Cell(Described):
     - `"adjoint"`: `step_residuals`, `step_transpose`, `accumulate`, a hand-written
       reverse pass that the scan engines use in place of autodiff (and `project_transpose`, if it has its own);
     - `"affine"`: `coefficients`, `readout`, for `carry_t = decay_t * carry_{t-1} + drive_t`;
-    - `"jacobian"`: `step_jacobian`, ∂carry_t/∂carry_{t-1} in closed form, beside its `jacobian_structure`.
+    - `"jacobian"`: `step_jacobian`, ∂carry_t/∂carry_{t-1} in closed form, beside its `jacobian_structure`;
+    - `"seen"`: `step_seen`, whose recurrent products see another h than the carry's, for recurrent dropout.
 
     Every method takes arrays with any leading batch axes.
     """
@@ -171,11 +172,13 @@ class Cell(Described):
         for k leaves; dense, `[..., N, N]` over the leaves' features one after the other."""
         raise self._not_offered("jacobian")
 
-    # -- recurrent dropout, batch normalization -----------------------------------------------
+    # -- seen -----------------------------------------------------------------------------
 
     def step_seen(self, params: Params, carry: Carry, h: Array, z: Any) -> tuple[Carry, Array]:
-        """`step` whose recurrent products see `h` in place of `carry.h` (recurrent dropout)."""
-        raise self._not_offered("step_seen")
+        """`step` whose recurrent products see `h` in place of `carry.h`."""
+        raise self._not_offered("seen")
+
+    # -- batch normalization ---------------------------------------------------------------
 
     def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:
         """Params with the population statistics of `xs [T, ..., D]`; as given where there are none."""

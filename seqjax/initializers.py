@@ -22,13 +22,19 @@ from seqjax.dtypes import at_least_float32
 Initializer = str | Callable[..., Array]
 
 _BARE = ("zeros", "ones")
+_MADE = (
+    *("glorot_normal", "glorot_uniform", "xavier_normal", "xavier_uniform"),
+    *("he_normal", "he_uniform", "kaiming_normal", "kaiming_uniform", "lecun_normal", "lecun_uniform"),
+    *("normal", "truncated_normal", "uniform", "orthogonal", "delta_orthogonal"),
+)
+"""Names of functions that draw, and of those that make one by themselves; `constant` and such need a value."""
 
 
 def resolve(initializer: Initializer) -> Callable[..., Array]:
     """The function that an initializer field stands for; narrow weights are drawn in float32, and rounded.
 
     Raises:
-      ValueError: a name that `jax.nn.initializers` does not have.
+      ValueError: a name that is none of an initializer in `jax.nn.initializers` that needs no options.
     """
     return functools.partial(_rounded, initializer if callable(initializer) else _named(initializer))
 
@@ -38,11 +44,10 @@ def _rounded(draw: Callable[..., Array], key: Array, shape: Shape, dtype: DTypeL
 
 
 def _named(initializer: str) -> Callable[..., Array]:
-    factory = getattr(jax.nn.initializers, initializer, None) if isinstance(initializer, str) else None
-    if factory is None:
-        known = sorted(name for name in vars(jax.nn.initializers) if not name.startswith("_"))
-        raise ValueError(f"unknown initializer {initializer!r}; give a function or one of {known}.")
-    return factory if initializer in _BARE else factory()
+    if initializer not in (*_BARE, *_MADE):
+        raise ValueError(f"unknown initializer {initializer!r}; give a function or one of {sorted(_BARE + _MADE)}.")
+    found = getattr(jax.nn.initializers, initializer)
+    return found if initializer in _BARE else found()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -89,7 +94,7 @@ class ForgetGate(Described):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class KeepGate(Described):
-    """A bias `[gates, H]` of zeros with the first gate, the one that keeps the state, at `value`.
+    """A bias `[3, H]` of zeros with the gate that keeps the state at `value`: z of a GRU, f of a diagonal LSTM.
 
     >>> KeepGate(1.0)(jax.random.key(0), (3, 1)).ravel().tolist()
     [1.0, 0.0, 0.0]
@@ -98,6 +103,11 @@ class KeepGate(Described):
     value: float = 1.0
 
     def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        if len(shape) != 2 or shape[0] != 3:
+            raise ValueError(
+                f"KeepGate fills a bias [3, H] whose first gate keeps the state, got shape {shape}; "
+                "an LSTM's is filled by ForgetGate, and z of a MinGRU writes the state."
+            )
         return jnp.zeros(shape, dtype).at[0].set(self.value)
 
 

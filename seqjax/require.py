@@ -5,8 +5,11 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from seqjax.base import Cell
 from seqjax.dtypes import DTypes
+from seqjax.initializers import Initializer, resolve
 
 
 def rate(owner: str, **rates: float) -> None:
@@ -17,7 +20,7 @@ def rate(owner: str, **rates: float) -> None:
     """
     for name, given in rates.items():
         if not is_number(given) or not 0 <= given < 1:
-            raise ValueError(f"{owner}: {name} is the probability of dropping, 0 <= {name} < 1, got {given!r}.")
+            raise ValueError(f"{owner}: {name} must be a probability, 0 <= {name} < 1, got {given!r}.")
 
 
 def rate_if_given(owner: str, **rates: float | None) -> None:
@@ -32,7 +35,7 @@ def positive(owner: str, **sizes: int) -> None:
       ValueError: naming the field and what was given.
     """
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, int | np.integer) or size < 1 or isinstance(size, bool):
             raise ValueError(f"{owner}: {name} must be a positive integer, got {size!r}.")
 
 
@@ -66,6 +69,19 @@ def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
     for name, (given, known) in choices.items():
         if given not in known:
             raise ValueError(f"{owner}: {name} must be one of {list(known)}, got {given!r}.")
+
+
+def initializers(owner: str, **given: Initializer) -> None:
+    """Refuses what no weights can be drawn with.
+
+    Raises:
+      ValueError: naming the field, what was given and the choices.
+    """
+    for name, initializer in given.items():
+        try:
+            resolve(initializer)
+        except ValueError as error:
+            raise ValueError(f"{owner}: {name}: {error}") from None
 
 
 def dtypes(owner: str, given: DTypes) -> None:

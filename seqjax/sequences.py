@@ -65,6 +65,12 @@ def step_shape(xs: Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
     return xs.shape if jnp.issubdtype(xs.dtype, jnp.integer) else xs.shape[:-1]
 
 
+def as_sequence(xs: Array, mask: Array | None = None, resets: Array | None = None) -> Array:
+    """`xs` that `check_sequence` lets pass, as `jax.jit` would hand it on: NumPy's float64 becomes float32, say."""
+    check_sequence(xs, mask, resets)
+    return jnp.asarray(xs)
+
+
 def check_sequence(
     xs: Array | jax.ShapeDtypeStruct, mask: Array | None = None, resets: Array | None = None, *, features: bool = False
 ) -> None:
@@ -77,7 +83,10 @@ def check_sequence(
     """
     for name, given in (("xs", xs), ("mask", mask), ("resets", resets)):
         if given is not None and not (hasattr(given, "shape") and hasattr(given, "dtype")):
-            raise ValueError(f"{name} must be an array, got {type(given).__name__}; write jnp.asarray({name}).")
+            raise ValueError(
+                f"{name} must be an array, got {type(given).__name__}; "
+                "jnp.asarray makes one of numbers, jax.ShapeDtypeStruct stands for one by its shape."
+            )
     steps = xs.shape[:-1] if features else step_shape(xs)
     if not steps:
         raise ValueError(

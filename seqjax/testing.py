@@ -142,7 +142,8 @@ def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array
                 continue
             for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
                 terms.append(jnp.sum(part * random.normal(size=part.shape).astype(part.dtype)))
-        return sum(terms[1:], terms[0]), out
+        widest = max((term.dtype for term in terms), key=lambda dtype: dtype.itemsize)
+        return sum(term.astype(widest) for term in terms), out
 
     varied = [leaf for leaf, differentiable in zip(leaves, smooth, strict=True) if differentiable]
     (_, out), found = jax.value_and_grad(loss, has_aux=True)(varied, flags)

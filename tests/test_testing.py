@@ -118,6 +118,10 @@ class Mixing(Tanh):
         return (h - h.mean(0) if h.ndim > 1 else h,) * 2
 
 
+def test_a_cell_that_computes_in_another_dtype_than_it_carries_passes():
+    check_cell(seqjax.Simple(2, dtypes=seqjax.DTypes(compute="bfloat16", carry="float32")), tolerance=2**-5)
+
+
 @pytest.mark.parametrize("cell", [Clock(), Numbered(), Decay()], ids=repr)
 def test_a_cell_with_what_is_not_differentiable_or_without_params_passes(cell):
     check_cell(cell)

@@ -62,8 +62,9 @@ class DiagonalFamily(Cell):
         require.positive(type(self).__name__, hidden_dim=self.hidden_dim)
         require.dtypes(type(self).__name__, self.dtypes)
         self._functions()
-        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
-            resolve(initializer)
+        require.initializers(
+            type(self).__name__, w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init
+        )
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -14,7 +14,7 @@ from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.dtypes import DTypes
-from seqjax.initializers import Initializer, resolve
+from seqjax.initializers import Initializer
 
 
 class GRUParams(NamedTuple):
@@ -200,8 +200,7 @@ class GRU(Cell):
         require.positive_number("GRU", epsilon=self.epsilon)
         require.dtypes("GRU", self.dtypes)
         self._options()
-        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
-            resolve(initializer)
+        require.initializers("GRU", w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     def _options(self) -> dict:
         return {
@@ -214,7 +213,7 @@ class GRU(Cell):
     @property
     def capabilities(self) -> frozenset[str]:
         known = gates.has_slopes(self.activation, self.recurrent_activation)
-        return frozenset({"adjoint"} if known else ())
+        return frozenset({"adjoint", "seen"} if known else {"seen"})
 
     def init(self, key: Array, in_dim: int) -> GRUParams:
         require.positive("GRU", in_dim=in_dim)

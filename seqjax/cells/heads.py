@@ -51,7 +51,7 @@ class MultiHead(Cell):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return self.cell.capabilities & {"adjoint"}
+        return self.cell.capabilities & {"adjoint", "seen"}
 
     @property
     def stochastic(self) -> bool:

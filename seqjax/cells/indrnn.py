@@ -79,8 +79,7 @@ class IndRNN(Cell):
         require.positive("IndRNN", hidden_dim=self.hidden_dim)
         require.dtypes("IndRNN", self.dtypes)
         activation_function(self.activation)
-        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
-            resolve(initializer)
+        require.initializers("IndRNN", w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     @property
     def capabilities(self) -> frozenset[str]:

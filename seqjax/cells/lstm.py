@@ -52,8 +52,7 @@ class LSTMFamily(Cell):
         require.positive_number(name, epsilon=self.epsilon)
         require.dtypes(name, self.dtypes)
         self._options()
-        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
-            resolve(initializer)
+        require.initializers(name, w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -65,7 +64,7 @@ class LSTMFamily(Cell):
     @property
     def capabilities(self) -> frozenset[str]:
         known = gates.has_slopes(self.activation, self.recurrent_activation)
-        return frozenset({"adjoint"} if known else ())
+        return frozenset({"adjoint", "seen"} if known else {"seen"})
 
     def init(self, key: Array, in_dim: int) -> LSTMParams:
         require.positive(type(self).__name__, in_dim=in_dim)

@@ -12,7 +12,7 @@ from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.affine import affine_step, check_state, state_dtype
 from seqjax.dtypes import DTypes
-from seqjax.initializers import Initializer, resolve
+from seqjax.initializers import Initializer
 
 MODES = ("direct", "log")
 
@@ -101,8 +101,7 @@ class MinGRU(Cell):
         require.positive("MinGRU", hidden_dim=self.hidden_dim)
         require.one_of("MinGRU", mode=(self.mode, MODES))
         check_state("MinGRU", self.dtypes)
-        for initializer in (self.w_in_init, self.bias_init):
-            resolve(initializer)
+        require.initializers("MinGRU", w_in_init=self.w_in_init, bias_init=self.bias_init)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -174,8 +173,7 @@ class MinLSTM(Cell):
         require.positive("MinLSTM", hidden_dim=self.hidden_dim)
         require.one_of("MinLSTM", mode=(self.mode, MODES))
         check_state("MinLSTM", self.dtypes)
-        for initializer in (self.w_in_init, self.bias_init):
-            resolve(initializer)
+        require.initializers("MinLSTM", w_in_init=self.w_in_init, bias_init=self.bias_init)
 
     @property
     def capabilities(self) -> frozenset[str]:

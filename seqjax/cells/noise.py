@@ -109,9 +109,9 @@ class RecurrentDropout(Cell):
     def __post_init__(self):
         require.cell("RecurrentDropout", self.cell)
         require.rate("RecurrentDropout", rate=self.rate)
-        if type(self.cell).step_seen is Cell.step_seen or self.cell.couples_batch:
+        if "seen" not in self.cell.capabilities:
             raise ValueError(
-                f"RecurrentDropout needs a cell with recurrent products (step_seen); {self.cell!r} has none."
+                f"RecurrentDropout needs a cell with recurrent products, that offers 'seen'; {self.cell!r} does not."
             )
 
     @property

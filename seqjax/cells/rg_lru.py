@@ -115,8 +115,7 @@ class RGLRU(Cell):
                 f"RGLRU needs 0 < min_decay < max_decay < 1, got min_decay={self.min_decay!r}, "
                 f"max_decay={self.max_decay!r}."
             )
-        for initializer in (self.w_in_init, self.bias_init, self.w_x_init):
-            resolve(initializer)
+        require.initializers("RGLRU", w_in_init=self.w_in_init, bias_init=self.bias_init, w_x_init=self.w_x_init)
 
     @property
     def capabilities(self) -> frozenset[str]:

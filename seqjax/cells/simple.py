@@ -13,7 +13,7 @@ from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
 from seqjax.cells.activations import Activation, activation_function, slope_from_output
 from seqjax.dtypes import DTypes
-from seqjax.initializers import Initializer, resolve
+from seqjax.initializers import Initializer
 
 
 class SimpleParams(NamedTuple):
@@ -169,15 +169,16 @@ class Simple(Cell):
         require.positive_number("Simple", epsilon=self.epsilon)
         require.dtypes("Simple", self.dtypes)
         self._options()
-        for initializer in (self.w_in_init, self.w_rec_init, self.bias_init):
-            resolve(initializer)
+        require.initializers("Simple", w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     def _options(self) -> dict[str, Any]:
         return {"activation": activation_function(self.activation), "epsilon": self.epsilon}
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset({"adjoint"} if self.normalize != "batch" and gates.has_slopes(self.activation) else ())
+        if self.normalize == "batch":
+            return frozenset()
+        return frozenset({"adjoint", "seen"} if gates.has_slopes(self.activation) else {"seen"})
 
     @property
     def stochastic(self) -> bool:
@@ -215,7 +216,7 @@ class Simple(Cell):
 
     def step_seen(self, params: SimpleParams, carry: SimpleCarry, h: Array, z: Array) -> tuple[SimpleCarry, Array]:
         if self.normalize == "batch":
-            raise self._not_offered("step_seen")
+            raise self._not_offered("seen")
         return simple_step(params, carry, z, h, **self._options())
 
     def step_residuals(

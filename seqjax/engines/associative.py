@@ -112,6 +112,7 @@ class Associative(Engine):
         return method, min(T, next(divisors, CACHED))
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
+        check_affine(self, cell)
         T = xs.shape[0]
         method, size = self.choose(T)
         piece = functools.partial(run_affine, cell, _recurrence(method))

@@ -27,7 +27,7 @@ class Auto(Engine):
     | cell                     | steps   | residuals | engine           | because                              |
     |--------------------------|---------|-----------|------------------|--------------------------------------|
     | any                      | unknown | any       | `Scan()`         | T is symbolic, in an export          |
-    | offers "affine"          | any     | any       | `Associative()`  | its reverse pass is a scan as well   |
+    | offers "affine", no keys | any     | any       | `Associative()`  | its reverse pass is a scan as well   |
     | has a kernel, on one GPU | any     | any       | `Fused()`        | no launches between steps            |
     | any other                | < 1024  | any       | `Scan()`         | nothing is computed twice            |
     | any other                | >= 1024 | <= 64 MiB | `Scan()`         | nothing is computed twice            |
@@ -53,7 +53,7 @@ class Auto(Engine):
     def choose(self, cell: Cell, params: Params, carry: Carry, xs: Array | jax.ShapeDtypeStruct) -> tuple[Engine, str]:
         """The engine for a run of `cell` from arrays of such shapes, and why."""
         T = xs.shape[0]
-        if "affine" in cell.capabilities and isinstance(T, int):
+        if "affine" in cell.capabilities and not cell.stochastic and isinstance(T, int):
             return Associative(), "the recurrence is linear in its carry"
         if not is_known(carry, xs):
             return Scan(), "T or the batch is symbolic"

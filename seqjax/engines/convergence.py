@@ -116,6 +116,25 @@ def first_inexact(defects: Any, states: Any, batch_ndim: int) -> Array:
     return jnp.where(fits.all(), good.shape[0] - 1, jnp.argmin(fits)).astype(jnp.int32)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def underived(owner: str, tree: Any) -> Any:
+    """`tree`, on its way into an iteration that JAX is not to differentiate: it ends when the answer has converged,
+    whether or not the derivative has.
+
+    Raises:
+      ValueError: where JAX does, in forward mode through the engine's gradient, or for a gradient of it.
+    """
+    return tree
+
+
+@underived.defjvp
+def _refuse(owner: str, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    raise ValueError(
+        f"{owner} refuses derivatives of its gradient: its iteration ends when the answer has converged, whether or "
+        "not the derivative has; use Scan or Checkpointed."
+    )
+
+
 def finite(ys: Array, batch_ndim: int) -> Array:
     """`[*batch]` bool: whether a sequence's outputs `[T, *batch, ...]` are all finite."""
     return jnp.isfinite(ys).all((0, *range(1 + batch_ndim, ys.ndim)))

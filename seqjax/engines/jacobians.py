@@ -65,6 +65,10 @@ class Packing:
             raise ValueError(f"a block Jacobian needs leaves of one shape [..., H], got features {shapes}.")
         return cls(structure, treedef, shapes, tuple(leaf.dtype for leaf in leaves))
 
+    def exact(self, cell: Cell) -> bool:
+        """Whether Jacobians so packed are all of the cell's, and not their diagonals alone."""
+        return self.structure != "diagonal" or cell.jacobian_structure == "diagonal"
+
     @property
     def trailing(self) -> int:
         """Axes after the batch axes."""
@@ -78,7 +82,7 @@ class Packing:
     def pack(self, tree: Carry) -> Array:
         dtype = max(self.dtypes, key=lambda d: d.itemsize)
         flat = [
-            leaf.reshape(*leaf.shape[: leaf.ndim - len(shape)], -1).astype(dtype)
+            leaf.reshape(*leaf.shape[: leaf.ndim - len(shape)], math.prod(shape)).astype(dtype)
             for leaf, shape in zip(jax.tree.leaves(tree), self.shapes, strict=True)
         ]
         if self.structure == "block":
@@ -138,7 +142,8 @@ def _diagonal(function: Callable[[Array], Array], packed: Array) -> Array:
         unit = jnp.zeros(width, packed.dtype).at[j].set(1)
         return push(jnp.zeros_like(packed) + unit)[..., j]
 
-    return jnp.moveaxis(jax.lax.map(entry, jnp.arange(width), batch_size=min(width, 16)), 0, -1)
+    together = min(width, 16) if packed.size else None  # JAX cannot join batches of nothing
+    return jnp.moveaxis(jax.lax.map(entry, jnp.arange(width), batch_size=together), 0, -1)
 
 
 def _closed_form(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite
+from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, underived
 from seqjax.engines.devices import on_automatic_axes
 from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, widen
 from seqjax.engines.relaxation import relax
@@ -40,7 +40,7 @@ class Relaxed(Engine):
 
     Convergence is judged by the true residual and finiteness alone, in the reverse pass too, for each
     sequence; the sweeps of a batch end with its slowest. Memory of a gradient is O(T). Derivatives of
-    the gradient, and forward-mode, are refused by JAX.
+    the gradient, and forward-mode, are refused.
 
     Args:
       chunk: L; `None`: about √T.
@@ -92,6 +92,7 @@ class Relaxed(Engine):
         return solution.carry, solution.ys
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
+        check_solvable(self, cell, carry, None)
         T = xs.shape[0]
         size = self.size(T)
         count = -(-T // size)
@@ -193,6 +194,8 @@ def _solve(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, c
 
 
 def _forward(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps):
+    params, initial, carry, x = underived(repr(engine), (params, initial, carry, steps.x))
+    steps = steps._replace(x=x)
     batch_ndim = steps.x.ndim - 3
     guess = widen(carry, steps.x.shape[1])
     coupled = engine.coupling == "diagonal" and steps.x.shape[1] > 1
@@ -216,7 +219,7 @@ def _forward(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None,
 def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
     """The same relaxation on the cotangents of the boundaries, last chunk first."""
     params, initial, steps, starts, products = kept
-    d_carry, d_ys = cotangents.carry, cotangents.ys
+    d_carry, d_ys = underived(repr(engine), (cotangents.carry, cotangents.ys))
     batch_ndim, count = steps.x.ndim - 3, steps.x.shape[1]
 
     def chunks(params: Params, initial: Carry | None, starts: Carry, x: Array) -> tuple[Carry, Array]:

@@ -38,7 +38,7 @@ class Sharded(Engine):
     the first n pieces are exact whatever the cell, so K sweeps always suffice and there is no failure
     to handle: a cell that forgets within T / K steps takes two sweeps; one that expands, or NaN that no
     reset clears, takes K, which is the time of the loop. The reverse pass is relaxed in the same way,
-    and recomputes the pieces. Forward mode, and gradients of gradients, are refused by JAX.
+    and recomputes the pieces. Forward mode, and derivatives of the gradient, are refused.
 
     If K does not divide T, masked steps are added at the end, and dropped again. Arrays may be on the
     host, or sharded already; outputs are left split as P(axis, batch_axis), the carry as P(batch_axis).

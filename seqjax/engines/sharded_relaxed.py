@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Params
-from seqjax.engines.convergence import Solution, judge
+from seqjax.engines.convergence import Solution, judge, underived
 from seqjax.engines.devices import Layout, run_prepared
 from seqjax.engines.jacobians import widen
 from seqjax.engines.relaxation import skip
@@ -98,6 +98,9 @@ def run_relaxed(
 
 
 def _forward(layout, inner, tol, cell, params, initial, carry, steps):
+    params, initial, carry, x = underived("Sharded", (params, initial, carry, steps.x))
+    steps = steps._replace(x=x)
+
     def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Solution, Carry]:
         sweep = functools.partial(run_prepared, inner, cell, params, initial, steps=steps)
         found = settle(layout, sweep, widen(carry, layout.devices), steps, tol)
@@ -139,7 +142,7 @@ def _reverse(layout, inner, tol, cell, kept, cotangents):
         piece,
         in_specs=((everywhere, batch, split, layout.steps), batch, split),
         out_specs=(everywhere, batch, batch, split),
-    )(kept, cotangents.carry, cotangents.ys)
+    )(kept, *underived("Sharded", (cotangents.carry, cotangents.ys)))
     return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
 
 

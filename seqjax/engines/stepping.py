@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks, resets and keys around a cell's step: the engines' business, done once for all cells."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,13 +45,17 @@ def prepare(
 def varying_alike(*trees: Any) -> tuple:
     """The trees, inside `jax.shard_map` with the types that a loop's carry needs: all arrays vary over the axes over
     which any does. A batch differs from device to device; an initial carry of zeros would not."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return trees
-    numbers = (
-        leaf for leaf in jax.tree.leaves(trees) if not jnp.issubdtype(jax.typeof(leaf).dtype, jax.dtypes.prng_key)
-    )
-    never = functools.reduce(jnp.logical_or, (jnp.zeros_like(leaf, bool, shape=()) for leaf in numbers))
-    return jax.tree.map(lambda leaf: jnp.where(never, leaf, leaf), trees)
+
+    def axes(leaf: Array) -> frozenset[str]:
+        return jax.typeof(leaf).manual_axis_type.varying
+
+    every = frozenset().union(*map(axes, jax.tree.leaves(trees)))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(every - axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, trees)
 
 
 def check_run(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, resets: Resets) -> Carry:
@@ -70,7 +73,8 @@ def check_run(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, r
 
 
 def check_params(cell: Cell, params: Params, in_dim: int) -> None:
-    """Refuses params that a cell of other options has: what they lack, or have beside, would be left out silently.
+    """Refuses params that a cell of other options or sizes has: what they lack, or have beside, would be left out
+    silently.
 
     Params that are no NamedTuple are not looked at: other cells may not be able to draw any.
 
@@ -92,6 +96,12 @@ def check_params(cell: Cell, params: Params, in_dim: int) -> None:
             raise ValueError(
                 f"{cell!r} has {'no ' if wanted is None else ''}{name} with these options, and the params have "
                 f"{'none' if given is None else 'one'}; give the cell the options that the params were drawn with."
+            )
+        shape, size = jax.tree.map(jnp.shape, given), jax.tree.map(lambda a: a.shape, wanted)
+        if shape != size:
+            raise ValueError(
+                f"{cell!r} has, for inputs of {in_dim} features (axis -1 of xs), {name} of shape {size}, got {shape}; "
+                "params, cell and inputs must be of the sizes that the params were drawn with."
             )
 
 
@@ -179,7 +189,7 @@ def delayed(ys: Array, first: Array) -> Array:
 
 def join(pieces: Array) -> Array:
     """Pieces `[count, size, ...]` as one sequence."""
-    return pieces.reshape(-1, *pieces.shape[2:])
+    return pieces.reshape(pieces.shape[0] * pieces.shape[1], *pieces.shape[2:])  # -1 is no size for an empty batch
 
 
 def loop(step: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, **options: Any) -> tuple[Any, Any]:

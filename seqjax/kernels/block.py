@@ -12,6 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from seqjax.base import Array
 from seqjax.kernels import cluster
 from seqjax.kernels.exchange import Exchange, Scratch, load, tiling
+from seqjax.kernels.launch import varying_as
 from seqjax.kernels.steps import Kind
 from seqjax.kernels.tiles import ROWS, SPLIT, UNITS, Tiles
 
@@ -88,7 +89,7 @@ def launch(
     sums = (2 * kind.products, max(parts - 1, 1), UNITS, ROWS) if transposed and parts > 1 else (1, 1, 8, ROWS)
     kernel = plgpu.kernel(
         run,
-        out_type=tuple(outputs.values()),
+        out_type=varying_as(given, tuple(outputs.values())),
         scratch_types=(
             plgpu.SMEM((count, UNITS, UNITS), jnp.bfloat16, transforms=tiling(jnp.bfloat16)),
             plgpu.SMEM(factors, jnp.bfloat16, transforms=tiling(jnp.bfloat16)),

@@ -59,7 +59,7 @@ def launch(
     shapes, out_specs = split(outputs)
     call = pl.pallas_call(
         body,
-        out_shape=[shapes],
+        out_shape=[varying_as(arrays, shapes)],
         grid=grid,
         in_specs=[in_specs],
         out_specs=[out_specs],
@@ -68,6 +68,12 @@ def launch(
         name=name,
     )
     return call(arrays)[0]
+
+
+def varying_as(arrays: Any, shapes: Any) -> Any:
+    """`shapes` of results, inside `jax.shard_map` over the same devices as the operands `arrays` that vary most."""
+    most = max((jax.typeof(a).manual_axis_type for a in jax.tree.leaves(arrays)), key=lambda kind: len(kind.varying))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=most), shapes)
 
 
 def _is_part(node: Any) -> bool:

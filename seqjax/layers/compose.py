@@ -21,7 +21,7 @@ def check_layers(owner: str, *layers: Layer) -> None:
     """
     for layer in layers:
         if not isinstance(layer, Layer):
-            raise ValueError(f"{owner} composes seqjax Layers, got {layer!r}; a Cell becomes one as RNN(cell).")
+            raise ValueError(f"{owner} takes seqjax Layers, got {layer!r}; a Cell becomes one as RNN(cell).")
 
 
 def outputs_like(layer: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -89,6 +89,7 @@ class Serial(Layer):
         return tuple(params)
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        self._check(params=params)
         return tuple(layer.initial_carry(p, batch_shape) for layer, p in zip(self.layers, params, strict=True))
 
     def apply(
@@ -101,6 +102,7 @@ class Serial(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
+        self._check(params=params, carry=carry)
         carries = []
         for i, (layer, p, c) in enumerate(zip(self.layers, params, carry, strict=True)):
             after, xs = layer.apply(p, c, xs, mask=mask, resets=resets, key=fold_key(key, i))
@@ -127,6 +129,15 @@ class Serial(Layer):
             _, xs = layer.apply(calibrated[-1], c, xs, mask=mask, resets=resets)
             mask, resets = layer.time_map(mask, resets, c)
         return tuple(calibrated)
+
+    def _check(self, **trees: Any) -> None:
+        for name, tree in trees.items():
+            if not isinstance(tree, tuple | list) or len(tree) != len(self.layers):
+                given = f"{type(tree).__name__} of {len(tree)}" if isinstance(tree, tuple | list) else repr(tree)
+                made = "init" if name == "params" else "initial_carry(params, batch_shape)"
+                raise ValueError(
+                    f"{self!r} has {name} in a tuple of {len(self.layers)}, got {given}; take what {made} returns."
+                )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -157,7 +168,7 @@ class Residual(Layer):
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         params = self.layer.init(key, xs)
-        self._check(xs, outputs_like(self.layer, params, xs))
+        self._check(jax.eval_shape(jnp.asarray, xs), outputs_like(self.layer, params, xs))
         return params
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
@@ -174,6 +185,7 @@ class Residual(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         carry, ys = self.layer.apply(params, carry, xs, mask=mask, resets=resets, key=key)
+        xs = jnp.asarray(xs)
         self._check(xs, ys)
         return carry, hide(xs, mask) + ys
 

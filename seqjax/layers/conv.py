@@ -13,7 +13,7 @@ from seqjax.cells import activations
 from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.initializers import Initializer, resolve
 from seqjax.layers.pointwise import activate
-from seqjax.sequences import check_sequence, hide
+from seqjax.sequences import as_sequence, check_sequence, hide
 
 
 class ConvParams(NamedTuple):
@@ -98,6 +98,7 @@ class Conv1D(Layer):
         require.positive("Conv1D", features=self.features, width=self.width, stride=self.stride, dilation=self.dilation)
         require.one_of("Conv1D", padding=(self.padding, ("causal", "same", "valid")))
         require.dtypes("Conv1D", self.dtypes)
+        require.initializers("Conv1D", kernel_init=self.kernel_init, bias_init=self.bias_init)
         if self.activation is not None:
             activations.activation_function(self.activation)
 
@@ -140,7 +141,7 @@ class Conv1D(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[ConvCarry | tuple[()], Array]:
-        check_sequence(xs, mask, resets)
+        xs = as_sequence(xs, mask, resets)
         xs = hide(self.dtypes.cast(self, xs, params.kernel), mask)
         left, right = self._padding(xs.shape[0])
         padded = jnp.concatenate([self._before(carry, xs, left), xs, jnp.zeros_like(xs, shape=(right, *xs.shape[1:]))])

@@ -4,7 +4,9 @@
 import jax
 
 from seqjax.base import Array, Layer
+from seqjax.layers.compose import check_layers
 from seqjax.plan import Plan, as_text
+from seqjax.sequences import check_sequence
 
 
 def explain(model: Layer, xs: Array | jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
@@ -19,6 +21,9 @@ def explain(model: Layer, xs: Array | jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
     Returns:
       The table's rows.
 
+    Raises:
+      ValueError: what is no layer or no array; inputs or a cell that the model or its engine cannot take.
+
     >>> import jax.numpy as jnp, seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(64)), seqjax.Dense(1))
     >>> rows = explain(model, jax.ShapeDtypeStruct((100_000, 8, 64), jnp.float32))  # doctest: +ELLIPSIS
@@ -28,6 +33,8 @@ def explain(model: Layer, xs: Array | jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
     >>> rows[0].depth
     100000
     """
+    check_layers("explain", model)
+    check_sequence(xs)
     xs = jax.ShapeDtypeStruct(xs.shape, xs.dtype)
     params = jax.eval_shape(lambda key: model.init(key, xs), jax.random.key(0))
     plans = model.plan(params, xs)

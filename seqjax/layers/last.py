@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
 from seqjax.layers.pointwise import check_floating
-from seqjax.sequences import check_sequence, hide, last_step
+from seqjax.sequences import as_sequence, check_sequence, hide, last_step
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -51,7 +51,7 @@ class Last(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        check_sequence(xs, mask, resets)
+        xs = as_sequence(xs, mask, resets)
         check_floating(self, xs)
         if mask is None:
             return carry, xs[-1:]

@@ -18,7 +18,7 @@ from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
 from seqjax.cells import activations
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
-from seqjax.sequences import check_sequence, hide
+from seqjax.sequences import as_sequence, check_sequence, hide
 
 
 def activate(activation: activations.Activation | None, xs: Array, mask: Mask) -> Array:
@@ -81,6 +81,7 @@ class Dense(Layer):
     def __post_init__(self):
         require.positive("Dense", features=self.features)
         require.dtypes("Dense", self.dtypes)
+        require.initializers("Dense", kernel_init=self.kernel_init, bias_init=self.bias_init)
         if self.activation is not None:
             activations.activation_function(self.activation)
 
@@ -103,7 +104,7 @@ class Dense(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        check_sequence(xs, mask, resets)
+        xs = as_sequence(xs, mask, resets)
         xs = self.dtypes.cast(self, xs, params.kernel)
         ys = hide(xs, mask) @ params.kernel.astype(xs.dtype)
         if params.bias is not None:
@@ -167,7 +168,7 @@ class LayerNorm(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        check_sequence(xs, mask, resets)
+        xs = as_sequence(xs, mask, resets)
         xs = self._cast(params, xs)
         wide = hide(xs, mask).astype(at_least_float32(xs.dtype))
         centred = wide - wide.mean(-1, keepdims=True)
@@ -225,6 +226,7 @@ class Embed(Layer):
     def __post_init__(self):
         require.positive("Embed", num=self.num, features=self.features)
         require.dtypes("Embed", self.dtypes)
+        require.initializers("Embed", table_init=self.table_init)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> EmbedParams:
         self._check_ids(xs)
@@ -241,7 +243,7 @@ class Embed(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         self._check_ids(xs)
-        check_sequence(xs, mask, resets)
+        xs = as_sequence(xs, mask, resets)
         ids = hide(xs[..., None], mask)[..., 0]
         if not isinstance(ids, jax.core.Tracer):
             self._check_range(np.asarray(ids))
@@ -299,6 +301,6 @@ class Activation(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        check_sequence(xs, mask, resets)
+        xs = as_sequence(xs, mask, resets)
         check_floating(self, xs)
         return carry, activate(self.function, xs, mask)

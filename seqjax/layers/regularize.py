@@ -18,7 +18,7 @@ from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.layers.pointwise import check_floating
-from seqjax.sequences import check_sequence, hide, step_shape
+from seqjax.sequences import as_sequence, check_sequence, hide, step_shape
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -66,7 +66,7 @@ class Dropout(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        check_sequence(xs, mask, resets)
+        xs = as_sequence(xs, mask, resets)
         check_floating(self, xs)
         ys = hide(xs, mask)
         if key is None or self.rate == 0:
@@ -159,7 +159,7 @@ class BatchNorm(Layer):
 
     def _operands(self, params: BatchNormParams, xs: Array, mask: Mask, resets: Resets) -> tuple[Array, Array]:
         """`xs` in the compute dtype, and with masked steps hidden in that of the statistics."""
-        check_sequence(xs, mask, resets)
+        xs = as_sequence(xs, mask, resets)
         xs = self.dtypes.cast(self, xs, params.scale[:, None])
         return xs, hide(xs, mask).astype(at_least_float32(xs.dtype))
 

@@ -50,6 +50,8 @@ class RNN(Layer):
         return self.cell.init(key, xs.shape[-1])
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        if not isinstance(batch_shape, tuple | list):
+            raise ValueError(f"batch_shape must be a tuple, (32,) say or () for one sequence, got {batch_shape!r}.")
         return self.cell.initial_carry(params, batch_shape)
 
     def apply(

@@ -133,6 +133,30 @@ def test_a_batch_may_be_split_by_shard_map(name, engine):
     assert_close(found, jax.jit(gradients)(params, *arrays), 1e-10)
 
 
+def test_a_complex_carry_that_is_the_same_on_all_devices_has_a_gradient():
+    """XLA aborted on the one that JAX derives from a selection."""
+    mesh, cell = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,)), CELLS["lru"]
+    params, _, xs, *_ = example(cell, T=5, batch_shape=(8,))
+    carry = jax.tree.map(lambda leaf: leaf + 0.1, cell.initial_carry(params, (1,)))
+
+    def gradient(params, carry, xs):
+        return jax.grad(lambda carry: (Scan().run(cell, params, carry, xs)[1] ** 2).sum())(carry)
+
+    everywhere, split = PartitionSpec(), PartitionSpec(None, "batch")
+    specs = {"in_specs": (everywhere, everywhere, split), "out_specs": everywhere}
+    found = jax.jit(jax.shard_map(gradient, mesh=mesh, **specs))(params, carry, xs)
+    each = jax.jit(gradient)(params, jax.tree.map(lambda leaf: leaf.repeat(8, 0), carry), xs)
+    assert_close(found, jax.tree.map(lambda leaf: leaf.sum(0, keepdims=True), each), 1e-10)
+
+
+def test_derivatives_of_a_relaxed_gradient_are_refused():
+    cell, engine = CELLS["gru"], Sharded(LINE, "time", Scan(adjoint=False))
+    params, carry, xs, *_ = example(cell, T=16)
+    gradient = jax.grad(lambda xs: engine.run(cell, params, carry, xs)[1].sum())
+    with pytest.raises(ValueError, match="Sharded refuses derivatives of its gradient"):
+        jax.jvp(gradient, (xs,), (xs,))
+
+
 def test_a_fold_may_be_split_by_shard_map():
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
     model = seqjax.Serial(seqjax.RNN(CELLS["gru"]), seqjax.Dense(2, dtypes=D))

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run refuses, whatever the engine, and what of a user's own cell it takes as it is."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import seqjax
-from seqjax.cells import LambdaCell
-from seqjax.engines import Auto, Checkpointed, Newton, Relaxed, Scan, Truncated
+from seqjax.base import Cell
+from seqjax.cells import LambdaCell, MultiHead
+from seqjax.engines import Associative, Auto, Checkpointed, Newton, Relaxed, Scan, Truncated
 
 KEY = jax.random.key(0)
 GRU = seqjax.GRU(4)
@@ -50,6 +53,8 @@ def test_a_wrong_run_is_refused_whatever_its_length(engine, T):
         (seqjax.GRU(4, normalize="layer"), GRU, "give the cell the options that the params were drawn with"),
         (seqjax.GRU(4, use_bias=False), GRU, "has no bias with these options"),
         (seqjax.LSTM(4), seqjax.PeepholeLSTM(4), "has no peephole"),
+        (seqjax.GRU(8), GRU, r"has, for inputs of 3 features .*, w_in of shape \(3, 24\), got \(3, 12\)"),
+        (MultiHead(GRU, 3), MultiHead(GRU, 2), r"w_in of shape \(3, 3, 12\), got \(2, 3, 12\)"),
     ],
     ids=repr,
 )
@@ -58,6 +63,42 @@ def test_params_of_another_cell_are_refused(cell, other, message):
     for engine in (Auto(), Scan(), Newton()):
         with pytest.raises(ValueError, match=message):
             run(engine, cell, params, cell.initial_carry(cell.init(KEY, 3), (2,)))
+
+
+def test_inputs_of_another_size_are_refused():
+    params = GRU.init(KEY, 2)
+    with pytest.raises(ValueError, match=r"3 features \(axis -1 of xs\), w_in of shape \(3, 12\), got \(2, 12\)"):
+        run(Auto(), params=params)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Noisy(Cell):
+    """An affine recurrence whose step draws noise."""
+
+    capabilities = frozenset({"affine"})
+    stochastic = True
+
+    def init(self, key, in_dim):
+        return {"w": jnp.ones((in_dim, 4), jnp.float32)}
+
+    def initial_carry(self, params, batch_shape):
+        return jnp.zeros((*batch_shape, 4), jnp.float32)
+
+    def step(self, params, h, x, key=None):
+        noise = 0 if key is None else jax.random.normal(key, h.shape, jnp.float32)
+        return (0.5 * h + x @ params["w"] + noise,) * 2
+
+    def coefficients(self, params, z):
+        return jnp.full(4, 0.5, jnp.float32), z @ params["w"]
+
+    def readout(self, params, h, z):
+        return h
+
+
+def test_a_step_that_draws_noise_is_trained_by_default_whatever_else_the_cell_offers():
+    _, ys = run(Auto(), Noisy(), key=KEY)
+    np.testing.assert_array_equal(ys, run(Scan(), Noisy(), key=KEY)[1])
+    np.testing.assert_allclose(run(Auto(), Noisy())[1], run(Associative(), Noisy())[1], rtol=1e-6)
 
 
 def test_integer_features_may_be_masked_where_a_cast_was_asked_for():

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import seqjax
 from seqjax.base import Cell
 from seqjax.cells import GRU, LambdaCell, Simple, Zoneout
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.indrnn import IndRNN
 from seqjax.dtypes import DTypes
 from seqjax.engines.newton import Newton, newton_solve
+from seqjax.engines.scan import Scan
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 
 DOUBLE = DTypes("float64")
@@ -250,8 +252,34 @@ def test_the_plan_counts_the_jacobians():
         params = jax.eval_shape(lambda cell=cell: cell.init(jax.random.key(0), 2))
         carry = jax.eval_shape(lambda cell=cell, params=params: cell.initial_carry(params, (3,)))
         plans[type(cell)] = [Newton(window=window).plan(cell, params, carry, shapes) for window in (None, 256)]
-    whole, windows = plans[GRU]
-    assert whole.memory - windows.memory == 768 * 3 * 8 * 8 * 4
-    assert (whole.depth, windows.depth) == (10, 32)
-    whole, windows = plans[DiagonalGRU]
-    assert whole.memory - windows.memory == 768 * 3 * 8 * 4
+        # beside the Jacobians, what autodiff keeps of a step; of the windows that are over, their states
+        kept = Scan(adjoint=False).plan(cell, params, carry, shapes).memory // 1024
+        step = kept + {GRU: 3 * 8 * 8 * 4, DiagonalGRU: 3 * 8 * 4}[type(cell)]
+        whole, windows = plans[type(cell)]
+        assert whole.memory == 1024 * step
+        assert windows.memory == 256 * step + 768 * 3 * 8 * 4
+        assert (whole.depth, windows.depth) == (10, 32)
+
+
+def test_the_plan_refuses_what_the_run_refuses():
+    with pytest.raises(ValueError, match="iterates on real carries"):
+        seqjax.explain(seqjax.RNN(seqjax.LRU(4), Newton()), jnp.ones((5, 3), "float32"))
+
+
+def hessian_product(engine, cell, params, xs):
+    def loss(xs):
+        carry = cell.initial_carry(params, xs.shape[1:-1])
+        return jnp.sin(engine.run(cell, params, carry, xs)[1] + 0.3)[-1].sum()
+
+    return jax.jit(lambda xs: jax.jvp(jax.grad(loss), (xs,), (jnp.ones_like(xs),))[1])(xs)
+
+
+@pytest.mark.parametrize("cell", [GRU(4, dtypes=DOUBLE), DiagonalGRU(4, dtypes=DOUBLE)], ids=repr)
+def test_a_derivative_of_the_gradient_is_exact_or_refused(cell):
+    """Without inputs and biases the first guess is the answer: what stops by the answer has no derivative yet."""
+    params, xs = cell.init(jax.random.key(0), 3), jnp.zeros((12, 2, 3))
+    found = hessian_product(Newton(), cell, params, xs)
+    assert_close(found, hessian_product(Scan(adjoint=False), cell, params, xs), 1e-12)
+    if cell.jacobian_structure != "diagonal":
+        with pytest.raises(ValueError, match=r"Newton\(jacobian='diagonal'\) refuses derivatives of its gradient"):
+            hessian_product(Newton(jacobian="diagonal"), cell, params, xs)

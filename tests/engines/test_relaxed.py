@@ -284,6 +284,19 @@ def test_a_stochastic_cell_gets_the_loops_keys():
     assert_close((solution.carry, solution.ys), reference_loop(cell, params, carry, xs, key=key), 1e-10)
 
 
+@pytest.mark.parametrize("cell", [GRU(3, dtypes=DOUBLE), Zoneout(GRU(3, dtypes=DOUBLE), 0.3)], ids=repr)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_derivatives_of_the_gradient_are_refused_whatever_the_cell(cell, weighted):
+    """Those in a weight of the loss, which reaches the reverse pass alone, as well."""
+    params, carry, xs, *_ = example(cell, T=7)
+
+    def gradient(xs, weight):
+        return jax.grad(lambda xs: weight * Relaxed(chunk=3).run(cell, params, carry, xs)[1].sum())(xs)
+
+    with pytest.raises(ValueError, match=r"Relaxed\(chunk=3\) refuses derivatives of its gradient"):
+        jax.jvp(lambda a: gradient(xs, a) if weighted else gradient(a, 1.0), *[(1.0 if weighted else xs,)] * 2)
+
+
 def test_a_bfloat16_cell_gives_the_loops_numbers():
     cell = GRU(4, dtypes=DTypes(compute="bfloat16", carry="float32"))
     params, carry, xs, *_ = example(cell, T=30)

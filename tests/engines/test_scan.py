@@ -11,7 +11,7 @@ import pytest
 
 import seqjax
 from seqjax import DTypes
-from seqjax.engines import Associative, Checkpointed, scan
+from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, scan
 from seqjax.engines.residuals import recall, store
 from seqjax.engines.scan import Scan, block_size
 from seqjax.plan import tree_bytes
@@ -86,7 +86,26 @@ def test_a_sequence_that_the_cache_holds_is_one_block():
     assert sizes == [337, 341, 57, 60]  # 2 MiB are 341.3 steps of 8 x 192 numbers of 4 bytes
 
 
-@pytest.mark.parametrize("engine", [Scan(), Checkpointed()], ids=repr)
+class Named(Given):
+    def project(self, params, x):
+        z = jnp.concatenate(self.cell.project(params, x), -1)
+        return {"last": z[..., 2:], "pair": z[..., :2]}
+
+
+def test_what_is_projected_may_be_any_pytree_of_arrays_of_any_width():
+    cell = Named(CELLS["gru"])
+    params, _, xs, *_ = example(cell, T=5)
+    z, transpose = jax.vjp(cell.project, params, xs)
+    d_z = jax.tree.map(lambda a: jnp.sin(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), z)
+    side_by_side = jnp.concatenate([d_z["last"], d_z["pair"]], -1)
+    assert_close(cell.project_transpose(params, xs, side_by_side), transpose(d_z), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [Scan(), Checkpointed(), Newton(window=9), Newton(jacobian="diagonal"), Relaxed(9), Relaxed(9, "diagonal")],
+    ids=repr,
+)
 def test_a_batch_of_no_sequences_runs(engine):
     cell = seqjax.GRU(3)
     params = cell.init(jax.random.key(0), 2)

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec
 
 from seqjax.kernels import launch, recurrence, steps
 from tests.kernels.cuda import kernels_launched, shapes
@@ -38,6 +39,22 @@ def test_the_kernels_lower_for_cuda(kind, dtype):
         return forward(z, given, how, keep=False), reverse
 
     assert kernels_launched(both, z, given, left, left.sequences[0]) == 2
+
+
+def test_the_kernels_lower_inside_shard_map():
+    kind, how = steps.GRU_BEFORE, recurrence.Launch()
+    z, given = shapes(kind, "float32", T=13, B=8, H=20)
+    sequences, batch = PartitionSpec(None, "device"), PartitionSpec("device")
+
+    def run(z, given):
+        given = given._replace(w_rec=jax.lax.pcast(given.w_rec, "device", to="varying"))
+        return recurrence.forward(kind, steps.Functions(), z, given, how)
+
+    def split(z, given):
+        specs = sequences, recurrence.Given(PartitionSpec(), None, batch, batch, sequences)
+        return jax.shard_map(run, in_specs=specs, out_specs=batch)(z, given)
+
+    assert kernels_launched(split, z, given) == 1
 
 
 def test_a_jax_without_the_backend_is_refused_by_name(monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+import seqjax
 from seqjax.dtypes import DTypes
 from seqjax.layers.pointwise import Activation, Dense, DenseParams, Embed, EmbedParams, LayerNorm, LayerNormParams
 
@@ -217,6 +218,32 @@ def test_init_works_on_shapes_alone_and_float32_stays_float32(layer, like):
     assert shapes == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(drawn)]
     ys = jax.eval_shape(lambda p, x: layer.apply(p, (), x)[1], params, like)
     assert (ys.shape[:2], ys.dtype) == ((7, 2), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Dense(4),
+        LayerNorm(),
+        Activation("tanh"),
+        seqjax.BatchNorm(),
+        seqjax.Dropout(0.5),
+        seqjax.Last(),
+        seqjax.Conv1D(4, 2),
+        seqjax.Residual(Dense(4)),
+        seqjax.Residual(seqjax.RNN(seqjax.GRU(4))),
+    ],
+    ids=repr,
+)
+def test_numpys_float64_is_taken_eagerly_as_under_jit(layer):
+    with jax.enable_x64(False):
+        xs = inputs(5, 2, 4)
+        params = layer.init(jax.random.key(0), xs)
+        carry = layer.initial_carry(params, (2,))
+        ys = layer.apply(params, carry, xs)[1]
+        assert isinstance(ys, jax.Array)
+        assert ys.dtype == jnp.float32
+        np.testing.assert_allclose(ys, jax.jit(layer.apply)(params, carry, xs)[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [lambda d: Dense(3, activation="silu", dtypes=d), lambda d: LayerNorm(dtypes=d)])

@@ -267,11 +267,26 @@ def test_calibrate_sets_the_statistics_that_evaluation_uses():
 REFUSALS = {
     "rank": (lambda m, p, c, xs: m.apply(p, c, xs[:, 0, 0]), r"xs must be \[T, ..., D\].*got shape \(12,\)"),
     "no steps": (lambda m, p, c, xs: m.apply(p, c, xs[:0]), "no steps"),
-    "features": (lambda m, p, c, xs: m.apply(p, c, xs[..., :1]), "initialized for 2 features"),
+    "features": (
+        lambda m, p, c, xs: m.apply(p, c, xs[..., :1]),
+        r"inputs of 1 features \(axis -1 of xs\), w_in of shape \(1, 12\), got \(2, 12\)",
+    ),
     "mask shape": (lambda m, p, c, xs: m.apply(p, c, xs, mask=jnp.ones((3, 12), bool)), r"mask must have the shape"),
     "mask dtype": (lambda m, p, c, xs: m.apply(p, c, xs, mask=jnp.ones((12, 3))), "mask must be bool"),
     "resets shape": (lambda m, p, c, xs: m.apply(p, c, xs, resets=jnp.ones(12, bool)), "resets must have the shape"),
     "carry": (lambda m, p, c, xs: m.apply(p, m.initial_carry(p, (2,)), xs), "carry does not fit"),
+    "no carry": (
+        lambda m, p, c, xs: seqjax.Serial(m, m).apply((p, p), (), xs),
+        "carry in a tuple of 2, got tuple",
+    ),
+    "too few params": (lambda m, p, c, xs: seqjax.Serial(m, m).apply((p,), (c, c), xs), "params in a tuple of 2"),
+    "batch size": (lambda m, p, c, xs: m.initial_carry(p, 3), r"batch_shape must be a tuple, \(32,\) say"),
+    "a shape": (
+        lambda m, p, c, xs: m.init(jax.random.key(0), (7, 3, 5)),
+        "got tuple; .*ShapeDtypeStruct",
+    ),
+    "explained shape": (lambda m, p, c, xs: seqjax.explain(m, (7, 3, 5)), "must be an array, got tuple"),
+    "explained cell": (lambda m, p, c, xs: seqjax.explain(m.cell, xs), r"takes seqjax Layers, got GRU"),
     "a cell": (lambda m, p, c, xs: seqjax.Serial(seqjax.GRU(3)), r"a Cell becomes one as RNN\(cell\)"),
     "no layers": (lambda m, p, c, xs: seqjax.Serial(), "at least one layer"),
     "no engine": (lambda m, p, c, xs: seqjax.RNN(seqjax.GRU(3), "scan"), "engine must be a seqjax Engine"),
