@@ -197,6 +197,27 @@ def test_noise_in_the_recurrence_is_for_training_alone():
         np.testing.assert_array_equal(one, run(jax.random.key(1)))
 
 
+@pytest.mark.parametrize(
+    ("rngs", "trains"),
+    [
+        (lambda: nnx.Rngs(0, dropout=1), True),
+        (lambda: nnx.Rngs(0), True),
+        (lambda: nnx.Rngs(params=0, carry=1), False),
+        (lambda: nnx.Rngs(dropout=1).dropout, True),
+        (lambda: nnx.Rngs(0).carry, False),
+    ],
+)
+def test_noise_is_drawn_where_flax_finds_the_stream_dropout(rngs, trains):
+    model = ours_nnx.RNN(Zoneout(seqjax.Simple(H), 0.5), in_features=D, rngs=nnx.Rngs(0))
+    xs = inputs(B, T, D, dtype="float32")
+    one, two = model(xs, rngs=rngs()), model(xs, rngs=rngs())
+    np.testing.assert_array_equal(one, two)
+    assert np.array_equal(one, model(xs)) != trains
+    both = nnx.Bidirectional(model, model)
+    if isinstance(stream := rngs(), nnx.RngStream):
+        assert np.array_equal(both(xs, rngs=stream), both(xs)) != trains
+
+
 class Dropping(nnx.RNNCellBase):
     """An nnx cell that drops units of its carry."""
 

@@ -113,8 +113,9 @@ class RNN(nnx.Module):
           seq_lengths: `[...]` int, valid steps of each sequence.
           return_carry, time_major, reverse, keep_order: as for the constructor.
           rngs: for a Flax cell, what its initial carry is drawn from; noise in its recurrence comes from its
-            own streams. A seqjax cell with such noise takes a key from the stream `dropout`, which means
-            training; without, evaluation.
+            own streams. A seqjax cell with such noise takes a key from the stream `dropout`, in an `Rngs` without
+            one from `default`, which means training; without either, evaluation. `Bidirectional` of Flax hands
+            its layers one stream alone: give it `rngs.dropout` itself.
         """
         time_major = self.time_major if time_major is None else time_major
         shape = batch_shape("nnx.RNN", inputs, time_major)
@@ -150,11 +151,14 @@ class RNN(nnx.Module):
 
     def _key(self, cell: Cell, rngs: Any) -> Key:
         """What noise in the recurrence is drawn from: a Flax cell's own stream, or the call's stream `dropout`."""
-        if isinstance(cell, NNXCell):
-            return stream_at(self.cell, cell.streams[0])() if cell.stochastic else None
-        if not cell.stochastic or getattr(rngs, "tag", "dropout") != "dropout":
+        if not cell.stochastic:
             return None
-        return rngs.dropout() if isinstance(rngs, nnx.Rngs) else rngs if rngs is None else rngs()
+        if isinstance(cell, NNXCell):
+            return stream_at(self.cell, cell.streams[0])()
+        if isinstance(rngs, nnx.Rngs):
+            return rngs.dropout() if "dropout" in rngs or "default" in rngs else None
+        # a stream alone may be Flax's `Bidirectional` handing on the one for carries, and that may be `default`
+        return rngs() if rngs is not None and rngs.tag == "dropout" else None
 
 
 def _carry_stream(rngs: nnx.Rngs | nnx.RngStream | bool) -> nnx.RngStream | None:
