@@ -41,6 +41,16 @@ def test_linen_params_have_the_names_and_first_values_of_flax():
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.parametrize("cell", [nn.GRUCell(H), nn.MGUCell(H), seqjax.GRU(H)])
+def test_params_are_drawn_in_apply_where_they_may_change_and_are_missing(cell):
+    xs, rngs = inputs(B, T, D, dtype="float32"), {"params": jax.random.key(0)}
+    model = ours_linen.RNN(cell)
+    ys, drawn = model.apply({}, xs, mutable=["params"], rngs=rngs)
+    assert_close(drawn, model.init(jax.random.key(0), xs), 0)
+    again, kept = model.apply(drawn, xs, mutable=["params"])
+    assert_close((again, kept), (ys, drawn), 0)
+
+
 @pytest.mark.parametrize(
     ("api", "name", "options", "lengths"),
     [

@@ -124,7 +124,7 @@ class RNN(nn.Module):
         if not isinstance(self.cell, nn.RNNCellBase):
             raise ValueError(f"linen.RNN takes a flax.linen cell or a seqjax Cell, got {type(self.cell).__name__}.")
         key = jax.random.key(0) if init_key is None else init_key
-        if self.is_initializing():
+        if self.is_mutable_collection("params"):  # they may be drawn in apply as well as in init
             features = inputs.shape[-1:]
             self.cell(self.cell.initialize_carry(key, features), jnp.zeros(features, inputs.dtype))
         variables = only_params(f"linen.{type(self.cell).__name__}", {"params": {}, **self.cell.variables})
@@ -142,13 +142,13 @@ class RNN(nn.Module):
     def _own_params(self, cell: Cell, in_dim: int) -> Params:
         """A seqjax cell's params, each a param of this layer, drawn together."""
         like = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
-        drawn = jax.tree.leaves(cell.init(self.make_rng("params"), in_dim)) if self.is_initializing() else None
-        leaves = []
-        for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(like)):
-            name = jax.tree_util.keystr(path, simple=True, separator=".") or "params"
+        paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(like))
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") or "params" for path in paths]
+        missing = self.is_mutable_collection("params") and not all(self.has_variable("params", name) for name in names)
+        leaves, treedef = jax.tree.flatten(cell.init(self.make_rng("params"), in_dim) if missing else like)
 
-            def draw(key: Array, i: int = i, leaf: jax.ShapeDtypeStruct = leaf) -> Array:
-                return jnp.zeros(leaf.shape, leaf.dtype) if drawn is None else drawn[i]
+        def draw(key: Array, leaf: Any) -> Array:
+            return leaf if missing else jnp.zeros(leaf.shape, leaf.dtype)  # its shape is checked, no more
 
-            leaves.append(self.param(name, draw))
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        own = [self.param(name, draw, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, own)
