@@ -66,7 +66,7 @@ def check_options(owner: str, options: Mapping[str, Any], allowed: Mapping[str, 
 
 
 def to_jax(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = None) -> Array:
-    """A weight as a JAX array of its own dtype.
+    """A weight as a JAX array of its own dtype, in the byte order of the machine.
 
     Args:
       owner, name: whose weight it is and which, for the message.
@@ -80,12 +80,13 @@ def to_jax(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = No
         raise ValueError(f"{owner}: {name} must have shape {tuple(shape)}, got {tuple(array.shape)}.")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{owner}: {name} must be floating point, got {array.dtype}.")
-    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+    native = array.dtype.newbyteorder("=")
+    if jax.dtypes.canonicalize_dtype(native) != native:
         raise ValueError(
             f"{owner}: {name} is {array.dtype}, which JAX holds only after "
             "jax.config.update('jax_enable_x64', True); enable it, or cast the weights to float32 first."
         )
-    return jnp.asarray(array)
+    return jnp.asarray(array.astype(native, copy=False))
 
 
 def to_numpy(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:

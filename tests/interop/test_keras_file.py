@@ -102,6 +102,16 @@ def test_a_file_holds_the_model_that_was_saved(saved):
         assert np.array_equal(a, e)
 
 
+def test_weights_in_the_byte_order_of_another_machine_are_read(saved, tmp_path):
+    def change(file):
+        kernel = file["layers/conv1d/vars/0"][:]
+        del file["layers/conv1d/vars/0"]
+        file["layers/conv1d/vars/0"] = kernel.astype(">f4")
+
+    _, params = load_keras(with_weights(tmp_path, saved, change))
+    np.testing.assert_array_equal(params[0].kernel, saved[1][1][0].kernel)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64", "mixed_float16"])
 def test_every_dtype_policy_is_read_as_it_was_stored(tmp_path, dtype):
     model = keras.Sequential([keras.Input((None, 2)), L.Dense(3, dtype=dtype), L.Conv1D(2, 2, dtype=dtype)])

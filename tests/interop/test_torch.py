@@ -294,6 +294,13 @@ def test_a_bare_state_dict_says_layers_directions_biases_and_sizes(kind):
     assert_same(from_state_dict({name: jnp.asarray(a) for name, a in state_of(module).items()}, kind), expected)
 
 
+def test_weights_in_the_byte_order_of_another_machine_are_read():
+    state = state_of(scrambled(nn.GRU(2, 3), torch.float32))
+    assert_same(
+        from_state_dict({name: a.astype(">f4") for name, a in state.items()}, "gru"), from_state_dict(state, "gru")
+    )
+
+
 def test_a_prefix_picks_one_module_of_a_larger_model():
     gru, other = scrambled(nn.GRU(2, 3), torch.float32), nn.Linear(3, 1)
     state = {f"encoder.{name}": a for name, a in state_of(gru).items()} | {

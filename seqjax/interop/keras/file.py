@@ -190,9 +190,9 @@ class _Reader:
             array = np.empty(dataset.shape, dataset.dtype)
             if array.size:
                 dataset.read_direct(array)
-            return array.view(jnp.bfloat16) if bfloat16 else array.astype(array.dtype.newbyteorder("="), copy=False)
+            return array.view(jnp.bfloat16) if bfloat16 else array
 
-        return Weight(tuple(dataset.shape), "bfloat16" if bfloat16 else dataset.dtype.newbyteorder("=").name, read)
+        return Weight(tuple(dataset.shape), "bfloat16" if bfloat16 else dataset.dtype.name, read)
 
 
 def _class_and_config(description: Any) -> tuple[str, dict[str, Any]]:
