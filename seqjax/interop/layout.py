@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.base import Array
+from seqjax.base import Array, Layer, Params
 from seqjax.dtypes import DTypes
+from seqjax.layers import Serial
 
 
 def reorder(weights: Any, given: str, wanted: str) -> Any:
@@ -89,17 +90,30 @@ def to_jax(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = No
     return jnp.asarray(array.astype(native, copy=False))
 
 
-def to_numpy(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def param_array(owner: Any, name: str, params: Params, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """A param as a NumPy array of its own dtype.
 
+    Args:
+      owner: the cell or layer.
+      name: of the param.
+      params: of `owner`.
+      shape: what the rest of the model implies, or `None`.
+
     Raises:
-      ValueError: a missing param, or one of another shape than the model implies.
+      ValueError: a param that is missing, or of another dtype or shape than the model implies.
     """
-    if array is None:
-        raise ValueError(f"{owner}: {name} is None in the params, but the model has it; were they made by this model?")
-    if shape is not None and tuple(array.shape) != tuple(shape):
-        raise ValueError(f"{owner}: {name} must have shape {tuple(shape)}, got {tuple(array.shape)}.")
-    return np.asarray(array)
+    return np.asarray(_own(owner, name, params, shape))
+
+
+def pieces_of(model: Serial, params: Params) -> list[tuple[Layer, Params]]:
+    """The layers of a `Serial`, each with its params.
+
+    Raises:
+      ValueError: params of another model.
+    """
+    if not isinstance(params, tuple | list) or len(params) != len(model.layers):
+        raise ValueError(f"{model!r} has {len(model.layers)} layers; its params must be a tuple of as many.")
+    return list(zip(model.layers, params, strict=True))
 
 
 def param_dtypes(dtype: Any) -> DTypes:
@@ -109,3 +123,15 @@ def param_dtypes(dtype: Any) -> DTypes:
     DTypes(params='float64')
     """
     return DTypes(params=jnp.dtype(dtype).name)
+
+
+def _own(owner: Any, name: str, params: Params, shape: tuple[int, ...] | None) -> Array:
+    """A param as it is, checked as `param_array` says."""
+    array = getattr(params, name, None)
+    if array is None:
+        raise ValueError(f"{owner!r}: {name} is None in the params, but the model has it; were they made by it?")
+    if shape is not None and tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{owner!r}: {name} must have shape {tuple(shape)}, got {tuple(array.shape)}.")
+    if array.dtype != owner.dtypes.params:
+        raise ValueError(f"{owner!r}: {name} is {array.dtype}, its dtypes say {owner.dtypes.params}.")
+    return array

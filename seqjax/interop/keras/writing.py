@@ -13,7 +13,7 @@ from seqjax.dtypes import DTypes
 from seqjax.initializers import ForgetGate
 from seqjax.interop.keras.activations import to_name
 from seqjax.interop.keras.record import POLICIES
-from seqjax.interop.layout import to_numpy, unsupported
+from seqjax.interop.layout import param_array, pieces_of, unsupported
 from seqjax.layers import RNN, Activation, BatchNorm, Bidirectional, Conv1D, Dense, Dropout, Embed, LayerNorm, Serial
 from seqjax.layers.last import Last
 
@@ -152,12 +152,12 @@ class _Writer:
         )
         arrays = self._products(cell, params)
         if cell.use_bias and cell.reset == "after":
-            arrays[2] = np.stack([arrays[2], to_numpy(repr(cell), "bias_rec", params.bias_rec)])
+            arrays[2] = np.stack([arrays[2], param_array(cell, "bias_rec", params)])
         return layer, arrays
 
     def _products(self, cell: Simple | LSTM | GRU, params: Params) -> list:
         names = ("w_in", "w_rec", "bias") if cell.use_bias else ("w_in", "w_rec")
-        return arrays_of(cell, params, *names)
+        return _arrays(cell, params, *names)
 
     def bidirectional(self, layer: Bidirectional, params: Params) -> tuple[Any, list]:
         forward, arrays = self._direction(layer.forward, params[0], backwards=False)
@@ -187,7 +187,7 @@ class _Writer:
             use_bias=layer.use_bias,
             dtype=policy_name(layer),
         )
-        return found, arrays_of(layer, params, *(("kernel", "bias") if layer.use_bias else ("kernel",)))
+        return found, _arrays(layer, params, *(("kernel", "bias") if layer.use_bias else ("kernel",)))
 
     def conv(self, layer: Conv1D, params: Params) -> tuple[Any, list]:
         found = self.layers.Conv1D(
@@ -200,22 +200,22 @@ class _Writer:
             use_bias=layer.use_bias,
             dtype=policy_name(layer),
         )
-        return found, arrays_of(layer, params, *(("kernel", "bias") if layer.use_bias else ("kernel",)))
+        return found, _arrays(layer, params, *(("kernel", "bias") if layer.use_bias else ("kernel",)))
 
     def embed(self, layer: Embed, params: Params) -> tuple[Any, list]:
         found = self.layers.Embedding(layer.num, layer.features, dtype=policy_name(layer))
-        return found, arrays_of(layer, params, "table")
+        return found, _arrays(layer, params, "table")
 
     def layer_norm(self, layer: LayerNorm, params: Params) -> tuple[Any, list]:
         found = self.layers.LayerNormalization(
             epsilon=layer.epsilon, center=layer.use_offset, scale=layer.use_scale, dtype=policy_name(layer)
         )
         names = [name for name, on in (("scale", layer.use_scale), ("offset", layer.use_offset)) if on]
-        return found, arrays_of(layer, params, *names)
+        return found, _arrays(layer, params, *names)
 
     def batch_norm(self, layer: BatchNorm, params: Params) -> tuple[Any, list]:
         found = self.layers.BatchNormalization(epsilon=layer.epsilon, dtype=policy_name(layer))
-        return found, arrays_of(layer, params, "scale", "offset", "mean", "var")
+        return found, _arrays(layer, params, "scale", "offset", "mean", "var")
 
     # -- layers without -----------------------------------------------------------------------
 
@@ -237,17 +237,8 @@ _METHODS: dict[type, Callable] = {
 }
 
 
-def arrays_of(owner: Any, params: Params, *names: str) -> list[np.ndarray]:
-    """Params as arrays, in the dtype that their owner says.
-
-    Raises:
-      ValueError: a param that is missing, or of another dtype.
-    """
-    arrays = [to_numpy(repr(owner), name, getattr(params, name)) for name in names]
-    for name, array in zip(names, arrays, strict=True):
-        if array.dtype != owner.dtypes.params:
-            raise ValueError(f"{owner!r}: {name} is {array.dtype}, its dtypes say {owner.dtypes.params}.")
-    return arrays
+def _arrays(owner: Any, params: Params, *names: str) -> list[np.ndarray]:
+    return [param_array(owner, name, params) for name in names]
 
 
 def policy_name(owner: Any) -> str:
@@ -274,9 +265,7 @@ def _flatten(model: Layer, params: Params) -> list[tuple[Layer, Params]]:
     """The layers of nested `Serial`s in a row."""
     if not isinstance(model, Serial):
         return [(model, params)]
-    if not isinstance(params, tuple | list) or len(params) != len(model.layers):
-        raise ValueError(f"{model!r} has {len(model.layers)} layers; its params must be a tuple of as many.")
-    return [piece for layer, p in zip(model.layers, params, strict=True) for piece in _flatten(layer, p)]
+    return [piece for layer, p in pieces_of(model, params) for piece in _flatten(layer, p)]
 
 
 def _owner_of_dtypes(layer: Layer) -> Cell | Layer | None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seqjax.base import Layer, Params
-from seqjax.interop.layout import param_dtypes, to_jax, unsupported
+from seqjax.interop.layout import param_dtypes, pieces_of, to_jax, unsupported
 from seqjax.interop.torch.state import as_array, from_state_dict
-from seqjax.interop.torch.writing import ACTIVATIONS, Stack, parts_of, recurrent_stack, to_state_dict
+from seqjax.interop.torch.writing import ACTIVATIONS, Stack, recurrent_stack, to_state_dict
 from seqjax.layers import Activation, Conv1D, Dense, Dropout, Embed, LayerNorm, Serial
 from seqjax.layers.conv import ConvParams
 from seqjax.layers.pointwise import DenseParams, EmbedParams, LayerNormParams
@@ -238,7 +238,7 @@ def _stack(nn: Any, stack: Stack, dtype: Any) -> Any:
 def _module(nn: Any, model: Layer, params: Params, dtype: Any) -> Any:
     match model:
         case Serial():
-            return nn.Sequential(*(_module(nn, layer, p, dtype) for layer, p in parts_of(model, params)))
+            return nn.Sequential(*(_module(nn, layer, p, dtype) for layer, p in pieces_of(model, params)))
         case Dense():
             return nn.Linear(params.kernel.shape[0], model.features, model.use_bias, dtype=dtype)
         case Conv1D():

@@ -7,7 +7,7 @@ import numpy as np
 
 from seqjax.base import Cell, Layer, Params
 from seqjax.cells import GRU, LSTM, Simple
-from seqjax.interop.layout import reorder, to_numpy, unsupported
+from seqjax.interop.layout import param_array, pieces_of, reorder, unsupported
 from seqjax.layers import RNN, Activation, Bidirectional, Conv1D, Dense, Dropout, Embed, LayerNorm, Serial
 
 ACTIVATIONS: dict[Any, tuple[str, dict[str, Any]]] = {
@@ -72,24 +72,13 @@ def to_state_dict(model: Layer, params: Params, *, prefix: str = "") -> dict[str
     return state
 
 
-def parts_of(model: Serial, params: Params) -> list[tuple[Layer, Params]]:
-    """The layers of a `Serial`, each with its params.
-
-    Raises:
-      ValueError: params of another model.
-    """
-    if not isinstance(params, tuple | list) or len(params) != len(model.layers):
-        raise ValueError(f"{model!r} has {len(model.layers)} layers; its params must be a tuple of as many.")
-    return list(zip(model.layers, params, strict=True))
-
-
 def recurrent_stack(model: Layer, params: Params) -> Stack | None:
     """`model` as one recurrent PyTorch module; `None` if no layer of it is recurrent.
 
     Raises:
       ValueError: recurrent layers that are not one such module.
     """
-    pieces = parts_of(model, params) if isinstance(model, Serial) else [(model, params)]
+    pieces = pieces_of(model, params) if isinstance(model, Serial) else [(model, params)]
     if not any(isinstance(layer, RNN | Bidirectional) for layer, _ in pieces):
         return None
     layers = [piece for piece in pieces if not isinstance(piece[0], Dropout)]
@@ -107,7 +96,7 @@ def recurrent_stack(model: Layer, params: Params) -> Stack | None:
     if any(isinstance(layer, Bidirectional) != bidirectional for layer, _ in layers):
         raise _no_stack(model, "all of its layers must go both ways, or none")
     hidden, proj, use_bias, activation, _ = _options(cell)
-    in_dim = to_numpy(repr(cell), "w_in", first.w_in).shape[0]
+    in_dim = param_array(cell, "w_in", first).shape[0]
     rate = rates[0] if rates else 0.0
     return Stack(
         kind, in_dim, hidden, len(layers), use_bias, bidirectional, proj, activation, rate, tuple(directions)
@@ -168,7 +157,7 @@ def _stack_state(stack: Stack) -> dict[str, np.ndarray]:
         in_dim = stack.in_dim if number == 0 else out * (1 + stack.bidirectional)
 
         def take(name: str, shape: tuple[int, ...], cell: Cell = cell, params: Params = params) -> np.ndarray:
-            array = _param(cell, name, params, shape)
+            array = param_array(cell, name, params, shape)
             array = reorder(array, "zrg", "rzg") if stack.kind == "gru" and name != "w_proj" else array
             return np.ascontiguousarray(array.T)
 
@@ -183,17 +172,10 @@ def _stack_state(stack: Stack) -> dict[str, np.ndarray]:
     return state
 
 
-def _param(owner: Any, name: str, params: Params, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    array = to_numpy(repr(owner), name, getattr(params, name), shape)
-    if array.dtype != owner.dtypes.params:
-        raise ValueError(f"{owner!r}: {name} is {array.dtype}, its dtypes say {owner.dtypes.params}.")
-    return array
-
-
 def _pointwise_state(model: Layer, params: Params) -> dict[str, np.ndarray]:
     """The state of what is not recurrent; a `Serial` numbers its layers."""
     if isinstance(model, Serial):
-        pieces = parts_of(model, params)
+        pieces = pieces_of(model, params)
         kinds = {type(layer) for layer, _ in pieces}
         if Conv1D in kinds and kinds & {Dense, LayerNorm, Embed}:
             raise unsupported(f"to_torch: {model!r}", "Conv1D beside layers over features", "convert them one by one")
@@ -212,15 +194,15 @@ def _pointwise_state(model: Layer, params: Params) -> dict[str, np.ndarray]:
         raise unsupported(owner, f"{type(model).__name__} in PyTorch", "convert the layers inside one by one")
     _check_dtypes(model)
     if isinstance(model, Embed):
-        return {"weight": _param(model, "table", params, (model.num, model.features))}
+        return {"weight": param_array(model, "table", params, (model.num, model.features))}
     if isinstance(model, LayerNorm):
         if not model.use_scale:
             raise unsupported(owner, "use_scale=False in PyTorch", "its LayerNorm has a scale and maybe an offset")
-        state = {"weight": _param(model, "scale", params)}
-        return state | ({"bias": _param(model, "offset", params)} if model.use_offset else {})
+        state = {"weight": param_array(model, "scale", params)}
+        return state | ({"bias": param_array(model, "offset", params)} if model.use_offset else {})
     if model.activation is not None:
         raise unsupported(owner, f"activation={model.activation!r} inside", "put an Activation layer behind it")
     if isinstance(model, Conv1D) and (model.padding == "causal" or (model.padding == "same" and model.stride > 1)):
         raise unsupported(owner, f"padding={model.padding!r} with stride {model.stride} in PyTorch", "'valid' is")
-    state = {"weight": _param(model, "kernel", params).T}
-    return state | ({"bias": _param(model, "bias", params, (model.features,))} if model.use_bias else {})
+    state = {"weight": param_array(model, "kernel", params).T}
+    return state | ({"bias": param_array(model, "bias", params, (model.features,))} if model.use_bias else {})
