@@ -14,7 +14,7 @@ from seqjax.cells import GRU, LSTM, Simple
 from seqjax.cells.gru import GRUParams
 from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
-from seqjax.interop.layout import check_options, param_dtypes, reorder, to_jax, unsupported
+from seqjax.interop.layout import check_options, check_params, param_dtypes, reorder, to_jax, unsupported
 from seqjax.layers import RNN
 
 HaikuParams = Mapping[str, Mapping[str, Any]]
@@ -94,7 +94,7 @@ def to_haiku(
       Params for a transformed function with such a core.
 
     Raises:
-      ValueError: options that haiku's core has not, by name.
+      ValueError: options that haiku's core has not, by name; params that are not `model`'s.
 
     >>> import jax
     >>> cell = LSTM(4)
@@ -116,6 +116,7 @@ def to_haiku(
     }
     given = {option: getattr(cell, option) for option in allowed if hasattr(cell, option)}
     check_options(f"to_haiku({cell!r})", given, allowed, f"haiku's {kind} has no such option")
+    check_params(cell, params)
     path = name or _NAMES[kind]
     w_in, w_rec = params.w_in, params.w_rec
     bias = jnp.zeros(w_in.shape[-1:], w_in.dtype) if params.bias is None else params.bias

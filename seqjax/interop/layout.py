@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.base import Array, Layer, Params
+from seqjax.base import Array, Cell, Layer, Params
 from seqjax.dtypes import DTypes
 from seqjax.layers import Serial
 
@@ -103,6 +103,21 @@ def param_array(owner: Any, name: str, params: Params, shape: tuple[int, ...] | 
       ValueError: a param that is missing, or of another dtype or shape than the model implies.
     """
     return np.asarray(_own(owner, name, params, shape))
+
+
+def check_params(cell: Cell, params: Params) -> None:
+    """Refuses params that are not those of `cell`, before they are written under another library's names.
+
+    Raises:
+      ValueError: naming the param that is missing, too many, or of another shape or dtype.
+    """
+    in_dim = _own(cell, "w_in", params, None).shape[0]
+    wanted = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
+    for name, like in zip(wanted._fields, wanted, strict=True):
+        if like is not None:
+            _own(cell, name, params, like.shape)
+        elif getattr(params, name, None) is not None:
+            raise ValueError(f"{cell!r} has no {name}, but the params have one; were they made by it?")
 
 
 def pieces_of(model: Serial, params: Params) -> list[tuple[Layer, Params]]:

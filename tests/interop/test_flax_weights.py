@@ -167,6 +167,15 @@ def test_options_that_have_no_equal_are_refused_by_name():
             call()
 
 
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_params_of_another_model_are_refused(api):
+    params = drawn(seqjax.GRU(H, "after"))
+    for options, match in (({}, r"w_in must have shape \(3, 15\)"), ({"use_bias": False}, "has no bias")):
+        cell = seqjax.GRU(H if options else H + 1, "after", **options)
+        with pytest.raises(ValueError, match=match):
+            to_flax(seqjax.RNN(cell), params, api=api)
+
+
 def test_a_carry_in_another_dtype_than_the_params_is_refused():
     cell = seqjax.Simple(H, dtypes=seqjax.DTypes("float32", compute="bfloat16", carry="bfloat16"))
     params = drawn(cell)

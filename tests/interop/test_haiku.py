@@ -132,3 +132,17 @@ def test_what_has_no_equal_is_refused_by_name():
     for call, match in cases:
         with pytest.raises(ValueError, match=match):
             call()
+
+
+def test_params_of_another_model_are_refused():
+    cell = seqjax.LSTM(4)
+    params = cell.init(jax.random.key(0), D)
+    cases = [
+        (seqjax.LSTM(5), params, r"w_in must have shape \(3, 20\), got \(3, 16\)"),
+        (seqjax.LSTM(4, use_bias=False), params, "has no bias, but the params have one"),
+        (cell, params._replace(w_rec=None), "w_rec is None"),
+        (cell, params._replace(bias=jnp.zeros(16)), "bias is float64, its dtypes say float32"),
+    ]
+    for model, given, match in cases:
+        with pytest.raises(ValueError, match=match):
+            to_haiku(model, given)

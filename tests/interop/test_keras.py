@@ -491,3 +491,10 @@ def test_what_keras_has_not_is_refused_by_name(word):
     params = model.init(jax.random.key(0), jnp.ones((4, 2), "float32"))
     with pytest.raises(ValueError, match=word):
         to_keras(model, params)
+
+
+def test_params_of_another_model_are_refused():
+    params = seqjax.GRU(3, "after").init(jax.random.key(0), 2)
+    for cell, match in ((seqjax.GRU(4, "after"), "w_in must have shape"), (seqjax.GRU(3), "has no bias_rec")):
+        with pytest.raises(ValueError, match=match):
+            to_keras(seqjax.RNN(cell), params)

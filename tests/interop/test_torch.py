@@ -512,3 +512,5 @@ def test_params_of_another_model_are_refused():
         to_state_dict(model, params._replace(bias_rec=None))
     with pytest.raises(ValueError, match="its dtypes say float32"):
         to_state_dict(model, jax.tree.map(lambda leaf: leaf.astype("float64"), params))
+    with pytest.raises(ValueError, match="has no bias, but the params have one"):
+        to_state_dict(seqjax.RNN(seqjax.GRU(3, reset="after", use_bias=False)), params)

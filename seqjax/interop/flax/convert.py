@@ -15,7 +15,7 @@ from seqjax.engines.scan import Scan
 from seqjax.interop.flax.cells import only_params
 from seqjax.interop.flax.known import known
 from seqjax.interop.flax.weights import LAYOUTS, Tree
-from seqjax.interop.layout import check_options, unsupported
+from seqjax.interop.layout import check_options, check_params, unsupported
 from seqjax.layers import RNN, Bidirectional
 
 
@@ -91,7 +91,8 @@ def to_flax(
 
     Raises:
       ValueError: what Flax cannot represent, by name: normalization, projection, peepholes,
-        `reset="before"`, a carry dtype of its own, and in nnx a GRU's bias inside the reset gate.
+        `reset="before"`, a carry dtype of its own, and in nnx a GRU's bias inside the reset gate; params
+        that are not `model`'s.
 
     >>> import jax, seqjax
     >>> model = seqjax.RNN(seqjax.LSTM(4))
@@ -171,6 +172,7 @@ def _write_cell(api: str, cell: Any, params: Params, optimized: bool) -> tuple[A
     given = {option: getattr(cell, option, None) for option in ("normalize", "proj_dim", "reset")}
     allowed = {"normalize": (None,), "proj_dim": (None,), "reset": ("after", None)}
     check_options(owner, given, allowed, "Flax's cell has no such option")
+    check_params(cell, params)
     param_dtype, carry = params.w_in.dtype, cell.dtypes.of_carry(params.w_in)
     if carry != param_dtype:
         raise unsupported(owner, f"a carry in {carry.name}", f"Flax carries in the params' {param_dtype.name}")

@@ -13,7 +13,7 @@ from seqjax.dtypes import DTypes
 from seqjax.initializers import ForgetGate
 from seqjax.interop.keras.activations import to_name
 from seqjax.interop.keras.record import POLICIES
-from seqjax.interop.layout import param_array, pieces_of, unsupported
+from seqjax.interop.layout import check_params, param_array, pieces_of, unsupported
 from seqjax.layers import RNN, Activation, BatchNorm, Bidirectional, Conv1D, Dense, Dropout, Embed, LayerNorm, Serial
 from seqjax.layers.last import Last
 
@@ -156,6 +156,7 @@ class _Writer:
         return layer, arrays
 
     def _products(self, cell: Simple | LSTM | GRU, params: Params) -> list:
+        check_params(cell, params)
         names = ("w_in", "w_rec", "bias") if cell.use_bias else ("w_in", "w_rec")
         return _arrays(cell, params, *names)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from seqjax.base import Cell, Layer, Params
 from seqjax.cells import GRU, LSTM, Simple
-from seqjax.interop.layout import param_array, pieces_of, reorder, unsupported
+from seqjax.interop.layout import check_params, param_array, pieces_of, reorder, unsupported
 from seqjax.layers import RNN, Activation, Bidirectional, Conv1D, Dense, Dropout, Embed, LayerNorm, Serial
 
 ACTIVATIONS: dict[Any, tuple[str, dict[str, Any]]] = {
@@ -150,25 +150,25 @@ def _stack_state(stack: Stack) -> dict[str, np.ndarray]:
     state = {}
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[stack.kind]
     out = stack.proj_dim or stack.hidden_dim
-    G = gates * stack.hidden_dim
     for at, (cell, params) in enumerate(stack.directions):
+        check_params(cell, params)
         number, reverse = divmod(at, 1 + stack.bidirectional)
         suffix = f"_l{number}{'_reverse' if reverse else ''}"
         in_dim = stack.in_dim if number == 0 else out * (1 + stack.bidirectional)
 
-        def take(name: str, shape: tuple[int, ...], cell: Cell = cell, params: Params = params) -> np.ndarray:
+        def take(name: str, shape: Any = None, cell: Cell = cell, params: Params = params) -> np.ndarray:
             array = param_array(cell, name, params, shape)
             array = reorder(array, "zrg", "rzg") if stack.kind == "gru" and name != "w_proj" else array
             return np.ascontiguousarray(array.T)
 
-        state["weight_ih" + suffix] = take("w_in", (in_dim, G))
-        state["weight_hh" + suffix] = take("w_rec", (out, G))
+        state["weight_ih" + suffix] = take("w_in", (in_dim, gates * stack.hidden_dim))
+        state["weight_hh" + suffix] = take("w_rec")
         if stack.use_bias:
-            bias = take("bias", (G,))
+            bias = take("bias")
             state["bias_ih" + suffix] = bias
-            state["bias_hh" + suffix] = take("bias_rec", (G,)) if stack.kind == "gru" else np.zeros_like(bias)
+            state["bias_hh" + suffix] = take("bias_rec") if stack.kind == "gru" else np.zeros_like(bias)
         if stack.proj_dim:
-            state["weight_hr" + suffix] = take("w_proj", (stack.hidden_dim, out))
+            state["weight_hr" + suffix] = take("w_proj")
     return state
 
 
