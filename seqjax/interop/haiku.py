@@ -14,13 +14,26 @@ from seqjax.cells import GRU, LSTM, Simple
 from seqjax.cells.gru import GRUParams
 from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
-from seqjax.interop.layout import check_options, check_params, param_dtypes, reorder, to_jax, unsupported
+from seqjax.interop.layout import (
+    check_one_dtype,
+    check_options,
+    check_params,
+    param_dtypes,
+    reorder,
+    to_jax,
+    unsupported,
+)
 from seqjax.layers import RNN
 
 HaikuParams = Mapping[str, Mapping[str, Any]]
 """`{"lstm/linear": {"w": ..., "b": ...}}`: module path, then name."""
 
 _NAMES = {"VanillaRNN": "vanilla_rnn", "LSTM": "lstm", "GRU": "gru"}
+_LEAVES = {
+    "VanillaRNN": ("linear/w", "linear_1/w", "linear/b"),
+    "LSTM": ("linear/w", "linear/b"),
+    "GRU": ("w_i", "w_h", "b"),
+}
 _MAPS = {"VanillaRNN": ("/linear", "/linear_1"), "LSTM": ("/linear",), "GRU": ("",)}
 
 
@@ -44,7 +57,7 @@ def from_haiku(core: Any, params: HaikuParams, name: str | None = None) -> tuple
       The layer, time-major, and its params.
 
     Raises:
-      ValueError: another core, or params that are missing, unknown or of the wrong shape, by name.
+      ValueError: another core, or params that are missing, unknown, of the wrong shape or of several dtypes, by name.
 
     >>> import numpy as np
     >>> zeros = {"w_i": np.zeros((3, 12), "float32"), "w_h": np.zeros((4, 12), "float32"), "b": np.zeros(12, "float32")}
@@ -53,28 +66,20 @@ def from_haiku(core: Any, params: HaikuParams, name: str | None = None) -> tuple
     (RNN(GRU(4)), (3, 12))
     """
     kind = _kind(core)
-    owner, path = f"haiku {kind}", _path(kind, params, name)
-    maps = [params.get(path + suffix, {}) for suffix in _MAPS[kind]]
+    given = _take(kind, params, _path(kind, params, name))
     if kind == "GRU":
-        flat = _take(f"{owner} {path!r}", maps[0], ("w_i", "w_h", "b"))
-        w_in, w_rec, bias = (_flip_z(flat[leaf]) for leaf in ("w_i", "w_h", "b"))
-        _check_hidden(owner, w_rec, 3)
+        w_in, w_rec, bias = (_flip_z(given[leaf]) for leaf in ("w_i", "w_h", "b"))
         return RNN(GRU(w_rec.shape[0], dtypes=param_dtypes(w_rec.dtype))), GRUParams(w_in, w_rec, bias)
     if kind == "LSTM":
-        flat = _take(f"{owner} {path}/linear", maps[0], ("w", "b"))
-        hidden, rest = divmod(flat["b"].shape[0], 4)
-        if rest or flat["w"].shape[0] <= hidden:
-            raise ValueError(f"{owner}: w must be [D + H, 4*H] and b [4*H], got {flat['w'].shape}, {flat['b'].shape}.")
-        weights, bias = (reorder(flat[leaf], "igfo", "ifgo") for leaf in ("w", "b"))
+        weights, bias = (reorder(given[leaf], "igfo", "ifgo") for leaf in ("linear/w", "linear/b"))
+        hidden = bias.shape[0] // 4
         w_in, w_rec = weights[:-hidden], weights[-hidden:]
         bias = bias.at[hidden : 2 * hidden].add(1)
         return RNN(LSTM(hidden, dtypes=param_dtypes(w_rec.dtype))), LSTMParams(w_in, w_rec, bias)
-    flat = _take(f"{owner} {path}/linear", maps[0], ("w", "b"))
-    own = _take(f"{owner} {path}/linear_1", maps[1], ("w", "b") if "b" in maps[1] else ("w",))
-    _check_hidden(owner, own["w"], 1)
-    bias = flat["b"] + own["b"] if "b" in own else flat["b"]
-    cell = Simple(own["w"].shape[0], activation="relu", dtypes=param_dtypes(own["w"].dtype))
-    return RNN(cell), SimpleParams(flat["w"], own["w"], bias)
+    w_in, w_rec, bias = (given[leaf] for leaf in ("linear/w", "linear_1/w", "linear/b"))
+    bias = bias + given["linear_1/b"] if "linear_1/b" in given else bias
+    cell = Simple(w_rec.shape[0], activation="relu", dtypes=param_dtypes(w_rec.dtype))
+    return RNN(cell), SimpleParams(w_in, w_rec, bias)
 
 
 def to_haiku(
@@ -154,15 +159,32 @@ def _path(kind: str, params: HaikuParams, name: str | None) -> str:
     return name
 
 
-def _take(owner: str, given: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
-    if set(given) != set(names):
-        raise ValueError(f"{owner} has the params {sorted(names)}, got {sorted(given)}.")
-    return {leaf: to_jax(owner, leaf, given[leaf]) for leaf in names}
+def _take(kind: str, params: HaikuParams, path: str) -> dict[str, Array]:
+    """The core's params by their names below `path`, which must all be there and fit together."""
+    owner = f"haiku {kind} {path!r}"
+    given = {
+        f"{suffix}/{leaf}".lstrip("/"): array
+        for suffix in _MAPS[kind]
+        for leaf, array in params.get(path + suffix, {}).items()
+    }
+    if set(given) - {"linear_1/b"} != set(_LEAVES[kind]):
+        raise ValueError(f"{owner} has the params {sorted(_LEAVES[kind])}, got {sorted(given)}.")
 
+    def rows(leaf: str) -> int:
+        if given[leaf].ndim != 2:
+            raise ValueError(f"{owner}: {leaf} must be a matrix, got shape {given[leaf].shape}.")
+        return given[leaf].shape[0]
 
-def _check_hidden(owner: str, w_rec: Array, gates: int) -> None:
-    if w_rec.ndim != 2 or w_rec.shape[1] != gates * w_rec.shape[0]:
-        raise ValueError(f"{owner}: the recurrent kernel must be [H, {gates}*H], got {w_rec.shape}.")
+    if kind == "LSTM":
+        H = given["linear/b"].size // 4
+        shapes = {"linear/w": (max(rows("linear/w"), H + 1), 4 * H), "linear/b": (4 * H,)}  # at least one feature
+    else:
+        w_in, w_rec, *biases = (leaf for leaf in (*_LEAVES[kind], "linear_1/b") if leaf in given)
+        H, gates = rows(w_rec), 3 if kind == "GRU" else 1
+        shapes = {w_in: (rows(w_in), gates * H), w_rec: (H, gates * H), **dict.fromkeys(biases, (gates * H,))}
+    arrays = {leaf: to_jax(owner, leaf, given[leaf], shape) for leaf, shape in shapes.items()}
+    check_one_dtype(owner, arrays)
+    return arrays
 
 
 def _flip_z(weights: Array) -> Array:

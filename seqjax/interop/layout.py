@@ -90,6 +90,17 @@ def to_jax(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = No
     return jnp.asarray(array.astype(native, copy=False))
 
 
+def check_one_dtype(owner: str, arrays: Mapping[str, Any]) -> None:
+    """Refuses weights of several dtypes, which no cell has.
+
+    Raises:
+      ValueError: naming the dtype of each.
+    """
+    dtypes = {name: array.dtype.name for name, array in arrays.items()}
+    if len(set(dtypes.values())) > 1:
+        raise ValueError(f"{owner}: weights must be of one dtype, got {dtypes}; cast them to one first.")
+
+
 def param_array(owner: Any, name: str, params: Params, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """A param as a NumPy array of its own dtype.
 

@@ -122,8 +122,7 @@ def test_what_has_no_equal_is_refused_by_name():
         (lambda: from_haiku(seqjax.GRU, params), "cores are"),
         (lambda: from_haiku("LSTM", params), r"give name=.*\['gru'\]"),
         (lambda: from_haiku("GRU", {"gru": {"w_i": params["gru"]["w_i"]}}), r"\['b', 'w_h', 'w_i'\], got \['w_i'\]"),
-        (lambda: from_haiku("GRU", {"gru": {**params["gru"], "w_h": np.zeros((3, 12))}}), r"must be \[H, 3\*H\]"),
-        (lambda: from_haiku("LSTM", {"lstm/linear": {"w": np.zeros((7, 8)), "b": np.zeros(9)}}), r"\[D \+ H, 4\*H\]"),
+        (lambda: from_haiku("GRU", {"gru": {**params["gru"], "w_h": np.zeros((3, 12))}}), r"must have shape \(3, 9\)"),
         (lambda: to_haiku(seqjax.Simple(H), None), "activation='tanh' is not supported; only 'relu'"),
         (lambda: to_haiku(seqjax.GRU(H, reset="after"), None), "reset='after'"),
         (lambda: to_haiku(seqjax.LSTM(H, proj_dim=2), None), "proj_dim=2"),
@@ -132,6 +131,35 @@ def test_what_has_no_equal_is_refused_by_name():
     for call, match in cases:
         with pytest.raises(ValueError, match=match):
             call()
+
+
+MISSHAPEN = {
+    "GRU": [("w_i", (D, 3)), ("w_i", ()), ("w_h", (3, 12)), ("w_h", (12,)), ("b", (1,)), ("b", (3,)), ("b", (1, 12))],
+    "LSTM": [("linear/w", (7, 12)), ("linear/w", (16,)), ("linear/w", (H, 16)), ("linear/b", (15,)), ("linear/b", ())],
+    "VanillaRNN": [("linear/w", (D, 1)), ("linear_1/w", (4, 1)), ("linear/b", (1,)), ("linear_1/b", (1,))],
+}
+
+
+@pytest.mark.parametrize(("core", "leaf", "shape"), [(core, *case) for core in CORES for case in MISSHAPEN[core]])
+def test_a_misshapen_weight_is_refused_by_name_and_not_broadcast(core, leaf, shape):
+    _, params = transformed(core)
+    with pytest.raises(ValueError, match=rf"{core}.*must (have shape|be a matrix).*got (shape )?\("):
+        from_haiku(core, with_leaf(params, leaf, np.zeros(shape)))
+
+
+@pytest.mark.parametrize(("core", "leaf"), [("GRU", "b"), ("LSTM", "linear/b"), ("VanillaRNN", "linear_1/b")])
+def test_weights_of_several_dtypes_are_refused(core, leaf):
+    _, params = transformed(core)
+    bias = np.zeros({"GRU": 3, "LSTM": 4, "VanillaRNN": 1}[core] * H, "float32")
+    with pytest.raises(ValueError, match=rf"of one dtype.*{leaf}': 'float32'"):
+        from_haiku(core, with_leaf(params, leaf, bias))
+
+
+def with_leaf(params, leaf, array):
+    """haiku's params with another array, of the name below the core's path."""
+    *module, name = leaf.split("/")
+    path = next(path for path in params if path.split("/")[1:] == module)
+    return {**params, path: {**params[path], name: array}}
 
 
 def test_params_of_another_model_are_refused():

@@ -16,7 +16,7 @@ from seqjax.base import Array, Params
 from seqjax.cells.gru import GRUParams
 from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
-from seqjax.interop.layout import reorder, to_jax, unsupported
+from seqjax.interop.layout import check_one_dtype, reorder, to_jax, unsupported
 
 Tree = Mapping[str, Any]
 """A nested dict of arrays."""
@@ -72,10 +72,7 @@ class Layout:
         first = flat[f"{self.maps(0)[0][0]}/kernel"]
         shapes = self.shapes(first.shape[0], hidden_dim)
         flat = {name: to_jax(owner, name, flat[name], shape) for name, shape in shapes.items()}
-        if len({array.dtype for array in flat.values()}) > 1:
-            raise ValueError(
-                f"{owner}: params must be of one dtype, got { {n: str(a.dtype) for n, a in flat.items()} }."
-            )
+        check_one_dtype(owner, flat)
         zeros = jnp.zeros(hidden_dim, first.dtype)
 
         def side(k: int, leaf: str) -> Array:

@@ -14,7 +14,7 @@ from seqjax.cells import GRU, LSTM, Simple
 from seqjax.cells.gru import GRUParams
 from seqjax.cells.lstm_equations import LSTMParams
 from seqjax.cells.simple import SimpleParams
-from seqjax.interop.layout import param_dtypes, reorder, to_jax, unsupported
+from seqjax.interop.layout import check_one_dtype, param_dtypes, reorder, to_jax, unsupported
 from seqjax.layers import RNN, Bidirectional, Dropout, Serial
 
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -95,6 +95,7 @@ def _arranged(state: Mapping[str, Any], kind: str, prefix: str) -> list[list[Wei
     """Layer by layer, direction by direction; every name is accounted for."""
     owner = f"{kind} {prefix!r}"
     found: dict[tuple[int, int], dict[str, Any]] = {}
+    arrays: dict[str, Any] = {}
     for name, value in state.items():
         match = _NAME.fullmatch(name)
         if match is None:
@@ -103,7 +104,8 @@ def _arranged(state: Mapping[str, Any], kind: str, prefix: str) -> list[list[Wei
                 "give prefix= if the module is part of a larger one."
             )
         part, number, reverse = match.groups()
-        found.setdefault((int(number), int(reverse is not None)), {})[part] = as_array(owner, name, value)
+        arrays[name] = as_array(owner, name, value)
+        found.setdefault((int(number), int(reverse is not None)), {})[part] = arrays[name]
     if not found:
         raise ValueError(f"{owner}: the state dict has no weights under this prefix.")
     directions = 1 + max(reverse for _, reverse in found)
@@ -121,9 +123,7 @@ def _arranged(state: Mapping[str, Any], kind: str, prefix: str) -> list[list[Wei
         raise ValueError(f"{owner}: weight_ih, weight_hh and both biases or none are needed, got {list(parts[0, 0])}.")
     if "weight_hr" in parts[0, 0] and kind != "lstm":
         raise ValueError(f"{owner}: weight_hr is the projection of an LSTM; {kind} has none.")
-    dtypes = {value.dtype.name for weights in found.values() for value in weights.values()}
-    if len(dtypes) > 1:
-        raise ValueError(f"{owner}: all weights must have one dtype, got {sorted(dtypes)}.")
+    check_one_dtype(owner, arrays)
     return [[Weights(**found[number, reverse]) for reverse in range(directions)] for number in range(numbers)]
 
 
