@@ -398,6 +398,24 @@ def test_mixed_precision_keeps_float32_params_and_computes_in_bfloat16():
     assert_same(from_keras(to_keras(model, params)), (model, params))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_recurrent_layers_with_params_of_16_bits_are_written_and_can_be_saved(dtype, tmp_path):
+    dtypes = seqjax.DTypes(dtype)
+    model = seqjax.Serial(
+        seqjax.Bidirectional(seqjax.RNN(seqjax.LSTM(2, dtypes=dtypes))),
+        seqjax.RNN(seqjax.GRU(3, "after", dtypes=dtypes)),
+        seqjax.RNN(seqjax.Simple(2, dtypes=dtypes)),
+    )
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones((5, 2, 3), dtype)))
+    params = jax.tree.map(lambda leaf: jnp.asarray(inputs(*leaf.shape).astype(dtype)), shapes)
+    written = to_keras(model, params)
+    assert_same(from_keras(written), (model, params))
+    written.save(tmp_path / "model.keras")
+    assert_same(from_keras(keras.models.load_model(tmp_path / "model.keras")), (model, params))
+    again = keras.models.clone_model(written)  # new weights, drawn as the configuration says
+    assert all(np.asarray(kernel, "float32").any() for kernel in again.layers[-1].get_weights()[:2])
+
+
 # -- refusals ----------------------------------------------------------------------------------
 
 REFUSED = {

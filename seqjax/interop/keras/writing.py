@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from seqjax.base import Cell, Layer, Params
@@ -35,7 +36,9 @@ def to_keras(model: Layer, params: Params, *, custom: Custom | None = None) -> A
 
     Returns:
       A `Sequential` for a `Serial`, else a single layer; built, on the Keras backend in use. `from_keras` of it
-      gives `model` and `params` again, but for engines and initializers, which Keras has no place for.
+      gives `model` and `params` again, but for what Keras has no place for: engines and initializers, a `Serial` in
+      another (it is one row of layers) or around the one layer of a direction, `Dropout(0.0)` in a direction, and
+      options that say what holds anyway, such as a backward layer like the forward one.
 
     Raises:
       ValueError: a cell, layer, option or dtype without a counterpart, params that are not `model`'s.
@@ -114,6 +117,8 @@ class _Writer:
             return self.layers.RNN(found, **options), arrays
         if type(cell) not in _CELLS or cell.normalize is not None:
             raise unsupported(f"to_keras: {cell!r}", "this cell in Keras", "say what it is with custom=")
+        if jnp.finfo(cell.dtypes.params).bits < 32:  # QR, which draws Keras' orthogonal kernels, has no such dtypes
+            options["recurrent_initializer"] = "glorot_uniform"
         return _CELLS[type(cell)](self, cell, params, options)
 
     def simple(self, cell: Simple, params: Params, options: dict) -> tuple[Any, list]:
