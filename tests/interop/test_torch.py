@@ -352,6 +352,12 @@ def test_the_weights_of_another_kind_are_recognized():
         from_state_dict({}, "transformer")
 
 
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_an_activation_that_only_an_rnn_has_is_refused(kind):
+    with pytest.raises(ValueError, match=f"activation='relu' of kind '{kind}' is not supported"):
+        from_state_dict(state_of(getattr(nn, kind.upper())(2, 3)), kind, activation="relu")
+
+
 def test_float64_weights_are_not_cast_where_jax_has_none():
     with jax.enable_x64(False), pytest.raises(ValueError, match="jax_enable_x64"):
         from_state_dict(state_of(nn.GRU(2, 3).double()), "gru")

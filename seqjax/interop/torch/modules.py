@@ -55,8 +55,9 @@ def to_torch(model: Layer, params: Params) -> Any:
       params: of `model`.
 
     Returns:
-      A module, with `batch_first=False`. `from_torch` of it gives `model` and `params` again, but for
-      engines and initializers, which PyTorch has no place for.
+      A module, with `batch_first=False`. `from_torch` of it gives `model` and `params` again, but for what PyTorch
+      has no place for: engines and initializers, a `Serial` around one recurrent layer, `Dropout(0.0)` between
+      recurrent layers, and options that say what holds anyway, such as a backward layer like the forward one.
 
     Raises:
       ValueError: a cell, layer or option without a counterpart, params that are not `model`'s.

@@ -50,7 +50,8 @@ def from_state_dict(
       An `RNN` or `Bidirectional`, or a `Serial` of several layers, time-major; the params have the state's dtype.
 
     Raises:
-      ValueError: a name or shape that does not belong, a layer or direction that is missing, mixed dtypes.
+      ValueError: a name or shape that does not belong, a layer or direction that is missing, mixed dtypes, an
+        activation that `kind` has not.
 
     >>> state = {"weight_ih_l0": np.zeros((12, 3), "float32"), "weight_hh_l0": np.zeros((12, 4), "float32")}
     >>> from_state_dict(state, "gru")[0]
@@ -60,6 +61,8 @@ def from_state_dict(
         raise ValueError(f"kind must be one of {sorted(_GATES)}, got {kind!r}.")
     if activation not in ("tanh", "relu"):
         raise unsupported("from_state_dict", f"activation={activation!r}", "PyTorch has 'tanh' and 'relu'")
+    if activation != "tanh" and kind != "rnn":
+        raise unsupported("from_state_dict", f"activation={activation!r} of kind {kind!r}", "only 'rnn' has a choice")
     layers = _arranged({name[len(prefix) :]: state[name] for name in state if name.startswith(prefix)}, kind, prefix)
     pieces: list[tuple[Layer, Params]] = []
     width = None
