@@ -74,7 +74,7 @@ def export_model(
       The artifact: write it to a file, read it with `jax.export.deserialize`.
 
     Raises:
-      ValueError: params or a shape that do not fit the model.
+      ValueError: a shape that does not fit the model, or what its `apply` refuses.
       ImportError: flatbuffers is not installed.
 
     >>> import jax, jax.numpy as jnp, seqjax
@@ -207,7 +207,11 @@ def _inputs(
     """`xs`, then the mask and the resets if there are such."""
     if not isinstance(shape, str):
         raise ValueError(f"the shape of xs is a string such as 't, b, 3', got {shape!r}.")
-    time = [dim.strip() for dim in shape.split(",")][1 if isinstance(model, BatchMajor) else 0]
+    wanted, at = ("[B, T, ..., D]", 1) if isinstance(model, BatchMajor) else ("[T, ..., D]", 0)
+    axes = [dim.strip() for dim in shape.split(",") if dim.strip()]
+    if len(axes) <= at:
+        raise ValueError(f"{model!r} takes xs {wanted}, a name or number for each axis; got the shape {shape!r}.")
+    time = axes[at]
     if not time.isdigit():
         constraints = (*constraints, f"{time} >= {least_steps(model)}")
     xs = jax.ShapeDtypeStruct(export.symbolic_shape(shape, constraints=constraints), jnp.dtype(dtype))

@@ -247,3 +247,11 @@ def test_what_cannot_stream_is_refused_by_name():
         export_stream(mission_model("causal"), None, "k, b, 3")
     with pytest.raises(ValueError, match="is a string such as"):
         export_model(model, None, (50, 2, 3))
+
+
+@pytest.mark.parametrize("layer", [seqjax.RNN(seqjax.GRU(3)), seqjax.Dense(3)])
+def test_a_shape_with_too_few_axes_is_refused_by_name(layer):
+    params, batch_major = drawn(layer, 5, 2, 3), seqjax.BatchMajor(layer)
+    for model, shape in ((layer, ""), (layer, "t"), (batch_major, "t"), (batch_major, "b, t")):
+        with pytest.raises(ValueError, match=r"\[B?,? ?T, ..., D\].*got"):
+            export_model(model, params, shape)
