@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import linear
-from seqjax.engines.stepping import Steps, cut, expand, prepare, scan_pieces, select, visible, zeros_like
+from seqjax.engines.pieces import cut, scan_pieces
+from seqjax.engines.stepping import Steps, expand, prepare, select, visible, zeros_like
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 
 CACHED = 256

@@ -8,9 +8,9 @@ import jax
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.associative import Associative
 from seqjax.engines.checkpointed import Checkpointed
+from seqjax.engines.checks import check_run
 from seqjax.engines.fused import Fused
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import check_run
 from seqjax.plan import Plan, is_known
 
 LONG = 1024

@@ -4,16 +4,16 @@
 import dataclasses
 import functools
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
+from seqjax.engines.pieces import cut, near_divisor, scan_pieces
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
-from seqjax.engines.stepping import Steps, add, cut, no_cotangents, scan_pieces, without_float0
+from seqjax.engines.stepping import Steps, add, no_cotangents, without_float0
 from seqjax.plan import Plan, tree_bytes
 
 SHORT = 100
@@ -95,17 +95,6 @@ class Checkpointed(SequentialEngine):
         count = -(-T // inner)
         outer = (inner * near_divisor(count, count ** (k / self.levels)) for k in reversed(range(1, self.levels)))
         return (*outer, inner)
-
-
-def near_divisor(n: int, target: float) -> int:
-    """The divisor of `n` nearest to `target` by ratio, or `target` rounded if none is within a factor of two.
-
-    >>> near_divisor(100_000, 316.2), near_divisor(997, 31.6)
-    (250, 32)
-    """
-    within = range(max(1, math.ceil(target / 2)), min(n, int(2 * target)) + 1)
-    divisors = [d for d in within if n % d == 0]
-    return min(divisors, key=lambda d: abs(math.log(d / target)), default=max(1, round(target)))
 
 
 def run_segments(

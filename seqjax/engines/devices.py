@@ -5,12 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seqjax.base import Carry, Cell, Engine, Key, Params, Shape, code
+from seqjax.base import Carry, Cell, Key, Params, Shape, code
 from seqjax.engines.convergence import Solution
-from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps
 
 Spec = Any
@@ -134,40 +132,6 @@ def check_batch(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key:
             f"{owner!r} cannot train {cell!r} with its batch split: the cell {does} the whole batch, and would give "
             "other numbers; leave batch_axis out."
         )
-
-
-def pad_steps(steps: Steps, T: int) -> Steps:
-    """Steps up to `T`; those that are missing are masked."""
-    given = steps.x.shape[0]
-    if given == T:
-        return steps
-    mask = jnp.ones(steps.x.shape[:-1], bool) if steps.mask is None else steps.mask
-
-    def longer(array: jax.Array) -> jax.Array:
-        return jnp.concatenate([array, jnp.broadcast_to(array[-1:], (T - given, *array.shape[1:]))])
-
-    padded = jax.tree.map(longer, steps._replace(mask=mask))
-    real = (jnp.arange(T) < given).reshape(T, *[1] * (mask.ndim - 1))
-    return padded._replace(mask=padded.mask & real, reset=None if steps.reset is None else padded.reset & real)
-
-
-def run_prepared(
-    engine: Engine, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
-) -> tuple[Carry, Any]:
-    """`engine.run` on steps that are prepared already.
-
-    Raises:
-      ValueError: keys, for an engine that would split its own.
-    """
-    if isinstance(engine, SequentialEngine):
-        engine.check(cell)
-        return engine.run_steps(cell, params, initial, carry, steps)
-    if steps.key is not None:
-        raise ValueError(
-            f"{engine!r} cannot train {cell!r} on a piece of a sequence, whose keys are drawn already; "
-            "use Scan or Checkpointed."
-        )
-    return engine.run(cell, params, carry, steps.x, mask=steps.mask, resets=steps.reset)
 
 
 def on_automatic_axes(

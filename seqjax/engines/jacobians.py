@@ -27,19 +27,6 @@ def widen(tree: Any, size: int) -> Any:
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (size, *a.shape)), tree)
 
 
-def split_steps(steps: Steps, size: int) -> Steps:
-    """Steps `[T, ...]` as pieces `[K, size, ...]`; what is missing in the last one is masked."""
-    T = steps.x.shape[0]
-    count = -(-T // size)
-    if count * size > T:
-        index = jnp.minimum(jnp.arange(count * size), T - 1)
-        steps = jax.tree.map(lambda a: a[index], steps)
-        mask = jnp.ones(steps.x.shape[:-1], bool) if steps.mask is None else steps.mask
-        real = expand(jnp.arange(count * size) < T, mask)
-        steps = steps._replace(mask=mask & real, reset=None if steps.reset is None else steps.reset & real)
-    return jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), steps)
-
-
 @dataclasses.dataclass(frozen=True)
 class Packing:
     """A carry as one array: `[..., N]` if its Jacobian is diagonal, `[..., blocks, k]` if not.

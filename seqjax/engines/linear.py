@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.engines.stepping import expand, loop
+from seqjax.engines.pieces import loop
+from seqjax.engines.stepping import expand
 
 METHODS = ("scan", "tree", "kernel", "interpreter")
 

@@ -13,9 +13,10 @@ from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, underived
 from seqjax.engines.devices import on_automatic_axes
 from seqjax.engines.iteration import iterate
-from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians
+from seqjax.engines.jacobians import Packing, batched_step, step_jacobians
+from seqjax.engines.pieces import join, split_steps
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, join, masked_step, prepare, without_float0
+from seqjax.engines.stepping import Steps, masked_step, prepare, without_float0
 from seqjax.plan import Plan, tree_bytes
 
 

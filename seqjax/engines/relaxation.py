@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry
 from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import solve_recurrence
-from seqjax.engines.stepping import expand, varying_alike
+from seqjax.engines.stepping import Steps, expand, varying_alike
 
 
 class Relaxation(NamedTuple):
@@ -89,6 +89,13 @@ def relax(
         kept = starts, ends, outputs
         starts, ends, outputs = jax.lax.cond(converged.all(), lambda *kept: kept, finish, *kept)
     return Relaxation(starts, ends, outputs, sweeps, residual, converged)
+
+
+def idle_chunks(steps: Steps) -> Array | None:
+    """`[K, ...]` bool: chunks of padding alone."""
+    if steps.mask is None:
+        return None
+    return ~(steps.mask if steps.reset is None else steps.mask | steps.reset).any(0)
 
 
 def skip(idle: Array, starts: Array) -> Array:

@@ -13,10 +13,11 @@ from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, underived
 from seqjax.engines.devices import on_automatic_axes
-from seqjax.engines.jacobians import Packing, batched_step, split_steps, step_jacobians, widen
-from seqjax.engines.relaxation import relax
+from seqjax.engines.jacobians import Packing, batched_step, step_jacobians, widen
+from seqjax.engines.pieces import join, near_divisor, split_steps
+from seqjax.engines.relaxation import idle_chunks, relax
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, join, prepare, without_float0
+from seqjax.engines.stepping import Steps, prepare, without_float0
 from seqjax.plan import Plan, tree_bytes
 
 
@@ -104,13 +105,9 @@ class Relaxed(Engine):
         """Steps in a chunk: the divisor of T nearest to √T within a factor of 2, if there is one; else √T.
 
         >>> Relaxed().size(1_000_000), Relaxed().size(101), Relaxed(chunk=30).size(101)
-        (1000, 11, 30)
+        (1000, 10, 30)
         """
-        if self.chunk is not None:
-            return min(self.chunk, T)
-        root = math.sqrt(T)
-        divisors = [L for L in range(math.ceil(root / 2), math.floor(2 * root) + 1) if T % L == 0]
-        return min(divisors, key=lambda L: abs(math.log(L / root)), default=math.ceil(root))
+        return near_divisor(T, math.sqrt(T)) if self.chunk is None else min(self.chunk, T)
 
 
 def relaxed_solve(
@@ -160,13 +157,6 @@ def run_chunks(cell: Cell, params: Params, initial: Carry | None, starts: Carry,
         alone = functools.partial(Scan().run_steps, cell, params, initial)
         return jax.vmap(alone, (0, 1), (0, 1))(starts, steps)
     return Scan().run_steps(cell, params, widen(initial, steps.x.shape[1]), starts, steps)
-
-
-def idle_chunks(steps: Steps) -> Array | None:
-    """`[K, ...]` bool: chunks of padding alone."""
-    if steps.mask is None:
-        return None
-    return ~(steps.mask if steps.reset is None else steps.mask | steps.reset).any(0)
 
 
 def decay_products(cell: Cell, params: Params, initial: Carry | None, starts: Carry, steps: Steps) -> Carry:

@@ -11,21 +11,10 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
+from seqjax.engines.pieces import delayed, loop, scan_pieces
 from seqjax.engines.residuals import Stored, recall, store
 from seqjax.engines.sequential import SequentialEngine
-from seqjax.engines.stepping import (
-    Steps,
-    add,
-    delayed,
-    leave,
-    loop,
-    masked_step,
-    reset,
-    scan_pieces,
-    select,
-    visible,
-    zeros_like,
-)
+from seqjax.engines.stepping import Steps, add, leave, masked_step, reset, select, visible, zeros_like
 from seqjax.plan import Plan, is_known, residual_bytes, tree_bytes
 
 BLOCK_BYTES, WHOLE_BYTES = 2**20, 2**21

@@ -2,6 +2,7 @@
 """What engines have in common that take steps in their order, so that others can run pieces of a sequence by them."""
 
 import abc
+from typing import Any
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.stepping import Steps, prepare
@@ -57,3 +58,22 @@ def require_sequential(owner: str, inner: Engine) -> None:
     """
     if not isinstance(inner, SequentialEngine):
         raise ValueError(f"{owner}: inner must take steps in their order, as Scan and Fused, got {inner!r}.")
+
+
+def run_prepared(
+    engine: Engine, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+) -> tuple[Carry, Any]:
+    """`engine.run` on steps that are prepared already.
+
+    Raises:
+      ValueError: keys, for an engine that would split its own.
+    """
+    if isinstance(engine, SequentialEngine):
+        engine.check(cell)
+        return engine.run_steps(cell, params, initial, carry, steps)
+    if steps.key is not None:
+        raise ValueError(
+            f"{engine!r} cannot train {cell!r} on a piece of a sequence, whose keys are drawn already; "
+            "use Scan or Checkpointed."
+        )
+    return engine.run(cell, params, carry, steps.x, mask=steps.mask, resets=steps.reset)

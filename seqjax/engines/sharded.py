@@ -15,6 +15,7 @@ from seqjax.engines import devices
 from seqjax.engines.associative import Associative, check_affine
 from seqjax.engines.auto import Auto
 from seqjax.engines.convergence import Solution, check_solvable, finite
+from seqjax.engines.pieces import pad_steps
 from seqjax.engines.sharded_affine import run_affine
 from seqjax.engines.sharded_relaxed import run_relaxed
 from seqjax.engines.stepping import Steps, prepare
@@ -185,7 +186,7 @@ def _solve(engine: Sharded, cell: Cell, params: Params, initial: Carry | None, c
     whole = layout.devices * engine.piece(T)
     time = layout.split if whole == T else layout.spec(None)  # no array can be split unevenly
     params, (initial, carry) = layout.admit(params, layout.everywhere), layout.admit((initial, carry), layout.batch)
-    steps = devices.pad_steps(layout.admit(steps._replace(key=None), time)._replace(key=steps.key), whole)
+    steps = pad_steps(layout.admit(steps._replace(key=None), time)._replace(key=steps.key), whole)
     if not isinstance(inner, Associative):
         solution = run_relaxed(layout, inner, engine.tol, cell, params, initial, carry, steps)
         return solution._replace(ys=solution.ys[:T])

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Params
 from seqjax.engines.convergence import Solution, judge, underived
-from seqjax.engines.devices import Layout, run_prepared
+from seqjax.engines.devices import Layout
 from seqjax.engines.jacobians import widen
-from seqjax.engines.relaxation import skip
-from seqjax.engines.relaxed import idle_chunks
+from seqjax.engines.relaxation import idle_chunks, skip
+from seqjax.engines.sequential import run_prepared
 from seqjax.engines.stepping import Steps, without_float0
 
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.engines.pieces import cut, scan_pieces
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
-from seqjax.engines.stepping import Steps, cut, prepare, scan_pieces
+from seqjax.engines.stepping import Steps, prepare
 from seqjax.plan import Plan, tree_bytes
 
 

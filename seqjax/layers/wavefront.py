@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Layer, Mask, Params, Resets, Shape
 from seqjax.engines import devices
+from seqjax.engines.pieces import pad_steps
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, prepare
 from seqjax.layers.compose import Serial, fold_key, outputs_like
@@ -182,7 +183,7 @@ def _apply(
     def cut(array: Array) -> Array:
         return array.reshape(-1, chunk, *array.shape[1:])
 
-    padded = [jax.tree.map(cut, devices.pad_steps(s, (last + 1) * chunk)) for s in steps]
+    padded = [jax.tree.map(cut, pad_steps(s, (last + 1) * chunk)) for s in steps]
     keys = None if padded[0].key is None else jnp.stack([s.key for s in padded])
     stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *tree) for tree in (params, initial, carry)]
     by_layer, flags = layout.spec(layout.axis), layout.spec(None, None)

@@ -7,14 +7,8 @@ import pytest
 from seqjax.cells import GRU, LSTM
 from seqjax.cells.diagonal import DiagonalGRU
 from seqjax.dtypes import DTypes
-from seqjax.engines.jacobians import (
-    Packing,
-    recurrence_loop,
-    recurrence_tree,
-    solve_recurrence,
-    split_steps,
-    step_jacobians,
-)
+from seqjax.engines.jacobians import Packing, recurrence_loop, recurrence_tree, solve_recurrence, step_jacobians
+from seqjax.engines.pieces import split_steps
 from seqjax.engines.stepping import Steps, masked_step, prepare
 from seqjax.testing import example
 

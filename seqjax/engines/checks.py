@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is refused for, whatever the engine."""
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Carry, Cell, Mask, Params, Resets, Shape
+from seqjax.sequences import check_sequence
+
+
+def check_run(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, resets: Resets) -> Carry:
+    """Refuses what `cell` cannot be run on, and returns its initial carry.
+
+    Raises:
+      ValueError: a wrong rank, mask or resets; another cell's params; a carry of another batch.
+    """
+    check_sequence(xs, mask, resets, features=True)
+    check_params(cell, params, xs.shape[-1])
+    batch_shape = xs.shape[1:-1]
+    initial = cell.initial_carry(params, batch_shape)
+    check_carry(carry, initial, batch_shape)
+    return initial
+
+
+def check_params(cell: Cell, params: Params, in_dim: int) -> None:
+    """Refuses params that a cell of other options or sizes has: what they lack, or have beside, would be left out
+    silently.
+
+    Params that are no NamedTuple are not looked at: other cells may not be able to draw any.
+
+    Raises:
+      ValueError: naming what was given and what was expected.
+    """
+    if not hasattr(params, "_fields"):
+        return
+    expected = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
+    if not hasattr(expected, "_fields"):
+        return
+    if type(params) is not type(expected):
+        raise ValueError(
+            f"{cell!r} has params {type(expected).__name__}, got {type(params).__name__}; "
+            "take those of its init, or of an importer."
+        )
+    for name, given, wanted in zip(expected._fields, params, expected, strict=True):
+        if (given is None) != (wanted is None):
+            raise ValueError(
+                f"{cell!r} has {'no ' if wanted is None else ''}{name} with these options, and the params have "
+                f"{'none' if given is None else 'one'}; give the cell the options that the params were drawn with."
+            )
+        shape, size = jax.tree.map(jnp.shape, given), jax.tree.map(lambda a: a.shape, wanted)
+        if shape != size:
+            raise ValueError(
+                f"{cell!r} has, for inputs of {in_dim} features (axis -1 of xs), {name} of shape {size}, got {shape}; "
+                "params, cell and inputs must be of the sizes that the params were drawn with."
+            )
+
+
+def check_carry(carry: Carry, expected: Carry, batch_shape: Shape) -> None:
+    """Refuses a carry of another structure, shape or dtype than a run starts from.
+
+    Raises:
+      ValueError: naming both.
+    """
+    given, wanted = (jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a).name), c) for c in (carry, expected))
+    if jax.tree.structure(carry) != jax.tree.structure(expected) or given != wanted:  # type: ignore[operator]
+        raise ValueError(
+            f"the carry does not fit xs with batch shape {batch_shape}: expected {wanted}, got {given}; "
+            "start from initial_carry(params, batch_shape)."
+        )

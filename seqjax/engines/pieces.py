@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequences in pieces: cut, padded, put together, and run one after the other."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array
+from seqjax.dtypes import at_least_float32
+from seqjax.engines.stepping import Steps
+
+
+def near_divisor(n: int, target: float) -> int:
+    """The divisor of `n` nearest to `target` by ratio, or `target` rounded if none is within a factor of two.
+
+    >>> near_divisor(100_000, 316.2), near_divisor(997, 31.6)
+    (250, 32)
+    """
+    within = range(max(1, math.ceil(target / 2)), min(n, int(2 * target)) + 1)
+    divisors = [d for d in within if n % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / target)), default=max(1, round(target)))
+
+
+def cut(tree: Any, T: int) -> tuple[Any, Any]:
+    """The first `T` steps of every array, and those after them."""
+    return jax.tree.map(lambda a: a[:T], tree), jax.tree.map(lambda a: a[T:], tree)
+
+
+def join(pieces: Array) -> Array:
+    """Pieces `[count, size, ...]` as one sequence."""
+    return pieces.reshape(pieces.shape[0] * pieces.shape[1], *pieces.shape[2:])  # -1 is no size for an empty batch
+
+
+def delayed(ys: Array, first: Array) -> Array:
+    """`ys` one step later: `first`, then all but the last."""
+    return jnp.concatenate([first[None], ys[:-1]])
+
+
+def pad_steps(steps: Steps, T: int) -> Steps:
+    """Steps up to `T`; those that are missing are masked."""
+    given = steps.x.shape[0]
+    if given == T:
+        return steps
+    mask = jnp.ones(steps.x.shape[:-1], bool) if steps.mask is None else steps.mask
+
+    def longer(array: jax.Array) -> jax.Array:
+        return jnp.concatenate([array, jnp.broadcast_to(array[-1:], (T - given, *array.shape[1:]))])
+
+    padded = jax.tree.map(longer, steps._replace(mask=mask))
+    real = (jnp.arange(T) < given).reshape(T, *[1] * (mask.ndim - 1))
+    return padded._replace(mask=padded.mask & real, reset=None if steps.reset is None else padded.reset & real)
+
+
+def split_steps(steps: Steps, size: int) -> Steps:
+    """Steps `[T, ...]` as pieces `[K, size, ...]`; what is missing in the last one is masked."""
+    count = -(-steps.x.shape[0] // size)
+    return jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), pad_steps(steps, count * size))
+
+
+def loop(step: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, **options: Any) -> tuple[Any, Any]:
+    """`lax.scan`. On CPU it stacks narrow floats as float32 and rounds them back, which loses nothing: XLA there knows
+    no bfloat16, and would convert the whole stack to float32 and back at every step."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(step, carry, xs, **options)
+    dtypes: list[Any] = []
+
+    def widened(carry: Any, x: Any) -> tuple[Any, Any]:
+        carry, y = step(carry, x)
+        dtypes[:] = [jax.tree.map(lambda a: a.dtype, y)]
+        return carry, jax.tree.map(_wide, y)
+
+    carry, ys = jax.lax.scan(widened, carry, xs, **options)
+    return carry, jax.tree.map(lambda a, dtype: a if a.dtype == dtype else a.astype(dtype), ys, dtypes[0])
+
+
+def _wide(a: Array) -> Array:
+    return a.astype(at_least_float32(a.dtype)) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+def scan_pieces(
+    body: Callable[..., tuple[Any, tuple[Any, Any]]],
+    carry: Any,
+    steps: Any,
+    size: int,
+    beside: Any = None,
+    *,
+    reverse: bool = False,
+) -> tuple[Any, tuple[Any, Any]]:
+    """`lax.scan` over pieces of a sequence.
+
+    Pieces enter and leave the loop without axes of size 1: XLA may give pieces with one, a batch of one say,
+    a layout that is no view of the whole, and copy it.
+
+    Args:
+      body: `body(carry, piece, beside) -> (carry, (outputs, kept))`.
+      carry: what goes from piece to piece.
+      steps: pytree of `[T, ...]`.
+      size: steps in a piece; it divides T.
+      beside: pytree of `[T / size, ...]`, an entry for each piece.
+      reverse: last piece first.
+
+    Returns:
+      The carry, the outputs of all steps `[T, ...]`, and what is kept of each piece `[T / size, ...]`.
+    """
+    shapes: list[Any] = []
+
+    def piece(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
+        flat, beside = inputs
+        shaped = jax.tree.map(lambda a, like: a.reshape(size, *like.shape[1:]), flat, steps)
+        carry, (outputs, kept) = body(carry, shaped, beside)
+        shapes[:] = [jax.tree.map(lambda a: a.shape[1:], outputs)]
+        return carry, (jax.tree.map(lambda a: a.reshape(size, *_long(a)), outputs), kept)
+
+    flat = jax.tree.map(lambda a: a.reshape(a.shape[0] // size, size, *_long(a)), steps)
+    carry, (outputs, kept) = loop(piece, carry, (flat, beside), reverse=reverse)
+    return carry, (jax.tree.map(lambda a, shape: a.reshape(a.shape[0] * size, *shape), outputs, shapes[0]), kept)
+
+
+def _long(a: Array) -> list[int]:
+    """The sizes of all axes but the first, without ones."""
+    return [size for size in a.shape[1:] if size != 1]
