@@ -24,7 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import seqjax
 from seqjax.engines import Scan
-from seqjax.kernels import hopper, linear, recurrence, steps, tiles
+from seqjax.kernels import equations, operands
+from seqjax.kernels.hopper import recurrence as hopper
+from seqjax.kernels.hopper import tiles
+from seqjax.kernels.triton import linear, recurrence
 
 H100 = """
 gpu_device_info {
@@ -104,13 +107,13 @@ def main() -> None:
         Mesh(np.array(topology.devices), ("device",), axis_types=(jax.sharding.AxisType.Auto,)), PartitionSpec()
     )
     T, B = 1024, 32
-    of = steps.Functions()
-    for kind in (steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE):
+    of = equations.Functions()
+    for kind in (equations.SIMPLE, equations.LSTM, equations.GRU_AFTER, equations.GRU_BEFORE):
         for dtype in ("float32", "bfloat16"):
             for H in (64, 128, 256):
                 weights: Any = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
                 states: Any = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
-                given = recurrence.Given(weights, None, states, None, None)
+                given = operands.Given(weights, None, states, None, None)
                 z = jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype))
                 how = recurrence.Launch()
                 ways: dict[str, list[Any]] = {}

@@ -12,8 +12,8 @@ from seqjax.cells.heads import MultiHead
 from seqjax.engines.fusion import fused, kernel, loop, too_large, unsupported
 from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps, select, visible
-from seqjax.kernels import recurrence
-from seqjax.kernels.launch import SMALLEST, available
+from seqjax.kernels.triton import recurrence
+from seqjax.kernels.triton.launch import SMALLEST, available
 from seqjax.plan import Plan, tree_bytes
 
 OTHERS = "run it with Scan or Checkpointed, or let Auto pick an engine"

@@ -15,7 +15,10 @@ from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
 from seqjax.engines.stepping import Steps, leave, reset, select, zeros_like
-from seqjax.kernels import hopper, recurrence, steps, tiles
+from seqjax.kernels import equations, operands
+from seqjax.kernels.hopper import recurrence as hopper
+from seqjax.kernels.hopper import tiles
+from seqjax.kernels.triton import recurrence as triton
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
 
@@ -23,21 +26,21 @@ ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
 class Kernel(NamedTuple):
     """The kernels of a cell, its activations, and whether they add a bias of their own to the recurrent product."""
 
-    kind: steps.Kind
-    functions: steps.Functions
+    kind: equations.Kind
+    functions: equations.Functions
 
 
 def kernel(cell: Any) -> Kernel:
     """What runs a cell that is not `unsupported`."""
     if isinstance(cell, LSTM):
-        kind = steps.LSTM
+        kind = equations.LSTM
     elif isinstance(cell, GRU):
-        kind = steps.GRU_AFTER if cell.reset == "after" else steps.GRU_BEFORE
+        kind = equations.GRU_AFTER if cell.reset == "after" else equations.GRU_BEFORE
     else:
-        kind = steps.SIMPLE
+        kind = equations.SIMPLE
     names = cell.activation, getattr(cell, "recurrent_activation", "sigmoid")
     functions: list[Any] = [of(name) for of in (activation_function, slope_from_output) for name in names]
-    return Kernel(kind, steps.Functions(*functions))
+    return Kernel(kind, equations.Functions(*functions))
 
 
 def unsupported(cell: Cell) -> str | None:
@@ -69,15 +72,15 @@ def too_large(cell: Any) -> str | None:
     if jnp.dtype(dtype).itemsize > 4:
         return f"it computes in {dtype}, which has no place in a kernel"
     kind, H = kernel(cell).kind, cell.hidden_dim
-    if recurrence.fits(kind.gates, H, dtype) or (hopper.available() and tiles.fits(kind, H, dtype)):
+    if triton.fits(kind.gates, H, dtype) or (hopper.available() and tiles.fits(kind, H, dtype)):
         return None
     return (
-        f"in {dtype} one gate's recurrent weights take {recurrence.weight_bytes(1, H, dtype)} bytes on chip, "
-        f"of {recurrence.ONE_GATE}"
+        f"in {dtype} one gate's recurrent weights take {triton.weight_bytes(1, H, dtype)} bytes on chip, "
+        f"of {triton.ONE_GATE}"
     )
 
 
-def on_hopper(kind: steps.Kind, how: recurrence.Launch, zs: Array) -> bool:
+def on_hopper(kind: equations.Kind, how: triton.Launch, zs: Array) -> bool:
     """Whether the kernels for a Hopper run this: there is one, it fits, and products need not be exact in float32."""
     if how.interpret or not hopper.available():
         return False
@@ -88,20 +91,20 @@ def on_hopper(kind: steps.Kind, how: recurrence.Launch, zs: Array) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def fused(
-    cell: Cell, how: recurrence.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps
+    cell: Cell, how: triton.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps
 ) -> tuple[Carry, Array]:
     """The recurrence on projected inputs `now.x [T, ..., G*H]`; outputs of masked steps are any."""
     left = launch_forward(cell, how, params, initial, carry, now, keep=False)
     return outputs(carry, left, now.x.shape[1:-1])
 
 
-def _forward(cell: Cell, how: recurrence.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps):
+def _forward(cell: Cell, how: triton.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps):
     given = (params, initial, carry, now)
     left = kept_forward(cell, how, *given)
     return outputs(carry, left, now.x.shape[1:-1]), (given, left)
 
 
-def _reverse(cell: Cell, how: recurrence.Launch, kept: tuple, cotangents: tuple[Carry, Array]):
+def _reverse(cell: Cell, how: triton.Launch, kept: tuple, cotangents: tuple[Carry, Array]):
     given, left = kept
     return gradient(cell, how, given, left, cotangents)
 
@@ -110,16 +113,16 @@ fused.defvjp(_forward, _reverse)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def kept_forward(cell: Cell, how: recurrence.Launch, *given: Any) -> recurrence.Left:
+def kept_forward(cell: Cell, how: triton.Launch, *given: Any) -> operands.Left:
     """The forward kernel, with what its reverse needs."""
     return launch_forward(cell, how, *given, keep=True)
 
 
-def _kept_forward(cell: Cell, how: recurrence.Launch, *given: Any):
+def _kept_forward(cell: Cell, how: triton.Launch, *given: Any):
     return kept_forward(cell, how, *given), given
 
 
-def _kept_reverse(cell: Cell, how: recurrence.Launch, given: tuple, d_left: recurrence.Left):
+def _kept_reverse(cell: Cell, how: triton.Launch, given: tuple, d_left: operands.Left):
     """The gradient of the outputs among `left`: `gradient` lets no other cotangent through."""
     _, _, carry, now = given
     cotangents = outputs(carry, d_left, now.x.shape[1:-1])
@@ -131,17 +134,17 @@ kept_forward.defvjp(_kept_forward, _kept_reverse)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def gradient(
-    cell: Cell, how: recurrence.Launch, given: tuple, left: recurrence.Left, cotangents: tuple[Carry, Array]
+    cell: Cell, how: triton.Launch, given: tuple, left: operands.Left, cotangents: tuple[Carry, Array]
 ) -> tuple:
     """The reverse kernel. As a function it depends on `given` and the cotangents; `left` only saves it work."""
     return launch_reverse(cell, how, given, left, cotangents)
 
 
-def _gradient_forward(cell: Cell, how: recurrence.Launch, given: tuple, left: recurrence.Left, cotangents: tuple):
+def _gradient_forward(cell: Cell, how: triton.Launch, given: tuple, left: operands.Left, cotangents: tuple):
     return gradient(cell, how, given, left, cotangents), (given, left, cotangents)
 
 
-def _gradient_reverse(cell: Cell, how: recurrence.Launch, kept: tuple, d: tuple):
+def _gradient_reverse(cell: Cell, how: triton.Launch, kept: tuple, d: tuple):
     given, left, cotangents = kept
     _, transpose = jax.vjp(functools.partial(loop_gradient, cell), given, cotangents)
     d_given, d_cotangents = transpose(d)
@@ -176,16 +179,16 @@ def loop_gradient(cell: Cell, given: tuple, cotangents: tuple[Carry, Array]) -> 
 
 
 def launch_forward(
-    cell: Cell, how: recurrence.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps, *, keep: bool
-) -> recurrence.Left:
+    cell: Cell, how: triton.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps, *, keep: bool
+) -> operands.Left:
     zs, given = _flatten(params, initial, carry, now)
     kind, functions = kernel(cell)
     if on_hopper(kind, how, zs):
         return hopper.forward(kind, functions, zs, given, keep=keep)
-    return recurrence.forward(kind, functions, zs, given, how, keep=keep)
+    return triton.forward(kind, functions, zs, given, how, keep=keep)
 
 
-def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurrence.Left, cotangents: tuple) -> tuple:
+def launch_reverse(cell: Any, how: triton.Launch, given: tuple, left: operands.Left, cotangents: tuple) -> tuple:
     params, initial, carry, now = given
     d_carry, d_ys = cotangents
     T, *batch, width = now.x.shape
@@ -196,7 +199,7 @@ def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurr
         out = hopper.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry))
         kept = [hopper.gate(left, k) for k in range(kind.kept)]
     else:
-        out = recurrence.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry), how)
+        out = triton.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry), how)
         kept = [left.kept[:, :, k] for k in range(kind.kept)]
     d_params = cell.accumulate(params, residuals(cell, flat, left.sequences, kept, now), out.d_z, _extras(cell))
 
@@ -207,7 +210,7 @@ def launch_reverse(cell: Any, how: recurrence.Launch, given: tuple, left: recurr
     return d_params, carries(out.d_initial), carries(out.d_states), Steps(d_x, None, None, None)
 
 
-def residuals(cell: Cell, given: recurrence.Given, sequences: tuple[Array, ...], kept: list[Array], now: Steps) -> Any:
+def residuals(cell: Cell, given: operands.Given, sequences: tuple[Array, ...], kept: list[Array], now: Steps) -> Any:
     """What the cell's `accumulate` reads, `[T, B, ...]`."""
     hs = sequences[0]
     h_before = jnp.concatenate([given.states[0].astype(hs.dtype)[None], hs[:-1]])
@@ -228,7 +231,7 @@ def _extras(cell: Cell) -> Any:
     return (None, None) if isinstance(cell, LSTM) else None
 
 
-def outputs(carry: Carry, left: recurrence.Left, batch: tuple[int, ...]) -> tuple[Carry, Array]:
+def outputs(carry: Carry, left: operands.Left, batch: tuple[int, ...]) -> tuple[Carry, Array]:
     """The carry after the last step and the outputs `[T, ..., H]`."""
     hs = left.sequences[0]
     return _carry_like(carry, left.last, batch), hs.reshape(hs.shape[0], *batch, hs.shape[-1])
@@ -245,16 +248,16 @@ def _flat_states(carry: Carry) -> tuple[Array, ...]:
     return tuple(leaf.reshape(-1, leaf.shape[-1]) for leaf in carry)
 
 
-def _flatten(params: Params, initial: Carry | None, carry: Carry, now: Steps) -> tuple[Array, recurrence.Given]:
+def _flatten(params: Params, initial: Carry | None, carry: Carry, now: Steps) -> tuple[Array, operands.Given]:
     T, *_, width = now.x.shape
     zs = now.x.reshape(T, -1, width)
     flags = None
     if now.mask is not None or now.reset is not None:
         flags = jnp.zeros(zs.shape[:2], jnp.int8)
-        for bit, flag in ((recurrence.MASKED, None if now.mask is None else ~now.mask), (recurrence.RESET, now.reset)):
+        for bit, flag in ((operands.MASKED, None if now.mask is None else ~now.mask), (operands.RESET, now.reset)):
             if flag is not None:
                 flags = flags | (flag.reshape(zs.shape[:2]).astype(jnp.int8) * jnp.int8(bit))
-    given = recurrence.Given(
+    given = operands.Given(
         params.w_rec,
         None if getattr(params, "bias_rec", None) is None else params.bias_rec.astype(zs.dtype),
         _flat_states(carry),

@@ -99,7 +99,7 @@ def depth(method: str, T: int) -> int:
         return T
     if method == "tree":
         return 2 * math.ceil(math.log2(T))
-    from seqjax.kernels.linear import CHUNK
+    from seqjax.kernels.triton.linear import CHUNK
 
     count = -(-T // CHUNK)
     return T if count == 1 else 2 * CHUNK + depth(method, count)
@@ -111,7 +111,7 @@ def check_kernel() -> None:
     Raises:
       ValueError: naming the methods that would work.
     """
-    from seqjax.kernels.launch import available
+    from seqjax.kernels.triton.launch import available
 
     if not available():
         raise ValueError(
@@ -173,7 +173,7 @@ def solve_kernel(
     decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False, interpret: bool = False
 ) -> Array:
     """As `solve_scan`, by a kernel to which a decay of 0 is a cut."""
-    from seqjax.kernels.linear import solve  # Pallas is loaded by those who use it
+    from seqjax.kernels.triton.linear import solve  # Pallas is loaded by those who use it
 
     if cut is not None:
         decay = jnp.where(expand(cut, drive), jnp.zeros_like(decay), decay)

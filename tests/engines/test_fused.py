@@ -12,7 +12,7 @@ import seqjax
 from seqjax import testing
 from seqjax.engines import Checkpointed, Scan, Truncated, fused
 from seqjax.engines.fused import Fused
-from seqjax.kernels import recurrence
+from seqjax.kernels.triton import recurrence
 from tests.kernels.cuda import kernels_launched
 
 F64 = seqjax.DTypes("float64")

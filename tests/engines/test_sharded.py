@@ -15,7 +15,7 @@ from seqjax import GRU, RNN, MinGRU
 from seqjax.cells import Zoneout
 from seqjax.engines import Associative, Auto, Checkpointed, Relaxed, Scan, Truncated
 from seqjax.engines.sharded import Sharded
-from seqjax.kernels.launch import available
+from seqjax.kernels.triton.launch import available
 from seqjax.layers.wavefront import Wavefront
 from seqjax.testing import example
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.kernels import recurrence, steps
+from seqjax.kernels import equations, operands
 
 
 def kernels_launched(fn: Callable[..., Any], *arguments: Any) -> int:
@@ -23,10 +23,10 @@ def lowered(fn: Callable[..., Any], *arguments: Any) -> str:
         return jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
-def shapes(kind: steps.Kind, dtype: str, T: int, B: int, H: int) -> tuple[jax.ShapeDtypeStruct, recurrence.Given]:
+def shapes(kind: equations.Kind, dtype: str, T: int, B: int, H: int) -> tuple[jax.ShapeDtypeStruct, operands.Given]:
     """Projected inputs, and what a recurrence starts from: masks, resets and, where there is one, a bias inside."""
     states = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
     weights = jax.ShapeDtypeStruct((H, kind.gates * H), jnp.float32)
-    bias = jax.ShapeDtypeStruct((kind.gates * H,), jnp.dtype(dtype)) if kind is steps.GRU_AFTER else None
-    given: Any = recurrence.Given(weights, bias, states, states, jax.ShapeDtypeStruct((T, B), jnp.int8))  # type: ignore[arg-type]
+    bias = jax.ShapeDtypeStruct((kind.gates * H,), jnp.dtype(dtype)) if kind is equations.GRU_AFTER else None
+    given: Any = operands.Given(weights, bias, states, states, jax.ShapeDtypeStruct((T, B), jnp.int8))  # type: ignore[arg-type]
     return jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype)), given

@@ -16,11 +16,12 @@ import seqjax
 from seqjax import testing
 from seqjax.engines import Scan, auto, fused
 from seqjax.engines.fused import Fused
-from seqjax.kernels import hopper, steps
-from seqjax.kernels.tiles import ROWS, UNITS, Tiles, fits
+from seqjax.kernels import equations
+from seqjax.kernels.hopper import recurrence as hopper
+from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles, fits
 from tests.kernels.cuda import lowered, shapes
 
-KINDS = [steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE]
+KINDS = [equations.SIMPLE, equations.LSTM, equations.GRU_AFTER, equations.GRU_BEFORE]
 CELLS = {
     "simple": seqjax.Simple(70, activation="relu"),
     "lstm": seqjax.LSTM(70),
@@ -55,13 +56,13 @@ def test_weights_in_two_bfloat16_are_good_to_16_bits(transposed):
 
 def test_room_on_the_chip_is_counted():
     """LSTM, bfloat16, H = 256: 4 gates x 256 x 64 x 2 bytes are 128 KiB of weights in each of four blocks."""
-    assert fits(steps.LSTM, 256, "bfloat16")
-    assert not fits(steps.LSTM, 320, "bfloat16")  # 160 KiB, and 80 of what is exchanged
-    assert not fits(steps.LSTM, 192, "float32")  # 192 KiB, and as much as in bfloat16 twice
-    assert fits(steps.SIMPLE, 512, "bfloat16")
-    assert not fits(steps.SIMPLE, 513, "bfloat16")  # nine blocks
-    assert not fits(steps.LSTM, 64, "float64")
-    assert not fits(steps.LSTM, 64, "float16")
+    assert fits(equations.LSTM, 256, "bfloat16")
+    assert not fits(equations.LSTM, 320, "bfloat16")  # 160 KiB, and 80 of what is exchanged
+    assert not fits(equations.LSTM, 192, "float32")  # 192 KiB, and as much as in bfloat16 twice
+    assert fits(equations.SIMPLE, 512, "bfloat16")
+    assert not fits(equations.SIMPLE, 513, "bfloat16")  # nine blocks
+    assert not fits(equations.LSTM, 64, "float64")
+    assert not fits(equations.LSTM, 64, "float16")
 
 
 class Emulated:
@@ -144,12 +145,14 @@ def test_the_kernels_lower_for_a_hopper(kind, dtype):
     """To the code that its compiler takes, one launch each way, with a cluster of two blocks and all options."""
     T, B, H = 13, 5, 100
     z, given = shapes(kind, dtype, T, B, H)
-    forward = functools.partial(hopper.forward, kind, steps.Functions())
+    forward = functools.partial(hopper.forward, kind, equations.Functions())
     left = jax.eval_shape(forward, z, given)
     assert left.sequences[0].shape == (T, B, H)
 
     def both(z, given, left, d_hs):
-        return forward(z, given, keep=False), hopper.reverse(kind, steps.Functions(), given, left, d_hs, given.states)
+        return forward(z, given, keep=False), hopper.reverse(
+            kind, equations.Functions(), given, left, d_hs, given.states
+        )
 
     assert lowered(both, z, given, left, left.sequences[0]).count("custom_call @mosaic_gpu") == 2
 

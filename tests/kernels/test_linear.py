@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.kernels import linear
+from seqjax.kernels.triton import linear
 from tests.kernels.cuda import kernels_launched
 
 # T, columns, dtype, constant in time: one chunk of one step, one with a rest, many chunks of chunks

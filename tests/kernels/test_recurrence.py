@@ -8,10 +8,11 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from seqjax.kernels import launch, recurrence, steps
+from seqjax.kernels import equations, operands
+from seqjax.kernels.triton import launch, recurrence
 from tests.kernels.cuda import kernels_launched, shapes
 
-KINDS = [steps.SIMPLE, steps.LSTM, steps.GRU_AFTER, steps.GRU_BEFORE]
+KINDS = [equations.SIMPLE, equations.LSTM, equations.GRU_AFTER, equations.GRU_BEFORE]
 
 
 def test_weights_stay_or_are_streamed_by_what_a_processor_keeps():
@@ -31,27 +32,27 @@ def test_the_kernels_lower_for_cuda(kind, dtype):
     """Without a GPU: to the code that its compiler takes, one launch each way, T, B and H no powers of two."""
     how = recurrence.Launch()
     z, given = shapes(kind, dtype, T=13, B=5, H=20)
-    forward = functools.partial(recurrence.forward, kind, steps.Functions())
+    forward = functools.partial(recurrence.forward, kind, equations.Functions())
     left = jax.eval_shape(lambda z, given: forward(z, given, how), z, given)
 
     def both(z, given, left, d_hs):
-        reverse = recurrence.reverse(kind, steps.Functions(), given, left, d_hs, given.states, how)
+        reverse = recurrence.reverse(kind, equations.Functions(), given, left, d_hs, given.states, how)
         return forward(z, given, how, keep=False), reverse
 
     assert kernels_launched(both, z, given, left, left.sequences[0]) == 2
 
 
 def test_the_kernels_lower_inside_shard_map():
-    kind, how = steps.GRU_BEFORE, recurrence.Launch()
+    kind, how = equations.GRU_BEFORE, recurrence.Launch()
     z, given = shapes(kind, "float32", T=13, B=8, H=20)
     sequences, batch = PartitionSpec(None, "device"), PartitionSpec("device")
 
     def run(z, given):
         given = given._replace(w_rec=jax.lax.pcast(given.w_rec, "device", to="varying"))
-        return recurrence.forward(kind, steps.Functions(), z, given, how)
+        return recurrence.forward(kind, equations.Functions(), z, given, how)
 
     def split(z, given):
-        specs = sequences, recurrence.Given(PartitionSpec(), None, batch, batch, sequences)
+        specs = sequences, operands.Given(PartitionSpec(), None, batch, batch, sequences)
         return jax.shard_map(run, in_specs=specs, out_specs=batch)(z, given)
 
     assert kernels_launched(split, z, given) == 1

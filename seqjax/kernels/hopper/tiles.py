@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax.base import Array
-from seqjax.kernels.launch import pad
-from seqjax.kernels.steps import Kind, States
+from seqjax.kernels.equations import Kind, States
+from seqjax.kernels.operands import pad
 
 UNITS, ROWS = 64, 16
 """Rows and columns of a tile."""
@@ -85,7 +85,7 @@ class Tiles(NamedTuple):
 def fits(kind: Kind, H: int, dtype: Any) -> bool:
     """Whether a recurrence has room on the chip.
 
-    >>> from seqjax.kernels.steps import LSTM
+    >>> from seqjax.kernels.equations import LSTM
     >>> fits(LSTM, 256, "bfloat16"), fits(LSTM, 257, "bfloat16"), fits(LSTM, 128, "float32"), fits(LSTM, 129, "float32")
     (True, False, True, False)
     """

@@ -6,11 +6,11 @@ At every step a block sends `h` of its units to the others, and in reverse what 
 of the others' `h`. Units are rows and sequences columns, as the matrix units (`wgmma`) have at least 64 rows;
 so arrays are brought into tiles before and back after, by XLA.
 
-Same interface as `recurrence`, whose kernels run on every GPU. Written for Pallas' Mosaic backend, which is
+Same interface as Triton's `recurrence`, whose kernels run on every GPU. Written for Pallas' Mosaic backend, which is
 imported where a kernel is launched and not before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax.base import Array
-from seqjax.kernels.recurrence import MASKED, RESET, Cotangents, Given, Left
-from seqjax.kernels.steps import Functions, Kind, States
-from seqjax.kernels.tiles import Tiles
+from seqjax.kernels.equations import Functions, Kind, States
+from seqjax.kernels.hopper.tiles import Tiles
+from seqjax.kernels.operands import MASKED, RESET, Cotangents, Given, Left, pick
 
 
 def available() -> bool:
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
 
 
 def forward(kind: Kind, of: Functions, z: Array, given: Given, *, keep: bool = True) -> Left:
-    """As `recurrence.forward`; `kept` is a `Kept`."""
+    """As Triton's; `kept` is a `Kept`."""
     T, B, width = z.shape
     tiles = Tiles(B, width // kind.gates)
     dtype, carry = z.dtype, given.states[0].dtype
@@ -68,10 +68,10 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, *, keep: bool = T
                 return found if not bias else [a + bias[k] for k, a in zip(gates, found, strict=True)]
 
             masked, again = _bits(flags)
-            before = _pick(again, restart, before) if restart else before
+            before = pick(again, restart, before) if restart else before
             after, gates = kind.forward([z.astype(jnp.float32) for z in zs], before, product, of)
             after = tuple(_rounded(a, dtype if i == 0 else carry) for i, a in enumerate(after))
-            after = after if masked is None else _pick(masked, before, after)
+            after = after if masked is None else pick(masked, before, after)
             at.write(outputs["states"], after[:sequences], t + 1)
             if kind.kept and keep:
                 at.write(outputs["gates"], gates, t)
@@ -112,7 +112,7 @@ def gate(left: Left, k: int) -> Array:
 
 
 def reverse(kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_last: States) -> Cotangents:
-    """As `recurrence.reverse`."""
+    """As Triton's."""
     T, B, H = d_hs.shape
     tiles = Tiles(B, H)
     dtype, carry = d_hs.dtype, given.states[0].dtype
@@ -132,7 +132,7 @@ def reverse(kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_
             ahead: list[Any] = []
             masked, again = _bits(flags)
             states = tuple(a.astype(jnp.float32) for a in states)
-            before = _pick(again, restart, states) if restart else states
+            before = pick(again, restart, states) if restart else states
 
             def transposed(*pairs: tuple[int, Array]) -> Array:
                 ahead.append(read(jnp.maximum(t - 1, 0)))  # on its way during the product
@@ -145,7 +145,7 @@ def reverse(kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_
             d_after = (d_after[0] + d_h.astype(jnp.float32), *d_after[1:])
             kept = [a.astype(jnp.float32) for a in kept]
             d_before = kind.reverse(kept, before, (h,), d_after, transposed, emit, of)
-            d_before = d_before if masked is None else _pick(masked, d_states, d_before)
+            d_before = d_before if masked is None else pick(masked, d_states, d_before)
             if restart:
                 d_initial = tuple(a + jnp.where(again, d, 0.0) for a, d in zip(d_initial, d_before, strict=True))
                 d_before = tuple(jnp.where(again, 0.0, d) for d in d_before)
@@ -178,7 +178,7 @@ def reverse(kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_
 
 
 def _launch(*arguments: Any, **options: Any) -> dict[str, Array]:
-    from seqjax.kernels.block import launch
+    from seqjax.kernels.hopper.block import launch
 
     return launch(*arguments, **options)
 
@@ -215,10 +215,6 @@ def _tanh(x: Array) -> Array:
 
 def _rounded(array: Array, dtype: Any) -> Array:
     return array.astype(dtype).astype(jnp.float32)
-
-
-def _pick(flag: Array, on_true: Sequence[Array], on_false: Sequence[Array]) -> States:
-    return tuple(jnp.where(flag, a, b) for a, b in zip(on_true, on_false, strict=True))
 
 
 def _bits(flags: Array | None) -> tuple[Any, Any]:

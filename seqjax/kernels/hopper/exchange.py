@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from seqjax.base import Array
-from seqjax.kernels import cluster
-from seqjax.kernels.tiles import ROWS, UNITS
+from seqjax.kernels.hopper import cluster
+from seqjax.kernels.hopper.tiles import ROWS, UNITS
 
 
 class Scratch(NamedTuple):

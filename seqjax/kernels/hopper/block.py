@@ -10,11 +10,11 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from seqjax.base import Array
-from seqjax.kernels import cluster
-from seqjax.kernels.exchange import Exchange, Scratch, load, tiling
-from seqjax.kernels.launch import varying_as
-from seqjax.kernels.steps import Kind
-from seqjax.kernels.tiles import ROWS, SPLIT, UNITS, Tiles
+from seqjax.kernels.equations import Kind
+from seqjax.kernels.hopper import cluster
+from seqjax.kernels.hopper.exchange import Exchange, Scratch, load, tiling
+from seqjax.kernels.hopper.tiles import ROWS, SPLIT, UNITS, Tiles
+from seqjax.kernels.operands import varying_as
 
 
 class Place(NamedTuple):

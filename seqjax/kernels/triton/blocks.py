@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from seqjax.base import Array
-from seqjax.kernels.launch import SMALLEST, Part, pad, power_of_two
+from seqjax.kernels.operands import pad, power_of_two
+from seqjax.kernels.triton.launch import SMALLEST, Part
 
 Parts = Any
 """A `Part`, a tuple of them, or `None` where an option is off."""

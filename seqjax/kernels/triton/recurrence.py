@@ -17,16 +17,15 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.dtypes import at_least_float32
-from seqjax.kernels.blocks import Blocks
-from seqjax.kernels.launch import SMALLEST, launch, power_of_two
-from seqjax.kernels.steps import Functions, Kind, States
+from seqjax.kernels.equations import Functions, Kind, States
+from seqjax.kernels.operands import MASKED, RESET, Cotangents, Given, Left, pick, power_of_two
+from seqjax.kernels.triton.blocks import Blocks
+from seqjax.kernels.triton.launch import SMALLEST, launch
 
 ON_CHIP = 192 * 2**10
 """Bytes of recurrent weights that one processor keeps beside all else; a Hopper has 227 KiB of shared memory."""
 ONE_GATE = 128 * 2**10
 """Bytes of one gate's weights that pass through it at a time."""
-MASKED, RESET = 1, 2
-"""Bits of a step's flags."""
 
 
 class Launch(NamedTuple):
@@ -35,30 +34,6 @@ class Launch(NamedTuple):
     rows: int = SMALLEST  # sequences of a program
     warps: int = 8
     interpret: bool = False  # run by the interpreter, on any device
-
-
-class Given(NamedTuple):
-    """What a recurrence starts from."""
-
-    w_rec: Array  # [H, G*H]
-    bias_rec: Array | None  # [G*H], added to the recurrent products
-    states: States  # [B, H] each, before the first step; h comes first
-    initial: States | None  # what resets go back to, where there are any
-    flags: Array | None  # [T, B] int8, bits `MASKED` and `RESET`
-
-
-class Left(NamedTuple):
-    """What the forward kernel leaves."""
-
-    sequences: States  # [T, B, H] each, the states after every step; h alone if no reverse pass follows
-    kept: Any  # [T, B, K, H], or what else a kernel makes of it; `None` if there is nothing
-    last: States  # [B, H] each
-
-
-class Cotangents(NamedTuple):
-    d_z: Array  # [T, B, G*H]
-    d_states: States
-    d_initial: States | None
 
 
 class _Forward(NamedTuple):
@@ -137,11 +112,11 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, k
 
         def step(t: Array, before: States) -> States:
             masked, again = _flags(given.flags, t)
-            before = before if restart is None else _pick(again, restart, before)
+            before = before if restart is None else pick(again, restart, before)
             inputs = [given.z[t, :, k].astype(wide) for k in range(kind.gates)]
             after, kept = kind.forward(inputs, _cast(before, wide), product, of)
             after = _cast((after[0].astype(dtype), *after[1:]), carry)  # h is an output too, rounded as one
-            after = after if masked is None else _pick(masked, before, after)
+            after = after if masked is None else pick(masked, before, after)
             for ref, state in zip(left.sequences, after, strict=False):
                 ref[t] = state.astype(dtype)
             if left.kept is not None:
@@ -204,21 +179,21 @@ def reverse(
             d_states, d_initial = d
             masked, again = _flags(given.flags, t)
             before = tuple(ref[jnp.maximum(t - 1, 0)] for ref in given.sequences)
-            before = _pick(t == 0, start, before)
-            before = before if restart is None else _pick(again, restart, before)
+            before = pick(t == 0, start, before)
+            before = before if restart is None else pick(again, restart, before)
             after = (given.sequences[0][t].astype(wide),)
             kept = tuple(given.kept[t, :, k].astype(wide) for k in range(kind.kept))
-            d_after = d_states if masked is None else _pick(masked, zeros, d_states)
+            d_after = d_states if masked is None else pick(masked, zeros, d_states)
             d_after = (d_after[0] + given.d_hs[0][t].astype(wide), *d_after[1:])
 
             def emit(k: int, d: Array) -> None:
                 out.d_z[t, :, k] = d.astype(dtype)
 
             d_before = kind.reverse(kept, _cast(before, wide), after, d_after, transposed, emit, of)
-            d_before = d_before if masked is None else _pick(masked, d_states, d_before)
+            d_before = d_before if masked is None else pick(masked, d_states, d_before)
             if restart is not None:
-                d_initial = tuple(map(jnp.add, d_initial, _pick(again, d_before, zeros)))
-                d_before = _pick(again, zeros, d_before)
+                d_initial = tuple(map(jnp.add, d_initial, pick(again, d_before, zeros)))
+                d_before = pick(again, zeros, d_before)
             return d_before, d_initial
 
         d_states, d_initial = jax.lax.fori_loop(0, T, step, (d_start, () if restart is None else zeros))
@@ -254,10 +229,6 @@ def _flags(flags: Any, t: Array) -> tuple[Any, Any]:
         return None, None
     now = flags[t].astype(jnp.int32)[:, None]
     return now & MASKED != 0, now & RESET != 0
-
-
-def _pick(flag: Array, on_true: States, on_false: States) -> States:
-    return tuple(jnp.where(flag, a, b) for a, b in zip(on_true, on_false, strict=True))
 
 
 def _cast(states: States, dtype: Any) -> States:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from seqjax.base import Array
-from seqjax.kernels.launch import Part, launch, pad
+from seqjax.kernels.operands import pad
+from seqjax.kernels.triton.launch import Part, launch
 
 CHUNK = 512
 """Steps of a program, at most."""

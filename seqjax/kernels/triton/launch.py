@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a kernel is launched: the only file that depends on which Pallas backend it is."""
+"""How a kernel is launched, where it can be: what depends on the backend."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from seqjax.base import Array
+from seqjax.kernels.operands import varying_as
 
 SMALLEST = 16
 """Rows and columns that a product on the tensor cores has at least."""
@@ -70,12 +69,6 @@ def launch(
     return call(arrays)[0]
 
 
-def varying_as(arrays: Any, shapes: Any) -> Any:
-    """`shapes` of results, inside `jax.shard_map` over the same devices as the operands `arrays` that vary most."""
-    most = max((jax.typeof(a).manual_axis_type for a in jax.tree.leaves(arrays)), key=lambda kind: len(kind.varying))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=most), shapes)
-
-
 def _is_part(node: Any) -> bool:
     return isinstance(node, Part)
 
@@ -90,23 +83,3 @@ def _compiler_params(warps: int) -> Any:
             "use a jax that has it (0.10 does), or another engine: Scan, Checkpointed or Associative."
         ) from None
     return triton.CompilerParams(num_warps=warps, num_stages=1)
-
-
-def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `n` and `least`.
-
-    >>> power_of_two(20), power_of_two(3, 16)
-    (32, 16)
-    """
-    return max(least, 1 << (n - 1).bit_length())
-
-
-def pad(array: Array, axis: int, size: int) -> Array:
-    """`array` with zeros after it on `axis`, up to `size`.
-
-    >>> pad(jnp.ones(2), 0, 3).tolist()
-    [1.0, 1.0, 0.0]
-    """
-    missing = size - array.shape[axis]
-    widths = [(0, missing if i == axis % array.ndim else 0) for i in range(array.ndim)]
-    return jnp.pad(array, widths) if missing else array

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels of a recurrence are given and what they leave, and how arrays are made to fit."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array
+from seqjax.kernels.equations import States
+
+MASKED, RESET = 1, 2
+"""Bits of a step's flags."""
+
+
+class Given(NamedTuple):
+    """What a recurrence starts from."""
+
+    w_rec: Array  # [H, G*H]
+    bias_rec: Array | None  # [G*H], added to the recurrent products
+    states: States  # [B, H] each, before the first step; h comes first
+    initial: States | None  # what resets go back to, where there are any
+    flags: Array | None  # [T, B] int8, bits `MASKED` and `RESET`
+
+
+class Left(NamedTuple):
+    """What the forward kernel leaves."""
+
+    sequences: States  # [T, B, H] each, the states after every step; h alone if no reverse pass follows
+    kept: Any  # [T, B, K, H], or what else a kernel makes of it; `None` if there is nothing
+    last: States  # [B, H] each
+
+
+class Cotangents(NamedTuple):
+    d_z: Array  # [T, B, G*H]
+    d_states: States
+    d_initial: States | None
+
+
+def pick(flag: Array, on_true: Sequence[Array], on_false: Sequence[Array]) -> States:
+    return tuple(jnp.where(flag, a, b) for a, b in zip(on_true, on_false, strict=True))
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """The smallest power of two that is at least `n` and `least`.
+
+    >>> power_of_two(20), power_of_two(3, 16)
+    (32, 16)
+    """
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def pad(array: Array, axis: int, size: int) -> Array:
+    """`array` with zeros after it on `axis`, up to `size`.
+
+    >>> pad(jnp.ones(2), 0, 3).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    missing = size - array.shape[axis]
+    widths = [(0, missing if i == axis % array.ndim else 0) for i in range(array.ndim)]
+    return jnp.pad(array, widths) if missing else array
+
+
+def varying_as(arrays: Any, shapes: Any) -> Any:
+    """`shapes` of results, inside `jax.shard_map` over the same devices as the operands `arrays` that vary most."""
+    most = max((jax.typeof(a).manual_axis_type for a in jax.tree.leaves(arrays)), key=lambda kind: len(kind.varying))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=most), shapes)
