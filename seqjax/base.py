@@ -121,7 +121,7 @@ class Cell(Described):
         Where that is the output itself, or the part of `carry` that the step before gave out, the same object is to be
         returned: engines store outputs once.
         """
-        raise self._not_offered("adjoint")
+        raise self.not_offered("adjoint")
 
     def step_transpose(
         self, params: Params, residuals: Residuals, d_carry: Carry, d_y: Array
@@ -132,12 +132,12 @@ class Cell(Described):
         No weight gradient is computed here; `extra` is whatever `accumulate` needs
         beside `d_z` (a pytree, `()` if nothing).
         """
-        raise self._not_offered("adjoint")
+        raise self.not_offered("adjoint")
 
     def accumulate(self, params: Params, residuals: Residuals, d_zs: Any, extras: Any) -> Params:
         """The params' cotangent from all steps at once: residuals, `d_zs` and `extras` are
         stacked on axis 0. What enters through `project` is left zero: `project_transpose` has it."""
-        raise self._not_offered("adjoint")
+        raise self.not_offered("adjoint")
 
     def project_transpose(self, params: Params, x: Array, d_z: Array) -> tuple[Params, Array]:
         """Cotangents of the inputs of `project`, by autodiff where a cell has nothing better."""
@@ -150,11 +150,11 @@ class Cell(Described):
 
     def coefficients(self, params: Params, z: Any) -> tuple[Carry, Carry]:
         """`(decay, drive)` of `carry_t = decay_t * carry_{t-1} + drive_t`, leaf by leaf."""
-        raise self._not_offered("affine")
+        raise self.not_offered("affine")
 
     def readout(self, params: Params, carry: Carry, z: Any) -> Array:
         """The output of the step that ended in `carry`."""
-        raise self._not_offered("affine")
+        raise self.not_offered("affine")
 
     # -- jacobian --------------------------------------------------------------------------
 
@@ -170,13 +170,13 @@ class Cell(Described):
     def step_jacobian(self, params: Params, carry: Carry, z: Any) -> Any:
         """∂carry_t/∂carry_{t-1} by structure: diagonal, a pytree like the carry; block, `[..., H, k, k]`
         for k leaves; dense, `[..., N, N]` over the leaves' features one after the other."""
-        raise self._not_offered("jacobian")
+        raise self.not_offered("jacobian")
 
     # -- seen -----------------------------------------------------------------------------
 
     def step_seen(self, params: Params, carry: Carry, h: Array, z: Any) -> tuple[Carry, Array]:
         """`step` whose recurrent products see `h` in place of `carry.h`."""
-        raise self._not_offered("seen")
+        raise self.not_offered("seen")
 
     # -- batch normalization ---------------------------------------------------------------
 
@@ -184,7 +184,8 @@ class Cell(Described):
         """Params with the population statistics of `xs [T, ..., D]`; as given where there are none."""
         return params
 
-    def _not_offered(self, capability: str) -> ValueError:
+    def not_offered(self, capability: str) -> ValueError:
+        """The refusal of a capability that this cell, with these options, does not offer."""
         return ValueError(f"{self!r} does not offer {capability!r}; it offers {sorted(self.capabilities)}.")
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
-from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.cells.activations import Activation, activation_function, gate_function, has_slopes, slopes
 from seqjax.cells.gru import GRUCarry
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, KeepGate, Uniform, resolve
@@ -68,7 +68,7 @@ class DiagonalFamily(Cell):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        known = gates.has_slopes(self.activation, self.recurrent_activation)
+        known = has_slopes(self.activation, self.recurrent_activation)
         return frozenset({"adjoint", "jacobian"} if known else ())
 
     @property
@@ -92,13 +92,10 @@ class DiagonalFamily(Cell):
         return jnp.zeros((*batch_shape, params.w_rec.shape[1]), self.dtypes.of_carry(params.w_in))
 
     def _functions(self) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-        return activation_function(self.activation), gates.gate_function(activation_function(self.recurrent_activation))
+        return activation_function(self.activation), gate_function(activation_function(self.recurrent_activation))
 
-    def _slopes(self, capability: str) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-        slope, gate_slope = slope_from_output(self.activation), slope_from_output(self.recurrent_activation)
-        if slope is None or gate_slope is None:
-            raise self._not_offered(capability)
-        return slope, gate_slope
+    def _slopes(self, capability: str) -> list[Callable[[Array], Array]]:
+        return slopes(self, capability, self.activation, self.recurrent_activation)
 
 
 def accumulate_diagonal(params: DiagonalParams, d_zs: Array, seen: list[Array]) -> DiagonalParams:

@@ -5,14 +5,12 @@ A cell of G gates has `w_in [D, G*H]`, `w_rec [H, G*H]`, `bias [G*H]`, gates sid
 """
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.cells.activations import Activation, slope_from_output
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
 
@@ -122,25 +120,6 @@ def split_gates(a: Array, gates: int) -> list[Array]:
     return jnp.split(a, gates, axis=-1)
 
 
-@jax.custom_jvp
-def sigmoid(x: Array) -> Array:
-    """σ by a tanh, in at least float32: on CPU faster than XLA's own, which has an exponential and a division more.
-
-    It is as exact as 1 is, not as its value is: in float32 a gate of 1e-4 has three digits, one below 3e-8 none.
-    Its slope is read off the output, so that autodiff keeps nothing else.
-    """
-    wide = x.astype(at_least_float32(x.dtype))
-    return (0.5 * jnp.tanh(0.5 * wide) + 0.5).astype(x.dtype)
-
-
-sigmoid.defjvps(lambda d_x, y, x: d_x * y * (1 - y))
-
-
-def gate_function(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """What a step computes for the activation `gate`."""
-    return sigmoid if gate is jax.nn.sigmoid else gate
-
-
 def outer_sum(left: Array, right: Array, weights: Array) -> Array:
     """Σ over all leading axes of left ⊗ right: `[..., A], [..., B] -> [A, B]`, one matmul.
 
@@ -160,8 +139,3 @@ def outer_sum(left: Array, right: Array, weights: Array) -> Array:
 def leading_sum(x: Array, dtype: Any) -> Array:
     """Σ over all axes but the last, in at least float32."""
     return x.sum(tuple(range(x.ndim - 1)), dtype=at_least_float32(x.dtype)).astype(dtype)
-
-
-def has_slopes(*activations: Activation) -> bool:
-    """Whether the hand-written reverse pass can read every slope off the stored outputs."""
-    return all(slope_from_output(activation) is not None for activation in activations)

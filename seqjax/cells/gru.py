@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
-from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.cells.activations import Activation, activation_function, gate_function, has_slopes, slopes
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer
 
@@ -56,7 +56,7 @@ def gru_residuals(
     hidden = params.w_rec.shape[0]
     z_x, r_x, g_x = gates.cut(z, 1, 1, 1)
     dtype = g_x.dtype
-    gate = gates.gate_function(gate)
+    gate = gate_function(gate)
     h_before = carry.h.astype(dtype)
     seen = h_before if h is None else h.astype(dtype)
 
@@ -212,7 +212,7 @@ class GRU(Cell):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        known = gates.has_slopes(self.activation, self.recurrent_activation)
+        known = has_slopes(self.activation, self.recurrent_activation)
         return frozenset({"adjoint", "seen"} if known else {"seen"})
 
     def init(self, key: Array, in_dim: int) -> GRUParams:
@@ -249,9 +249,7 @@ class GRU(Cell):
     def step_transpose(
         self, params: GRUParams, residuals: GRUResiduals, d_carry: GRUCarry, d_y: Array
     ) -> tuple[GRUCarry, Array, tuple | None]:
-        slope, gate_slope = slope_from_output(self.activation), slope_from_output(self.recurrent_activation)
-        if slope is None or gate_slope is None:
-            raise self._not_offered("adjoint")
+        slope, gate_slope = slopes(self, "adjoint", self.activation, self.recurrent_activation)
         return gru_transpose(params, residuals, d_carry, d_y, slope=slope, gate_slope=gate_slope)
 
     def project_transpose(self, params: GRUParams, x: Array, d_z: Array) -> tuple[GRUParams, Array]:

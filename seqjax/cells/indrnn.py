@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
-from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.cells.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, Uniform, resolve
 
@@ -83,7 +83,7 @@ class IndRNN(Cell):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset({"adjoint", "jacobian"} if gates.has_slopes(self.activation) else ())
+        return frozenset({"adjoint", "jacobian"} if has_slopes(self.activation) else ())
 
     @property
     def jacobian_structure(self) -> str:
@@ -130,7 +130,4 @@ class IndRNN(Cell):
         return zeros._replace(w_rec=gates.leading_sum(d_zs * residuals.h_before, params.w_rec.dtype))
 
     def _slope(self, capability: str) -> Callable[[Array], Array]:
-        slope = slope_from_output(self.activation)
-        if slope is None:
-            raise self._not_offered(capability)
-        return slope
+        return slopes(self, capability, self.activation)[0]

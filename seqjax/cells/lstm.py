@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates, normalization
-from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.cells.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.cells.lstm_equations import (
     LSTMCarry,
     LSTMParams,
@@ -63,7 +63,7 @@ class LSTMFamily(Cell):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        known = gates.has_slopes(self.activation, self.recurrent_activation)
+        known = has_slopes(self.activation, self.recurrent_activation)
         return frozenset({"adjoint", "seen"} if known else {"seen"})
 
     def init(self, key: Array, in_dim: int) -> LSTMParams:
@@ -102,9 +102,7 @@ class LSTMFamily(Cell):
     def step_transpose(
         self, params: LSTMParams, residuals: LSTMResiduals, d_carry: LSTMCarry, d_y: Array
     ) -> tuple[LSTMCarry, Array, tuple]:
-        slope, gate_slope = slope_from_output(self.activation), slope_from_output(self.recurrent_activation)
-        if slope is None or gate_slope is None:
-            raise self._not_offered("adjoint")
+        slope, gate_slope = slopes(self, "adjoint", self.activation, self.recurrent_activation)
         activation = activation_function(self.activation)
         return lstm_transpose(
             params, residuals, d_carry, d_y, activation=activation, slope=slope, gate_slope=gate_slope

@@ -14,7 +14,7 @@ import numpy as np
 
 from seqjax.base import Array, Option, Shape
 from seqjax.cells import gates, normalization
-from seqjax.cells.activations import activation_function
+from seqjax.cells.activations import activation_function, gate_function
 from seqjax.dtypes import DTypes, at_least_float32
 
 
@@ -63,7 +63,7 @@ def lstm_pieces(
 
 @jax.custom_jvp
 def activate_together(pre: Array) -> gates.Gates:
-    """σ of i, f and o and tanh of g `[..., 4*H]` by one tanh, as in `gates.sigmoid`: σ(x) = ½ + ½ tanh(x / 2)."""
+    """σ of i, f and o and tanh of g `[..., 4*H]` by one tanh, as in `activations.sigmoid`: σ(x) = ½ + ½ tanh(x / 2)."""
     wide = at_least_float32(pre.dtype)
     half = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], wide), pre.shape[-1] // 4)
     activated = half * jnp.tanh(half * pre.astype(wide)) + (1 - half)
@@ -91,7 +91,7 @@ def lstm_residuals(
     pieces = gates.cut(z, *lstm_pieces(params, activation, gate))
     dtype = pieces[0].dtype
     pre = gates.add_gates(pieces, gates.recur(carry.h if h is None else h, params.w_rec, dtype))
-    candidate, gate = activation, gates.gate_function(gate)
+    candidate, gate = activation, gate_function(gate)
     if len(pre) == 1:
         identity = activation_function("identity")
         pre, candidate, gate = activate_together(*pre), identity, identity

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
-from seqjax.cells.activations import Activation, activation_function, slope_from_output
+from seqjax.cells.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer
 
@@ -178,7 +178,7 @@ class Simple(Cell):
     def capabilities(self) -> frozenset[str]:
         if self.normalize == "batch":
             return frozenset()
-        return frozenset({"adjoint", "seen"} if gates.has_slopes(self.activation) else {"seen"})
+        return frozenset({"adjoint", "seen"} if has_slopes(self.activation) else {"seen"})
 
     @property
     def stochastic(self) -> bool:
@@ -216,7 +216,7 @@ class Simple(Cell):
 
     def step_seen(self, params: SimpleParams, carry: SimpleCarry, h: Array, z: Array) -> tuple[SimpleCarry, Array]:
         if self.normalize == "batch":
-            raise self._not_offered("seen")
+            raise self.not_offered("seen")
         return simple_step(params, carry, z, h, **self._options())
 
     def step_residuals(
@@ -227,9 +227,7 @@ class Simple(Cell):
     def step_transpose(
         self, params: SimpleParams, residuals: SimpleResiduals, d_carry: SimpleCarry, d_y: Array
     ) -> tuple[SimpleCarry, Array, Array | None]:
-        slope = slope_from_output(self.activation)
-        if slope is None:
-            raise self._not_offered("adjoint")
+        (slope,) = slopes(self, "adjoint", self.activation)
         return simple_transpose(params, residuals, d_carry, d_y, slope=slope)
 
     def project_transpose(self, params: SimpleParams, x: Array, d_z: Array) -> tuple[SimpleParams, Array]:
