@@ -63,8 +63,9 @@ def fit(
 ) -> Run:
     """Trains `model` for `steps` steps.
 
-    A step whose loss or gradient is not finite is skipped and counted. With a `run_dir`, Ctrl-C and
-    SIGTERM save a checkpoint after the step at hand and then end the process; a second one ends it at once.
+    A step that is not finite is skipped and counted (see `make_train_step`). With a `run_dir`, Ctrl-C and
+    SIGTERM save a checkpoint after the step at hand and then end the process; a second one ends it at once. Where
+    anything else is raised, by `make_batch` or `evaluate` say, what was done before it is saved too.
 
     Args:
       model: any layer.
@@ -76,10 +77,10 @@ def fit(
       params: where to begin, instead of `model.init`.
       run_dir: where `metrics.jsonl` and checkpoints go; None keeps nothing.
       resume: True goes on from the newest checkpoint, and begins where there is none yet. A number goes
-        back to that step; later checkpoints are renamed, not deleted.
+        back to that step; later checkpoints are renamed, not deleted. A warning says which lines are missing.
       stateful: batches are consecutive windows of long sequences (see `windows`), and the model goes on
         from its last carry: truncated backpropagation through time, in the memory of one window.
-      evaluate: `evaluate(params) -> {name: value}`; joins the line of its step.
+      evaluate: `evaluate(params) -> {name: number}`; joins the line of its step.
       evaluate_every: in steps; it is also done after the last. None: only then.
       checkpoint_every: in steps; one is also written before the first and after the last. None: only these.
         What is lost with a kill is at most so many steps.
@@ -95,7 +96,8 @@ def fit(
       The trained state, the history, and the time of a step.
 
     Raises:
-      ValueError: options that make no sense, a run_dir that holds another run, a damaged or foreign checkpoint.
+      ValueError: options that make no sense, a run_dir that holds another run or is being trained in, a
+        damaged or foreign checkpoint, an evaluation that is not numbers by name.
       OSError: run_dir cannot be written or has no room, which is found out before anything is trained; or
         a later checkpoint could not be written, and those before it are whole.
       FloatingPointError: `give_up_after` steps in a row were skipped; the params before them are saved.
@@ -138,14 +140,21 @@ def fit(
     with contextlib.ExitStack() as stack:
         if run_dir is not None:
             run = RunDir(run_dir, model, inputs, seed=seed, config=config, keep=keep, types=types)
-            state, metrics_file = run.begin(state, resume)
-            stack.enter_context(metrics_file)
+            state, metrics_file = stack.enter_context(run.begin(state, resume, steps))
             history += metrics_file.kept
-            if int(state.step) > steps:
-                raise ValueError(
-                    f"the run in {run_dir} is at step {int(state.step)}, past steps={steps}; ask for more."
-                )
             received = stack.enter_context(_signals())
+
+            def save() -> None:
+                metrics_file.sync()
+                run.save(state, len(history))
+
+            def save_on_error(kind: type[BaseException] | None, *_: object) -> None:
+                # a step that failed half way may have taken the state with it
+                lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+                if kind is not None and issubclass(kind, Exception) and not lost:
+                    save()
+
+            stack.push(save_on_error)
         show = stack.enter_context(_bar(steps, int(state.step), progress))
 
         for t in range(int(state.step), steps):
@@ -153,7 +162,6 @@ def fit(
             last = done == steps
             evaluating = last or _due(done, evaluate_every)
             logging = evaluating or _due(done, log_every)
-            gave_up = False
 
             batch = Batch(*make_batch(seed, t))
             began = time.perf_counter()
@@ -165,25 +173,26 @@ def fit(
             if logging:
                 durations.append(busy / timed)
                 busy, timed = 0.0, 0
-                if evaluate is not None and evaluating:
-                    # A copy: the next step overwrites the params, and the caller may keep these.
-                    metrics = _join(metrics, evaluate(jax.tree.map(jnp.copy, state.params)))
-                history.append(as_line(done, metrics))
-                show(history[-1])
-                if run_dir is not None:
-                    metrics_file.write(history[-1])
-                gave_up = skipped_in_row >= give_up_after
+                line = as_line(done, metrics)
+                try:
+                    if evaluate is not None and evaluating:
+                        # A copy: the next step overwrites the params, and the caller may keep these.
+                        line = _join(line, evaluate(jax.tree.map(jnp.copy, state.params)))
+                finally:  # whatever evaluate does, the step has its line
+                    history.append(line)
+                    show(line)
+                    if run_dir is not None:
+                        metrics_file.write(line)
+                if skipped_in_row >= give_up_after:
+                    raise FloatingPointError(
+                        f"{skipped_in_row} steps in a row, up to step {done}, were not finite and were skipped; "
+                        f"look at make_batch({seed}, {t}), clip, or lower the learning rate."
+                        + (f" The params before them are saved in {run_dir}." if run_dir is not None else "")
+                    )
 
             leaving = bool(received)  # looked at once: a signal that comes during the save waits for the next step
-            if run_dir is not None and (last or gave_up or leaving or _due(done, checkpoint_every)):
-                metrics_file.sync()
-                run.save(state)
-            if gave_up:
-                raise FloatingPointError(
-                    f"{skipped_in_row} steps in a row, up to step {done}, had a loss or gradient that was not finite "
-                    f"and were skipped; look at make_batch({seed}, {t}), clip, or lower the learning rate."
-                    + (f" The params before them are saved in {run_dir}." if run_dir is not None else "")
-                )
+            if run_dir is not None and (last or leaving or _due(done, checkpoint_every)):
+                save()
             if leaving or (last and received):
                 _leave(received[0], f"Stopped after step {done}, which is saved in {run_dir}; resume=True goes on.")
     return Run(state, history, statistics.median(durations[1:]) if len(durations) > 1 else math.nan)
@@ -193,11 +202,13 @@ def _due(done: int, every: int | None) -> bool:
     return every is not None and done % every == 0
 
 
-def _join(metrics: Mapping[str, Any], evaluation: Mapping[str, float]) -> dict[str, Any]:
-    twice = set(metrics) & set(evaluation) | {"step"} & set(evaluation)
+def _join(line: Line, evaluation: Mapping[str, float]) -> Line:
+    if not isinstance(evaluation, Mapping):
+        raise ValueError(f"evaluate must return {{name: number}}, got {evaluation!r}.")
+    twice = set(line) & set(evaluation)
     if twice:
         raise ValueError(f"evaluate returned {sorted(twice)}, names that the training metrics have; use others.")
-    return {**metrics, **evaluation}
+    return {**line, **as_line(line["step"], evaluation)}
 
 
 @contextlib.contextmanager

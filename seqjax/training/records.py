@@ -17,41 +17,49 @@ Line = dict[str, Any]
 def as_line(step: int, metrics: Mapping[str, Any]) -> Line:
     """The metrics as JSON has them; what is not finite becomes None, for JSON has no NaN.
 
+    Raises:
+      ValueError: a metric that is not a number.
+
     >>> as_line(3, {"loss": np.float32("nan"), "skipped": np.True_})
     {'step': 3, 'loss': None, 'skipped': True}
     """
-    values = {name: np.asarray(value).item() for name, value in metrics.items()}
-    finite = {n: v if not isinstance(v, float) or math.isfinite(v) else None for n, v in values.items()}
-    return {"step": step, **finite}
+    return {"step": step, **{name: _plain(name, value) for name, value in metrics.items()}}
+
+
+def _plain(name: str, value: Any) -> Any:
+    array = np.asarray(value)
+    number = array.item() if array.size == 1 else array
+    if not isinstance(number, bool | int | float | str | None):
+        raise ValueError(f"the metric {name!r} must be one number, got {value!r}.")
+    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 def read_metrics(path: str | Path) -> list[Line]:
     """The whole lines of a `metrics.jsonl`; a last line that a killed process left half written is left out.
 
     Raises:
-      ValueError: a damaged line that is not the last.
+      ValueError: a damaged line that is not the last, or steps out of order.
     """
     return [line for line, _ in _lines(Path(path))]
 
 
 class MetricsFile:
-    """A file of metrics that is continued after `step`: later lines are cut off, so none comes twice.
+    """A file of metrics that is continued after `step`: on entering, later lines are cut off, so none comes twice.
 
     Raises:
-      ValueError: a damaged line that is not the last: nothing after it is thrown away.
+      ValueError: a damaged line that is not the last, or steps out of order: nothing after it is thrown away.
       OSError: it cannot be written.
     """
 
     def __init__(self, path: Path, step: int):
-        self.kept = []
-        end = 0
+        self.kept: list[Line] = []
+        self._end = 0
         for line, offset in _lines(path) if path.exists() else ():
             if line["step"] > step:
                 break
             self.kept.append(line)
-            end = offset
+            self._end = offset
         self._file = path.open("ab")
-        self._file.truncate(end)
 
     def write(self, line: Line) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
@@ -59,9 +67,11 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Makes what was written outlast a loss of power."""
+        self._file.flush()
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> "MetricsFile":
+        self._file.truncate(self._end)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -78,6 +88,11 @@ def _lines(path: Path) -> list[tuple[Line, int]]:
         if line is None and number < len(raws):
             raise ValueError(f"{path}, line {number} is damaged, and lines follow it; mend or delete that line.")
         if line is not None:
+            if found and line["step"] <= found[-1][0]["step"]:
+                raise ValueError(
+                    f"{path}, line {number} is of step {line['step']}, after one of step {found[-1][0]['step']}: "
+                    "more than one run wrote there; delete the lines that are not this one's."
+                )
             found.append((line, (found[-1][1] if found else 0) + len(raw)))
     return found
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory of a run: `metrics.jsonl` and `checkpoints/`, begun once and continued without gap or repeat."""
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,48 +46,57 @@ class RunDir:
         except (TypeError, ValueError) as error:
             raise ValueError(f"config must hold only what JSON can: {error}; dataclasses.asdict may help.") from error
 
-    def begin(self, state: TrainState, resume: bool | int) -> tuple[TrainState, MetricsFile]:
-        """The state and the metrics to go on from: `state` itself, or what was saved.
+    @contextlib.contextmanager
+    def begin(self, state: TrainState, resume: bool | int, steps: int) -> Iterator[tuple[TrainState, MetricsFile]]:
+        """The state and the metrics to go on from: `state` itself, or what was saved; what is refused changes nothing.
 
         Raises:
-          ValueError: there is a run and `resume` is False, or what is there cannot be resumed.
+          ValueError: there is a run and `resume` is False, or what is there cannot be resumed, is past `steps`
+            or is being trained.
           OSError: the directory cannot be written or has no room.
         """
-        found = checkpoint.steps(self.path)
-        if resume is False and (found or self.metrics_path.exists()):
-            raise ValueError(
-                f"{self.path} already holds a run (checkpoints at steps {found}); resume=True goes on with it, "
-                "another run_dir begins a new one."
-            )
-        if resume is True and not found and self.metrics_path.exists():
-            raise ValueError(f"{self.metrics_path} is there but no checkpoint is; begin a new run in another run_dir.")
-        checkpoint.require_room(self.path, state, self._keep)
-        if resume is not False and (found or resume is not True):
-            state = self._restore(state, None if resume is True else resume)
-        else:
-            # From here on there is always something to resume from, and it has been seen to work.
-            self.save(state)
-        try:
-            return state, MetricsFile(self.metrics_path, int(state.step))
-        except OSError as error:
-            raise OSError(
-                error.errno, f"cannot write metrics: {error.strerror}; nothing was trained", str(self.metrics_path)
-            ) from error
+        with _alone(self.path):
+            found = checkpoint.steps(self.path)
+            if resume is False and (found or self.metrics_path.exists()):
+                raise ValueError(
+                    f"{self.path} already holds a run (checkpoints at steps {found}); resume=True goes on with it, "
+                    "another run_dir begins a new one."
+                )
+            if resume is True and not found and self.metrics_path.exists():
+                raise ValueError(
+                    f"{self.metrics_path} is there but no checkpoint is; begin a new run in another run_dir."
+                )
+            checkpoint.require_room(self.path, state, self._keep)
+            lines = 0
+            if resume is not False and (found or resume is not True):
+                state, lines = self._restore(state, None if resume is True else resume, steps)
+            else:
+                # From here on there is always something to resume from, and it has been seen to work.
+                self.save(state, lines)
+            metrics = self._metrics(int(state.step), lines)
+            checkpoint.set_aside(self.path, after=int(state.step))
+            with metrics:
+                yield state, metrics
 
-    def save(self, state: TrainState) -> None:
-        """Writes the state's checkpoint."""
+    def save(self, state: TrainState, lines: int) -> None:
+        """Writes the state's checkpoint, unless it is there; `lines` of metrics were written before it."""
+        if int(state.step) in checkpoint.steps(self.path):
+            return
         checkpoint.save(
             self.path,
             state,
             model=self._model,
             inputs=self._inputs,
-            metadata=self._metadata,
+            metadata={**self._metadata, "lines": lines},
             keep=self._keep,
             types=self._types,
         )
 
-    def _restore(self, like: TrainState, step: int | None) -> TrainState:
+    def _restore(self, like: TrainState, step: int | None, steps: int) -> tuple[TrainState, int]:
+        """The saved state, and how many lines of metrics were written before it."""
         manifest = checkpoint.read_manifest(self.path, step)
+        if manifest["step"] > steps:
+            raise ValueError(f"the run in {self.path} is at step {manifest['step']}, past steps={steps}; ask for more.")
         seed = manifest["metadata"].get("seed")
         if seed != self._metadata["seed"]:
             raise ValueError(
@@ -92,5 +104,47 @@ class RunDir:
                 "change; resume with the same seed, or begin a new run in another run_dir."
             )
         state = checkpoint.restore(self.path, like, model=self._model, step=step, types=self._types)
-        checkpoint.set_aside(self.path, after=int(state.step))
-        return state
+        return state, manifest["metadata"].get("lines", 0)
+
+    def _metrics(self, step: int, lines: int) -> MetricsFile:
+        try:
+            metrics = MetricsFile(self.metrics_path, step)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot write metrics: {error.strerror}; nothing was trained", str(self.metrics_path)
+            ) from error
+        if len(metrics.kept) < lines:
+            warnings.warn(
+                f"{self.metrics_path} has {len(metrics.kept)} of the {lines} lines written up to step {step}; "
+                "the history goes on without the others.",
+                stacklevel=6,  # whoever called fit
+            )
+        return metrics
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps others out of a run's directory; a process that is killed lets go of it too.
+
+    Raises:
+      ValueError: another run has it.
+      OSError: it cannot be made, written or locked.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("ab")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write in run_dir: {error.strerror}; nothing was trained", str(path)
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{path} is being trained in, by another process or thread; wait for its end, or give another run_dir."
+            ) from None
+        try:
+            yield
+        finally:  # a child that was forked meanwhile holds the file open
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that is full."""
+"""A run without interruption, and a disk that is full."""
 
 import contextlib
 import resource
 
 import pytest
+
+from tests.training.runs import train
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A run without interruption."""
+    return train()
 
 
 @pytest.fixture

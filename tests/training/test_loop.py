@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fit`: what it logs and keeps, and how it goes on, gives up and leaves."""
+"""`fit`: what it logs and keeps, and how it gives up and leaves."""
 
 import contextlib
 import json
@@ -15,42 +15,8 @@ import optax
 import pytest
 
 import seqjax
-from seqjax.training import (
-    Batch,
-    clipped,
-    fit,
-    init_state,
-    latest,
-    load,
-    make_train_step,
-    mean_squared_error,
-    read_metrics,
-    steps,
-)
-
-MODEL = seqjax.Serial(seqjax.Dropout(0.2), seqjax.Dense(1))
-OPTIMIZER = clipped(optax.adam(0.05), norm=0.5)
-
-
-def make_batch(seed, t):
-    rng = np.random.default_rng((seed, t))
-    xs = rng.normal(size=(4, 3, 2)).astype(np.float32)
-    return Batch(xs, xs.sum(-1, keepdims=True))
-
-
-def train(run_dir=None, steps=12, batches=make_batch, **options):
-    options = {"loss": mean_squared_error, "optimizer": OPTIMIZER, "checkpoint_every": 4, **options}
-    return fit(MODEL, batches, steps=steps, run_dir=run_dir, **options)
-
-
-def assert_same_bits(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-@pytest.fixture(scope="module")
-def whole():
-    """A run without interruption."""
-    return train()
+from seqjax.training import fit, init_state, latest, load, make_train_step, mean_squared_error, read_metrics, steps
+from tests.training.runs import MODEL, OPTIMIZER, assert_same_bits, make_batch, never, train
 
 
 def test_fit_is_the_step_in_a_loop(whole):
@@ -83,90 +49,8 @@ def test_history_is_the_metrics_file_and_checkpoints_are_where_they_were_asked_f
     assert read_metrics(tmp_path / "metrics.jsonl") == run.history
     assert steps(tmp_path) == [8, 12]
     loaded = load(tmp_path)
-    assert (loaded.model, loaded.metadata) == (MODEL, {"seed": 0, "config": {"name": "a"}})
+    assert (loaded.model, loaded.metadata) == (MODEL, {"seed": 0, "config": {"name": "a"}, "lines": 12})
     assert_same_bits(loaded.params, run.state.params)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, whole):
-    train(tmp_path, steps=5)
-    run = train(tmp_path, resume=True)
-    assert_same_bits(run.state, whole.state)
-    assert run.history == whole.history
-    assert read_metrics(tmp_path / "metrics.jsonl") == whole.history
-
-
-def test_resume_of_nothing_begins_and_of_a_finished_run_does_nothing(tmp_path, whole):
-    train(tmp_path, resume=True)
-    again = train(tmp_path, resume=True)
-    assert_same_bits(again.state, whole.state)
-    assert again.history == whole.history
-
-
-def test_resume_at_a_step_goes_back_and_deletes_nothing(tmp_path, whole):
-    train(tmp_path, keep=9)
-    run = train(tmp_path, resume=4, keep=9)
-    assert_same_bits(run.state, whole.state)
-    assert read_metrics(tmp_path / "metrics.jsonl") == whole.history
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["0", "12", "12.aside", "4", "8", "8.aside"]
-
-
-def test_a_half_written_line_and_lines_after_the_checkpoint_are_cut_off(tmp_path, whole):
-    train(tmp_path, steps=8)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "loss": 1.0}\n{"step": 10, "lo')
-    assert train(tmp_path, resume=True).history == whole.history
-    assert read_metrics(tmp_path / "metrics.jsonl") == whole.history
-
-
-def test_a_damaged_line_in_the_middle_loses_none_of_those_after_it(tmp_path):
-    train(tmp_path, steps=8)
-    path = tmp_path / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    damaged = b"".join([*lines[:2], b"#" + lines[2], *lines[3:]])
-    path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is damaged, and lines follow it; mend or delete"):
-        train(tmp_path, resume=True)
-    assert path.read_bytes() == damaged
-
-
-def test_a_directory_with_a_run_is_not_overwritten(tmp_path):
-    train(tmp_path, steps=2)
-    with pytest.raises(ValueError, match=r"already holds a run \(checkpoints at steps \[0, 2\]\); resume=True"):
-        train(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed": 1}, "begun with seed=0, not 1"),
-        ({"optimizer": optax.sgd(0.1)}, "saved with another optimizer"),
-        ({"resume": 3}, r"does not hold step 3; it holds \[0, 2\]"),
-        ({"steps": 1}, "is at step 2, past steps=1"),
-    ],
-    ids=["seed", "optimizer", "step", "past"],
-)
-def test_a_run_that_would_not_be_the_same_is_not_resumed(tmp_path, change, message):
-    train(tmp_path, steps=2)
-    with pytest.raises(ValueError, match=message):
-        train(tmp_path, **{"resume": True, **change})
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
-
-
-def test_a_damaged_newest_checkpoint_stops_a_resume_until_an_older_is_asked_for(tmp_path, whole):
-    train(tmp_path, steps=8)
-    (tmp_path / "checkpoints" / "8" / "state" / "_METADATA").unlink()
-    with pytest.raises(ValueError, match=r"newest whole checkpoint is step 4"):
-        train(tmp_path, resume=True)
-    assert_same_bits(train(tmp_path, resume=4).state, whole.state)
-
-
-def test_metrics_without_checkpoints_are_not_overwritten(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    for resume in (False, True):
-        with pytest.raises(ValueError, match=r"already holds a run|no checkpoint is"):
-            train(tmp_path, resume=resume)
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
 # -- evaluation and logging ------------------------------------------------------------------------
@@ -183,11 +67,6 @@ def test_evaluation_joins_the_line_of_its_step_and_may_keep_the_params():
     assert [(line["step"], line.get("calls")) for line in run.history] == [(2, 1), (3, None), (4, 2), (5, 3)]
     assert_same_bits(kept[-1], run.state.params)
     jax.block_until_ready(kept)
-
-
-def test_an_evaluation_may_not_hide_a_training_metric():
-    with pytest.raises(ValueError, match=r"evaluate returned \['loss'\], names that the training metrics have"):
-        train(steps=1, evaluate=lambda params: {"loss": 1.0})
 
 
 def test_without_a_terminal_nothing_is_printed(capfd):
@@ -233,6 +112,64 @@ def test_nan_without_end_stops_with_the_last_good_params_saved(tmp_path):
     loaded = load(tmp_path)
     assert loaded.step == 8
     assert_same_bits(loaded.params, good.state.params)
+
+
+# -- what was done is kept -------------------------------------------------------------------------
+
+
+def test_a_batch_that_cannot_be_made_loses_no_step(tmp_path, whole):
+    def batches(seed, t):
+        if t == 6:
+            raise RuntimeError("no such file")
+        return make_batch(seed, t)
+
+    with pytest.raises(RuntimeError, match="no such file"):
+        train(tmp_path, batches=batches, checkpoint_every=None)
+    assert steps(tmp_path) == [0, 6]
+    run = train(tmp_path, resume=True)
+    assert_same_bits(run.state, whole.state)
+    assert read_metrics(tmp_path / "metrics.jsonl") == run.history == whole.history
+
+
+def no_evaluation(params):
+    raise RuntimeError("no evaluation")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "kind", "message"),
+    [
+        (no_evaluation, RuntimeError, "no evaluation"),
+        (
+            lambda params: {"loss": 1.0},
+            ValueError,
+            r"evaluate returned \['loss'\], names that the training metrics have",
+        ),
+        (lambda params: {"step": 1}, ValueError, r"evaluate returned \['step'\]"),
+        (lambda params: {"errors": np.ones(2)}, ValueError, r"the metric 'errors' must be one number, got array"),
+        (lambda params: {"error": object()}, ValueError, r"the metric 'error' must be one number, got <object"),
+        (lambda params: 0.5, ValueError, r"evaluate must return {name: number}, got 0.5"),
+    ],
+    ids=["raises", "hides", "hides the step", "array", "object", "no names"],
+)
+def test_an_evaluation_that_fails_loses_no_step_and_no_line(tmp_path, whole, evaluate, kind, message):
+    for resume, last in ((False, 7), (True, 12)):  # in the middle, and after the last step
+        with pytest.raises(kind, match=message):
+            train(tmp_path, steps=12, evaluate=evaluate, evaluate_every=last, checkpoint_every=None, resume=resume)
+        assert latest(tmp_path) == last
+    run = train(tmp_path, resume=True)
+    assert_same_bits(run.state, whole.state)
+    assert read_metrics(tmp_path / "metrics.jsonl") == run.history == whole.history
+
+
+def test_a_step_that_cannot_be_traced_leaves_the_state_before_it(tmp_path, whole):
+    def batches(seed, t):
+        batch = make_batch(seed, t)
+        return batch._replace(ys=batch.ys[1:]) if t == 6 else batch
+
+    with pytest.raises(ValueError, match="must have the same shape"):
+        train(tmp_path, batches=batches)
+    assert_same_bits(train(tmp_path, resume=True).state, whole.state)
+    assert latest(tmp_path) == 12
 
 
 # -- leaving ---------------------------------------------------------------------------------------
@@ -284,11 +221,6 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
 
 
 # -- said before training --------------------------------------------------------------------------
-
-
-def never(seed, t):
-    assert t == 0, "training began"
-    return make_batch(seed, t)
 
 
 def test_a_full_disk_is_said_before_training(tmp_path, full_disk):
