@@ -132,7 +132,7 @@ def read_manifest(run_dir: str | Path, step: int | None = None) -> dict[str, Any
         raise ValueError(f"{directory} does not hold {wanted}; it holds {found or 'none'}. Is it the right run_dir?")
     step = found[-1] if step is None else step
     try:
-        return storage.check(directory / str(step))
+        return _check(directory / str(step))
     except ValueError as error:
         whole = next((other for other in reversed(found) if other != step and _is_whole(directory / str(other))), None)
         advice = (
@@ -228,9 +228,16 @@ def _directory(run_dir: str | Path) -> Path:
     return Path(run_dir).absolute() / "checkpoints"
 
 
+def _check(path: Path) -> dict[str, Any]:
+    manifest = storage.check(path)
+    if manifest["step"] != int(path.name):
+        raise ValueError(f"{path} is the checkpoint of step {manifest['step']}; rename it back.")
+    return manifest
+
+
 def _is_whole(path: Path) -> bool:
     try:
-        storage.check(path)
+        _check(path)
     except ValueError:
         return False
     return True

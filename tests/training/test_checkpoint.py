@@ -89,6 +89,15 @@ def test_a_step_that_is_not_there_is_named_with_those_that_are(tmp_path, state):
         load(tmp_path, step=3)
 
 
+def test_a_checkpoint_that_was_renamed_is_none_of_that_step(tmp_path, state):
+    write(tmp_path, state, 1, 2)
+    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "3")
+    with pytest.raises(
+        ValueError, match=r"checkpoints/3 is the checkpoint of step 2; rename it back. The newest .* 1;"
+    ):
+        restore(tmp_path, state, model=MODEL)
+
+
 def test_a_checkpoint_is_never_overwritten(tmp_path, state):
     write(tmp_path, state, 1)
     with pytest.raises(ValueError, match=r"exists already"):
