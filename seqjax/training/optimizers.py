@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradient clipping as an optax transformation that says whether it clipped."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import optax
 
 from seqjax import require
 from seqjax.base import Array, Params
+from seqjax.dtypes import at_least_float32
 
 
 class ClipState(NamedTuple):
@@ -23,8 +23,9 @@ def clip(
 ) -> optax.GradientTransformation:
     """Clips gradients by global norm, by value and adaptively, in this order; what is None is left out.
 
-    Each way only shrinks, so a later one keeps the bounds of those before it. The state is a
-    `ClipState`, which `was_clipped` finds wherever in a chain it is.
+    Each way only shrinks, so a later one keeps the bounds of those before it. Norms are taken in at least
+    float32 and of whatever is in the gradients' range. The state is a `ClipState`, which `was_clipped` finds
+    wherever in a chain it is.
 
     Args:
       norm: the largest global L2 norm; the direction is kept (Pascanu, Mikolov and Bengio 2013).
@@ -41,21 +42,19 @@ def clip(
     >>> grads.tolist(), bool(state.clipped)
     ([0.5, 1.0], True)
     """
-    ways = []
-    if norm is not None:
-        ways.append(optax.clip_by_global_norm(_positive("norm", norm)))
-    if value is not None:
-        ways.append(optax.clip(_positive("value", value)))
-    if adaptive is not None:
-        ways.append(_by_unit(_positive("adaptive", adaptive)))
-    inner = optax.chain(*ways) if ways else optax.identity()
+    limits = {"norm": norm, "value": value, "adaptive": adaptive}
+    ways = {"norm": _by_norm, "value": optax.clip, "adaptive": _by_unit}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    require.positive_number("clip", **given)
+    inner = optax.chain(optax.identity(), *(ways[name](float(limit)) for name, limit in given.items()))
 
     def init(params: Params) -> ClipState:
         return ClipState(jnp.zeros((), bool))
 
     def update(grads: Params, state: ClipState, params: Params | None = None) -> tuple[Params, ClipState]:
         # Every way is stateless, so the inner state never needs to be kept.
-        clipped, _ = inner.update(grads, inner.init(params), params)
+        with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+            clipped, _ = inner.update(grads, inner.init(params), params)
         return clipped, ClipState(_differ(grads, clipped))
 
     return optax.GradientTransformation(init, update)
@@ -84,29 +83,54 @@ def was_clipped(opt_state: optax.OptState) -> Array:
     return jnp.any(jnp.stack(flags)) if flags else jnp.zeros((), bool)
 
 
+def global_norm(tree: Params) -> Array:
+    """The L2 norm of all leaves together, in at least float32.
+
+    >>> global_norm(jnp.array([3e19, 4e19], "float32")), global_norm(jnp.array([300, 400], "float16"))
+    (Array(5.e+19, dtype=float32), Array(500., dtype=float32))
+    """
+    largest, _, norm = _scaled(tree)
+    return largest * norm
+
+
+def _scaled(tree: Params) -> tuple[Array, Params, Array]:
+    """The largest absolute value, `tree` divided by it, and the norm of that: its squares leave no dtype's range."""
+    wide = jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), tree)
+    peaks = jax.tree.map(lambda leaf: jnp.max(jnp.abs(leaf), initial=0), wide)
+    largest = jax.tree.reduce(jnp.maximum, peaks, jnp.asarray(0.0))
+    scaled = jax.tree.map(lambda leaf: leaf / jnp.where(largest == 0, 1, largest), wide)
+    return largest, scaled, jnp.maximum(optax.tree.norm(scaled), 1)  # it is 0 where all is zero, else at least 1
+
+
+def _within(limit: Array | float, tree: Params) -> Params:
+    """`tree`, scaled to a norm of `limit` where it is above."""
+    largest, scaled, norm = _scaled(tree)
+    return jax.tree.map(
+        lambda leaf, x: jnp.where(norm <= limit / largest, leaf, (x * (limit / norm)).astype(leaf.dtype)), tree, scaled
+    )
+
+
+def _by_norm(limit: float) -> optax.GradientTransformation:
+    return optax.stateless(lambda grads, params: _within(limit, grads))
+
+
 def _by_unit(ratio: float) -> optax.GradientTransformation:
-    """`optax.adaptive_grad_clip` whose unit is the last axis in every rank."""
+    """As `optax.adaptive_grad_clip`, which for three axes would cut a Conv1D filter in pieces."""
+
+    def clip_unit(grad: Array, param: Array) -> Array:
+        return _within(ratio * jnp.maximum(global_norm(param), 1e-3), grad)
 
     def clip_leaf(grad: Array, param: Array) -> Array:
-        # optax takes a rank of 3 for attention heads and would cut a Conv1D filter in pieces.
-        axis = tuple(range(grad.ndim - 1)) if grad.ndim > 2 else None
-        leaf = optax.adaptive_grad_clip(ratio, axis=axis)
-        return leaf.update(grad, leaf.init(param), param)[0]
+        return clip_unit(grad, param) if grad.ndim < 2 else jax.vmap(clip_unit, -1, -1)(grad, param)
 
-    def update(grads: Params, state: optax.EmptyState, params: Params | None = None):
+    def update(grads: Params, params: Params | None) -> Params:
         if params is None:
             raise ValueError("adaptive clipping needs the params: optimizer.update(grads, state, params).")
-        return jax.tree.map(clip_leaf, grads, params), state
+        return jax.tree.map(clip_leaf, grads, params)
 
-    return optax.GradientTransformation(optax.init_empty_state, update)
+    return optax.stateless(update)
 
 
 def _differ(before: Params, after: Params) -> Array:
     changed = [jnp.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     return jnp.any(jnp.stack(changed)) if changed else jnp.zeros((), bool)
-
-
-def _positive(name: str, limit: float) -> float:
-    if not require.is_number(limit) or not 0 < limit < math.inf:
-        raise ValueError(f"clip({name}=...) must be a positive finite number, or None to leave it out, got {limit!r}.")
-    return float(limit)
