@@ -11,7 +11,7 @@ All that a loop of one's own needs:
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ import optax
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.layers.compose import time_major
-from seqjax.training.losses import Loss, weight, widen
-from seqjax.training.optimizers import was_clipped
+from seqjax.training.losses import Loss, weight
+from seqjax.training.optimizers import global_norm, was_clipped
 
 Metrics = dict[str, Array]
 
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     skipped: Array
-    """int32: steps whose update was not finite and left params and opt_state as they were."""
+    """int32: steps that were not finite and left params, opt_state and carry as they were."""
     skipped_in_row: Array
     """int32: how many of them since the last good step."""
     carry: Carry = ()
@@ -60,7 +60,9 @@ EvalStep = Callable[[Params, Batch], dict[str, tuple[Array, Array]]]
 def init_state(params: Params, optimizer: optax.GradientTransformation, carry: Carry = ()) -> TrainState:
     """The state before the first step; `carry` is the model's initial one where training is stateful."""
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, params, optimizer.init(params), zero, zero, carry)
+    with jax.numpy_dtype_promotion("standard"):  # as in `_train`
+        opt_state = optimizer.init(params)
+    state = TrainState(zero, params, opt_state, zero, zero, carry)
     # Weak types would be lost in a checkpoint and the step traced again after a resume; copies, so
     # that no two leaves share a buffer (optimizers may begin with the params) and it can be donated.
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), state)
@@ -79,22 +81,25 @@ def make_train_step(
     `key` is the run's: step t uses `fold_in(key, t)`, so the same key goes to every step and a
     resumed run draws what an uninterrupted one would. `None` trains without randomness.
 
-    An update is skipped where the loss, the gradient's norm or the update is not finite: params
-    and opt_state stay bit for bit what they were, `skipped` rises and `step` goes on.
+    A step is skipped where the loss, the gradient's norm, the update or the new carry is not finite:
+    params, opt_state and carry stay bit for bit what they were, `skipped` rises and `step` goes on.
     (`optax.apply_if_finite` instead lets a bad update through after a number of them.)
 
     Args:
       model: any layer; its carry starts at the initial carry.
       loss: `loss(predictions, targets, mask) -> scalar`.
-      optimizer: any optax transformation; clip with `clipped`.
+      optimizer: any optax transformation; clip with `clipped`. Those that ask for them are given `value`,
+        `grad` and `value_fn`.
       stateful: the model goes on from `state.carry` and leaves its last carry there, for batches that
         are consecutive windows of long sequences: truncated backpropagation through time in the memory
-        of one window. `batch.resets` says where a new sequence begins. A skipped step keeps the carry.
+        of one window. `batch.resets` says where a new sequence begins. Windows are multiples of the
+        model's stride.
       donate: the step may overwrite the state it is given, which is then gone. Saves a copy of the
         params and the optimizer's state; off unless you keep no other reference to them.
 
     Raises:
-      ValueError: stateful training of a model that does not stream.
+      ValueError: stateful training of a model that does not stream; from the step: a window that is no multiple
+        of the model's stride, a state without the model's carry, or one with a carry where training is not stateful.
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
@@ -172,6 +177,7 @@ def _train(
     batch: Batch,
     key: Key,
 ) -> tuple[TrainState, Metrics]:
+    _check_carry(model, stateful, state, batch)
     if key is not None:
         key = jax.random.fold_in(key, state.step)
 
@@ -181,12 +187,15 @@ def _train(
         return loss(predictions, targets, mask), carry if stateful else ()
 
     (value, carry), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-    grad_norm = _norm(grads)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes its int32 count with floats
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    # leaves may differ in dtype, and optax mixes its int32 count with floats
+    with jax.numpy_dtype_promotion("standard"):
+        grad_norm = global_norm(grads)
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            grads, state.opt_state, state.params, value=value, grad=grads, value_fn=lambda p: objective(p)[0]
+        )
+        params = optax.apply_updates(state.params, updates)
 
-    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(_norm(updates))
+    finite = _all_finite((value, grad_norm, updates, carry))
     params, kept_opt_state, carry = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (params, opt_state, carry),
@@ -228,12 +237,28 @@ def _predict(
     model, batch = time_major(model, batch)
     if carry is None:
         carry = model.initial_carry(params, model.batch_shape(batch.xs))
+    elif batch.xs.shape[0] % model.stride:
+        raise ValueError(
+            f"stateful training: a window must be a multiple of the model's stride {model.stride}, "
+            f"got {batch.xs.shape[0]} steps."
+        )
     mask, _ = model.time_map(batch.mask, batch.resets, carry)
     carry, predictions = model.apply(params, carry, batch.xs, mask=batch.mask, resets=batch.resets, key=key)
     return carry, predictions, batch.ys, mask
 
 
-def _norm(tree: Params) -> Array:
-    """The global L2 norm; squares would overflow in half precision."""
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-        return optax.tree.norm(jax.tree.map(widen, tree))
+def _check_carry(model: Layer, stateful: bool, state: TrainState, batch: Batch) -> None:
+    expected = model.initial_carry(state.params, model.batch_shape(batch.xs)) if stateful else ()
+    if jax.tree.structure(state.carry) != jax.tree.structure(expected):  # type: ignore[operator]
+        raise ValueError(
+            "stateful training goes on from the state's carry, and this one is not the model's; begin with "
+            "init_state(params, optimizer, carry=model.initial_carry(params, batch_shape))."
+            if stateful
+            else "the state has a carry, which only make_train_step(..., stateful=True) goes on from; "
+            "begin with init_state(params, optimizer)."
+        )
+
+
+def _all_finite(tree: Any) -> Array:
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))

@@ -114,6 +114,59 @@ def test_an_update_that_is_not_finite_is_skipped():
     assert_same_bits(after.params, state.params)
 
 
+def test_gradients_whose_squares_overflow_are_reported_and_clipped():
+    model, optimizer = seqjax.Dense(1, use_bias=False), clipped(optax.sgd(1.0), norm=1.0)
+    batch = Batch(np.array([[3e19, 4e19]], np.float32), np.zeros((1, 1), np.float32))
+    state = init_state(model.init(jax.random.key(0), batch.xs)._replace(kernel=jnp.zeros((2, 1), "float32")), optimizer)
+    after, metrics = make_train_step(model, lambda p, y, mask: p.sum(), optimizer)(state, batch, None)
+    assert float(metrics["grad_norm"]) == pytest.approx(5e19, rel=1e-6)
+    np.testing.assert_allclose(after.params.kernel, [[-0.6], [-0.8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.polyak_sgd(1.0),
+        optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau()),
+        clipped(optax.lbfgs(), norm=10.0),
+    ],
+    ids=["polyak", "plateau", "lbfgs"],
+)
+def test_an_optimizer_that_asks_for_the_loss_is_given_it(optimizer):
+    batch = draw()
+    step, state = make_train_step(LINEAR, mean_squared_error, optimizer), start(LINEAR, optimizer, batch)
+    losses = []
+    for _ in range(5):
+        state, metrics = step(state, batch, None)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    assert int(state.skipped) == 0
+
+
+def test_polyaks_step_is_the_loss_over_the_squared_gradient():
+    batch, optimizer = draw(), optax.polyak_sgd(1e3)
+    state = start(LINEAR, optimizer, batch)
+    kernel = np.asarray(state.params.kernel)
+    gradient = linear_gradient(kernel, batch)
+    after, metrics = make_train_step(LINEAR, mean_squared_error, optimizer)(state, batch, None)
+    expected = kernel - float(metrics["loss"]) / np.sum(gradient**2) * gradient
+    np.testing.assert_allclose(after.params.kernel, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.adam(1e-3, mu_dtype="float32"), optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.1, 0.01, 10))],
+    ids=["wider moments", "a schedule"],
+)
+def test_optimizers_that_promote_train_half_precision_under_strict_promotion(optimizer):
+    model = seqjax.Dense(1, dtypes=seqjax.DTypes("bfloat16"))
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, "bfloat16"), draw())
+    state = start(model, optimizer, batch)
+    after, metrics = make_train_step(model, mean_squared_error, optimizer)(state, batch, None)
+    assert not metrics["skipped"]
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
+
+
 def test_training_on_padding_equals_training_on_the_trimmed_sequence():
     batch = draw(T=6, B=1)
     padded = Batch(

@@ -16,6 +16,7 @@ F64 = seqjax.DTypes("float64")
 MODEL = seqjax.RNN(seqjax.LSTM(3, dtypes=F64))
 RANDOM = np.random.default_rng(0)
 XS, YS = RANDOM.normal(size=(24, 2)), RANDOM.normal(size=(24, 3))
+STRIDED = seqjax.Serial(seqjax.Conv1D(3, 2, stride=2, dtypes=F64), seqjax.Dense(3, dtypes=F64))
 
 
 def test_windows_of_a_stream_are_truncated_backpropagation_of_the_whole():
@@ -63,6 +64,46 @@ def test_a_step_that_is_not_finite_keeps_the_carry():
     after, metrics = step(state, batch._replace(xs=batch.xs * np.nan), None)
     assert bool(metrics["skipped"])
     assert_close(after.carry, state.carry, 0.0)
+
+
+def begin(model, batch):
+    """A stateful step of the model, and the state before it."""
+    optimizer = optax.sgd(0.1)
+    params = model.init(jax.random.key(0), batch.xs)
+    carry = model.initial_carry(params, model.batch_shape(batch.xs))
+    return make_train_step(model, mean_squared_error, optimizer, stateful=True), init_state(params, optimizer, carry)
+
+
+def test_a_carry_that_is_not_finite_is_not_kept_though_the_loss_is():
+    good = Batch(XS[:4, None], YS[:2, None])
+    bad = good._replace(
+        xs=np.where(np.arange(4)[:, None, None] == 3, np.nan, good.xs)
+    )  # x_3 enters no output of its own
+    step, before = begin(STRIDED, good)
+    state, metrics = step(before, bad, None)
+    assert np.isfinite(metrics["loss"])
+    assert metrics["skipped"]
+    assert_close((state.params, state.carry), (before.params, before.carry), 0.0)
+    assert not step(state, good, None)[1]["skipped"]
+
+
+def test_a_window_that_is_no_multiple_of_the_stride_is_refused():
+    batch = Batch(XS[:5, None], YS[:3, None])
+    step, state = begin(STRIDED, batch)
+    with pytest.raises(ValueError, match=r"a window must be a multiple of the model's stride 2, got 5 steps"):
+        step(state, batch, None)
+    anew = make_train_step(STRIDED, mean_squared_error, optax.sgd(0.1))
+    assert not anew(init_state(state.params, optax.sgd(0.1)), batch, None)[1]["skipped"]
+
+
+@pytest.mark.parametrize("model", [MODEL, seqjax.Serial(MODEL, seqjax.Dense(3, dtypes=F64))], ids=["layer", "serial"])
+def test_a_state_whose_carry_does_not_go_with_the_training_is_refused(model):
+    batch = Batch(XS[:4, None], YS[:4, None])
+    step, state = begin(model, batch)
+    with pytest.raises(ValueError, match=r"begin with init_state\(params, optimizer, carry=model.initial_carry"):
+        step(state._replace(carry=()), batch, None)
+    with pytest.raises(ValueError, match=r"the state has a carry, which only make_train_step\(..., stateful=True\)"):
+        make_train_step(model, mean_squared_error, optax.sgd(0.1))(state, batch, None)
 
 
 def test_a_resumed_stateful_run_is_bit_for_bit_the_uninterrupted_one(tmp_path):
