@@ -91,15 +91,17 @@ def cross_entropy(predictions: Array, targets: Array, mask: Mask = None) -> Arra
 
 
 def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
-    """The share of valid steps whose largest logit is the label's; see `cross_entropy`.
+    """The share of valid steps whose largest logit is the label's; see `cross_entropy`, and NaN where that is.
 
     >>> float(accuracy(jnp.array([[0.0, 1.0], [3.0, 2.0]]), jnp.array([1, 1])))
     0.5
     """
 
     def hits(logits: Array, labels: Array) -> Array:
-        largest = logits.argmax(-1)
-        return (largest == labels.astype(largest.dtype)).astype(logits.dtype)
+        largest = logits.argmax(-1)  # of NaN logits the first NaN
+        labels = labels.astype(largest.dtype)
+        known = (labels >= 0) & (labels < logits.shape[-1]) & ~jnp.isnan(logits).any(-1)
+        return jnp.where(known, (largest == labels).astype(logits.dtype), jnp.nan)
 
     return _mean(hits, *_labelled("accuracy", predictions, targets, mask), mask)
 
@@ -116,6 +118,11 @@ class AtLastStep(Described):
     loss: Loss
 
     def __call__(self, predictions: Array, targets: Array, mask: Mask = None) -> Array:
+        if len(predictions) != len(targets):
+            raise ValueError(
+                f"AtLastStep takes targets of as many steps as predictions, {len(predictions)}, got {len(targets)}; "
+                "a layer with a stride or 'valid' padding needs targets subsampled to match."
+            )
         if mask is None:
             return self.loss(predictions[-1:], targets[-1:], None)
         return self.loss(predictions, targets, last_valid(mask))

@@ -117,6 +117,13 @@ def test_last_step_without_a_mask_is_the_last():
     np.testing.assert_allclose(AtLastStep(cross_entropy)(predictions, targets), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("mask", [None, np.ones((T, B), bool)])
+def test_last_step_takes_targets_of_as_many_steps(mask):
+    predictions, targets, _ = draw(False)
+    with pytest.raises(ValueError, match=r"AtLastStep takes targets of as many steps as predictions, 5, got 4"):
+        AtLastStep(mean_squared_error)(predictions, targets[1:], mask)
+
+
 def test_last_valid_of_an_empty_sequence_is_nothing():
     assert not last_valid(jnp.zeros((4, 2), bool)).any()
 
@@ -153,7 +160,14 @@ def test_labels_that_are_no_class_never_pass_for_one(label, dtype):
             ValueError, match=rf"{loss.__name__} takes labels in \[0, 4\), got {label} .* mask the steps"
         ):
             loss(predictions, targets)
-    assert np.isnan(jax.jit(cross_entropy)(predictions, targets))
+        assert np.isnan(jax.jit(loss)(predictions, targets))
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, accuracy])
+def test_logits_that_are_nan_are_of_no_class(loss):
+    predictions, targets, _ = draw(labels=True)
+    predictions[0, 0, 1] = np.nan
+    assert np.isnan(loss(predictions, targets))
 
 
 @pytest.mark.parametrize("mask", [np.ones((T, B, 1), bool), np.ones((B, T), bool), np.ones((T, B))])
