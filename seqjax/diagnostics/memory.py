@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.dtypes import at_least_float32
 from seqjax.layers.compose import time_major
 from seqjax.sequences import last_step
+from seqjax.training.optimizers import global_norm
 
 
 def memory_profile(
@@ -40,7 +40,8 @@ def memory_profile(
       key: draws the projections.
 
     Returns:
-      `[T, ...]`, axis 0 the lag from 0 on, for every sequence; NaN at lags that reach before its first step.
+      `[T, ...]`, axis 0 the lag from 0 on, for every sequence; NaN at lags that reach before its first step,
+      infinity where the derivative has left its dtype's range.
 
     Raises:
       ValueError: integer inputs, which have no derivative; projections without a key, or none of them.
@@ -73,22 +74,21 @@ def memory_profile(
 
     y, pull = jax.vjp(last_output, xs)
 
-    def squares(direction: Array) -> Array:
-        return jnp.sum(jnp.square(pull(direction)[0].astype(at_least_float32(xs.dtype))), -1)
-
+    norm = jnp.vectorize(global_norm, signature="(n)->()")
     if projections is None:
         directions, scale = jnp.eye(y.shape[-1], dtype=y.dtype), 1
-        total = jax.lax.map(lambda unit: squares(jnp.broadcast_to(unit, y.shape)), directions).sum(0)
+        norms = jax.lax.map(lambda unit: norm(pull(jnp.broadcast_to(unit, y.shape))[0]), directions)
     elif key is None:
         raise ValueError("random projections need a key.")
     else:
         keys, scale = jax.random.split(key, projections), projections
-        total = jax.lax.map(lambda k: squares(jax.random.normal(k, y.shape, y.dtype)), keys).sum(0)
-    return _by_lag(jnp.sqrt(total / scale), mask)
+        norms = jax.lax.map(lambda k: norm(pull(jax.random.normal(k, y.shape, y.dtype))[0]), keys)
+    return _by_lag(norm(jnp.moveaxis(norms, 0, -1)) / scale**0.5, mask)
 
 
 def _by_lag(norms: Array, mask: Mask) -> Array:
     """`[T, ...]` over steps as `[T, ...]` over lags from the last unmasked one."""
+    norms = jnp.where(jnp.isfinite(norms), norms, jnp.inf)  # what overflows on the way may end as NaN
     if mask is None:
         return jnp.flip(norms, 0)
     lags = jnp.arange(len(norms)).reshape(-1, *[1] * (norms.ndim - 1))
@@ -126,6 +126,6 @@ def memory_horizon(profile: Array, fraction: float = 0.01) -> Horizon:
     if not 0 < fraction < 1:
         raise ValueError(f"memory_horizon: fraction must be between 0 and 1, got {fraction!r}.")
     lags = jnp.arange(len(profile), dtype=jnp.int32).reshape(-1, *[1] * (profile.ndim - 1))
-    above = profile > fraction * jnp.nanmax(profile, axis=0)
+    above = (profile > fraction * jnp.nanmax(profile, axis=0)) | jnp.isposinf(profile)
     lag = jnp.max(jnp.where(above, lags + 1, jnp.zeros_like(lags)), axis=0)
     return Horizon(lag, lag < jnp.sum(~jnp.isnan(profile), axis=0, dtype=jnp.int32))

@@ -42,6 +42,23 @@ def test_lags_count_from_the_last_unmasked_step():
     assert memory_horizon(jnp.asarray(got[:, :2]), 0.1).reached.tolist() == [False, True]
 
 
+def test_what_explodes_is_remembered():
+    # 3^lag: its square leaves float32 from lag 41 on, itself from lag 81 on, where 0 times infinity is NaN
+    model, xs = seqjax.RNN(seqjax.Simple(2, activation="identity")), np.zeros((100, 2), np.float32)
+    params = model.init(jax.random.key(0), xs)
+    params = params._replace(w_in=jnp.eye(2, dtype="float32"), w_rec=3 * jnp.eye(2, dtype="float32"))
+    got = profile(model, params, xs)
+    np.testing.assert_allclose(got[:80], np.sqrt(2) * 3.0 ** np.arange(80), rtol=1e-5)
+    assert np.isposinf(got[81:]).all()
+    found = memory_horizon(jnp.asarray(got))
+    assert (int(found.lag), bool(found.reached)) == (100, False)
+    mask = seqjax.mask_from_lengths(jnp.array(90), 100)
+    got = profile(model, params, xs, mask=mask)
+    assert np.isposinf(got[81:90]).all()
+    assert np.isnan(got[90:]).all()
+    assert not memory_horizon(jnp.asarray(got)).reached
+
+
 def test_norm_is_that_of_finite_differences():
     cell, steps = seqjax.LSTM(2, dtypes=DOUBLE), 4
     params = random_params(cell, 3)
@@ -69,6 +86,8 @@ def test_norm_is_that_of_finite_differences():
         ([1.0, 0.5, 0.02], 3, False),
         ([0.0, 0.0], 0, True),
         ([1.0, 0.01], 1, True),  # at the fraction, not above it
+        ([np.inf, 1.0, 0.5], 1, True),
+        ([1.0, 2.0, np.inf, np.inf, np.nan], 4, False),
     ],
 )
 def test_horizon_is_where_the_profile_stays_below(curve, lag, reached):
