@@ -118,7 +118,10 @@ class Probed(Layer):
 
 def _layout(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> StateLayout:
     batch_shape = xs.shape[1:-1]
-    return StateLayout.of(jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), len(batch_shape))
+    layout = StateLayout.of(jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), len(batch_shape))
+    if not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in layout.dtypes):
+        raise ValueError(f"{cell!r} carries no floating-point numbers, which could be looked at or added to.")
+    return layout
 
 
 def with_probes(model: Layer) -> Layer:
@@ -219,7 +222,7 @@ def trajectories(
       layer sees: fewer behind a strided layer. A backward direction's run backward in time.
 
     Raises:
-      ValueError: a model without a recurrent layer.
+      ValueError: a model without a recurrent layer; a cell whose carry is integers alone.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.Conv1D(3, 2, stride=2), seqjax.RNN(seqjax.LSTM(4)), seqjax.Dense(1))

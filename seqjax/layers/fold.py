@@ -2,6 +2,7 @@
 """Sequences of any length: a streaming model run segment by segment, its outputs reduced on the way."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -74,9 +75,10 @@ def fold(
     T = xs.shape[0]
     if not model.streams:
         raise ValueError(f"fold needs a model that streams; {model!r} does not: run it whole with apply.")
-    if not isinstance(segment, int) or isinstance(segment, bool) or segment < 1 or segment % model.stride:
+    whole_number = isinstance(segment, numbers.Integral) and not isinstance(segment, bool)
+    if not whole_number or segment < 1 or segment % model.stride:
         raise ValueError(f"segment must be a positive multiple of the model's stride {model.stride}, got {segment!r}.")
-    segment = min(segment, -(-T // model.stride) * model.stride)
+    segment = min(int(segment), -(-T // model.stride) * model.stride)
     count, rest = divmod(T, segment)
     out_steps = [_output_steps(model, params, carry, xs, steps) for steps in (segment, rest)]
     _check_extras(extras, T, count * out_steps[0] + out_steps[1])

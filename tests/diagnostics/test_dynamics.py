@@ -163,6 +163,14 @@ def test_every_second_step_is_kept():
     np.testing.assert_allclose(seen[:, 0], [0, 1.5, 1.875])
 
 
+def test_a_carry_of_integers_alone_is_refused_by_name():
+    cell = LambdaCell(
+        lambda key, in_dim: (), lambda params, n, x: (n + 1, x), lambda p, b: jnp.zeros((*b, 1), jnp.int32)
+    )
+    with pytest.raises(ValueError, match=r"LambdaCell\(.* carries no floating-point numbers"):
+        trajectories(seqjax.RNN(cell), (), jnp.ones((3, 1)))
+
+
 def test_bad_counts_are_refused():
     cell, params = linear([[0.5]])
     (seen,) = trajectories(seqjax.RNN(cell), params, jnp.ones((3, 1)))

@@ -64,6 +64,15 @@ def test_extras_may_be_as_long_as_the_inputs():
     np.testing.assert_allclose(total, xs.sum(), atol=1e-12)
 
 
+def test_a_segment_may_be_a_number_of_numpy():
+    params, carry, xs, *_ = setup(MODEL, 7)
+    folds = [
+        seqjax.fold(MODEL, params, carry, xs, lambda total, ys: total + ys.sum(), jnp.zeros(()), segment=segment)
+        for segment in (3, np.int64(3))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *folds)
+
+
 def test_a_gradient_needs_memory_for_a_segment_not_for_the_sequence():
     model = seqjax.RNN(seqjax.GRU(32, dtypes=F64))
 
@@ -94,6 +103,7 @@ def test_a_cell_is_no_layer():
         (STRIDED, {"segment": 3}, "multiple of the model's stride 2"),
         (MODEL, {"segment": 0}, "positive multiple"),
         (MODEL, {"segment": True}, "positive multiple"),
+        (MODEL, {"segment": 2.0}, "positive multiple"),
         (MODEL, {"segment": 4, "extras": 2.0}, "expected 12 steps"),
         (MODEL, {"segment": 4, "extras": jnp.ones((5, 2))}, "expected 12 steps"),
     ],
