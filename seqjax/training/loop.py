@@ -25,7 +25,7 @@ from seqjax.training.description import Types
 from seqjax.training.losses import Loss
 from seqjax.training.records import Line, as_line
 from seqjax.training.rundir import RunDir
-from seqjax.training.step import Batch, TrainState, init_state, make_train_step
+from seqjax.training.step import METRICS, Batch, TrainState, init_state, make_train_step
 
 
 class Run(NamedTuple):
@@ -81,7 +81,8 @@ def fit(
       stateful: batches are consecutive windows of long sequences (see `windows`), and the model goes on
         from its last carry: truncated backpropagation through time, in the memory of one window.
       evaluate: `evaluate(params) -> {name: number}`; joins the line of its step.
-      evaluate_every: in steps; it is also done after the last. None: only then.
+      evaluate_every: in steps; it is also done after the last. None: only then. Where it raised,
+        a resume does it again.
       checkpoint_every: in steps; one is also written before the first and after the last. None: only these.
         What is lost with a kill is at most so many steps.
       keep: how many checkpoints to keep.
@@ -155,13 +156,25 @@ def fit(
                     save()
 
             stack.push(save_on_error)
-        show = stack.enter_context(_bar(steps, int(state.step), progress))
+        done = int(state.step)
+        show = stack.enter_context(_bar(steps, done, progress))
 
-        for t in range(int(state.step), steps):
+        def evaluated(line: Line) -> Line:
+            if evaluate is None or not (line["step"] == steps or _due(line["step"], evaluate_every)):
+                return line
+            # A copy: the next step overwrites the params, and the caller may keep these.
+            return _join(line, evaluate(jax.tree.map(jnp.copy, state.params)))
+
+        if history and history[-1]["step"] == done and history[-1].keys() == {"step", *METRICS}:
+            line = evaluated(history[-1])  # it was not asked for, or raised
+            if line is not history[-1]:
+                history[-1] = line
+                metrics_file.replace_last(line)
+
+        for t in range(done, steps):
             done = t + 1
             last = done == steps
-            evaluating = last or _due(done, evaluate_every)
-            logging = evaluating or _due(done, log_every)
+            logging = last or _due(done, evaluate_every) or _due(done, log_every)
 
             batch = Batch(*make_batch(seed, t))
             began = time.perf_counter()
@@ -175,9 +188,7 @@ def fit(
                 busy, timed = 0.0, 0
                 line = as_line(done, metrics)
                 try:
-                    if evaluate is not None and evaluating:
-                        # A copy: the next step overwrites the params, and the caller may keep these.
-                        line = _join(line, evaluate(jax.tree.map(jnp.copy, state.params)))
+                    line = evaluated(line)
                 finally:  # whatever evaluate does, the step has its line
                     history.append(line)
                     show(line)

@@ -53,17 +53,22 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int):
         self.kept: list[Line] = []
-        self._end = 0
+        self._last = self._end = 0
         for line, offset in _lines(path) if path.exists() else ():
             if line["step"] > step:
                 break
             self.kept.append(line)
-            self._end = offset
+            self._last, self._end = self._end, offset
         self._file = path.open("ab")
 
     def write(self, line: Line) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
+
+    def replace_last(self, line: Line) -> None:
+        """Writes a line in place of the last that was kept."""
+        self._file.truncate(self._last)
+        self.write(line)
 
     def sync(self) -> None:
         """Makes what was written outlast a loss of power."""

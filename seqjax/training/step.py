@@ -23,6 +23,8 @@ from seqjax.training.losses import Loss, weight
 from seqjax.training.optimizers import global_norm, was_clipped
 
 Metrics = dict[str, Array]
+METRICS = ("loss", "grad_norm", "clipped", "skipped")
+"""What a training step reports."""
 
 
 class Batch(NamedTuple):
@@ -202,12 +204,7 @@ def _train(
         (state.params, state.opt_state, state.carry),
     )
     bad = (~finite).astype(jnp.int32)
-    metrics = {
-        "loss": value,
-        "grad_norm": grad_norm,
-        "clipped": was_clipped(opt_state) & finite,
-        "skipped": ~finite,
-    }
+    metrics = dict(zip(METRICS, (value, grad_norm, was_clipped(opt_state) & finite, ~finite), strict=True))
     return TrainState(
         step=state.step + 1,
         params=params,

@@ -156,9 +156,28 @@ def test_an_evaluation_that_fails_loses_no_step_and_no_line(tmp_path, whole, eva
         with pytest.raises(kind, match=message):
             train(tmp_path, steps=12, evaluate=evaluate, evaluate_every=last, checkpoint_every=None, resume=resume)
         assert latest(tmp_path) == last
-    run = train(tmp_path, resume=True)
-    assert_same_bits(run.state, whole.state)
-    assert read_metrics(tmp_path / "metrics.jsonl") == run.history == whole.history
+    for _ in range(2):
+        run = train(tmp_path, resume=True)
+        assert_same_bits(run.state, whole.state)
+        assert read_metrics(tmp_path / "metrics.jsonl") == run.history == whole.history
+
+
+def test_an_evaluation_that_failed_is_done_again_on_a_resume_and_once(tmp_path, whole):
+    with pytest.raises(RuntimeError, match="no evaluation"):
+        train(tmp_path, evaluate=no_evaluation, evaluate_every=6)
+    calls = []
+
+    def evaluate(params):
+        calls.append(params)
+        return {"weight": float(params[1].kernel.sum())}
+
+    expected = train(evaluate=evaluate, evaluate_every=6)
+    assert len(calls) == 2
+    for _ in range(2):
+        run = train(tmp_path, evaluate=evaluate, evaluate_every=6, resume=True)
+        assert len(calls) == 4
+        assert read_metrics(tmp_path / "metrics.jsonl") == run.history == expected.history
+        assert_same_bits(run.state, whole.state)
 
 
 def test_a_step_that_cannot_be_traced_leaves_the_state_before_it(tmp_path, whole):
