@@ -2,7 +2,6 @@
 """The directory of a run: `metrics.jsonl` and `checkpoints/`, begun once and continued without gap or repeat."""
 
 import contextlib
-import fcntl
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import jax
 
 from seqjax.base import Layer
 from seqjax.training import checkpoint
+from seqjax.training.alone import alone
 from seqjax.training.description import Types, describe
 from seqjax.training.records import MetricsFile
 from seqjax.training.step import TrainState
@@ -55,7 +55,7 @@ class RunDir:
             or is being trained.
           OSError: the directory cannot be written or has no room.
         """
-        with _alone(self.path):
+        with alone(self.path):
             found = checkpoint.steps(self.path)
             if resume is False and (found or self.metrics_path.exists()):
                 raise ValueError(
@@ -120,31 +120,3 @@ class RunDir:
                 stacklevel=6,  # whoever called fit
             )
         return metrics
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keeps others out of a run's directory; a process that is killed lets go of it too.
-
-    Raises:
-      ValueError: another run has it.
-      OSError: it cannot be made, written or locked.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("ab")
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot write in run_dir: {error.strerror}; nothing was trained", str(path)
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{path} is being trained in, by another process or thread; wait for its end, or give another run_dir."
-            ) from None
-        try:
-            yield
-        finally:  # a child that was forked meanwhile holds the file open
-            fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run a directory, by a lock that the kernel lets go of when a process ends, however it ends."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keeps other runs out of the directory `path`, which is made if it is not there.
+
+    Windows and some network file systems have no such locks, and keep nobody out.
+
+    Raises:
+      ValueError: another run has it.
+      OSError: it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("ab")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write in run_dir: {error.strerror}; nothing was trained", str(path)
+        ) from error
+    with file, _locked(file, path):
+        yield
+
+
+if sys.platform == "win32":
+
+    def _locked(file: BinaryIO, path: Path) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+else:
+    import fcntl
+
+    @contextlib.contextmanager
+    def _locked(file: BinaryIO, path: Path) -> Iterator[None]:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{path} is being trained in, by another process or thread; wait for its end, or give another run_dir."
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:  # a child that was forked meanwhile holds the file open
+            fcntl.flock(file, fcntl.LOCK_UN)
