@@ -2,7 +2,7 @@
 """The minimal GRU and LSTM, whose gates see the input alone: affine in their state."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,42 @@ def min_lstm_coefficients(z: Array, *, mode: str = "direct") -> tuple[MinCarry, 
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class MinGRU(Cell):
+class MinimalFamily(Cell):
+    """What the two cells share: options, projection, and a step from the coefficients."""
+
+    hidden_dim: int
+    mode: str = "direct"
+    use_bias: bool = True
+    w_in_init: Initializer = "glorot_uniform"
+    bias_init: Initializer = "zeros"
+    dtypes: DTypes = DTypes()
+
+    def __post_init__(self):
+        name = type(self).__name__
+        require.positive(name, hidden_dim=self.hidden_dim)
+        require.one_of(name, mode=(self.mode, MODES))
+        check_state(name, self.dtypes)
+        require.initializers(name, w_in_init=self.w_in_init, bias_init=self.bias_init)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"affine"})
+
+    def initial_carry(self, params: Any, batch_shape: Shape) -> MinCarry:
+        return MinCarry(jnp.zeros((*batch_shape, self.hidden_dim), state_dtype(self.dtypes, params.w_in)))
+
+    def project(self, params: Any, x: Array) -> Array:
+        return gates.project_input(self, params, x)
+
+    def readout(self, params: Any, carry: MinCarry, z: Array) -> Array:
+        return carry.h.astype(z.dtype)
+
+    def step(self, params: Any, carry: MinCarry, z: Array, key: Key = None) -> tuple[MinCarry, Array]:
+        return affine_step(self, params, carry, z)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MinGRU(MinimalFamily):
     """Minimal gated recurrent unit.
 
     z = σ(W_z x_t + b_z),  g = W_g x_t + b_g,  y_t = h_t = (1 - z) ⊗ h_{t-1} + z ⊗ g.
@@ -90,23 +125,6 @@ class MinGRU(Cell):
     Source: Feng et al. 2024 (arXiv 2410.01201), section 3.1, appendix B for the log form.
     """
 
-    hidden_dim: int
-    mode: str = "direct"
-    use_bias: bool = True
-    w_in_init: Initializer = "glorot_uniform"
-    bias_init: Initializer = "zeros"
-    dtypes: DTypes = DTypes()
-
-    def __post_init__(self):
-        require.positive("MinGRU", hidden_dim=self.hidden_dim)
-        require.one_of("MinGRU", mode=(self.mode, MODES))
-        check_state("MinGRU", self.dtypes)
-        require.initializers("MinGRU", w_in_init=self.w_in_init, bias_init=self.bias_init)
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        return frozenset({"affine"})
-
     def init(self, key: Array, in_dim: int) -> MinGRUParams:
         require.positive("MinGRU", in_dim=in_dim)
         in_key, bias_key = jax.random.split(key)
@@ -115,24 +133,12 @@ class MinGRU(Cell):
             bias=gates.init_bias(bias_key, self.bias_init, self.hidden_dim, 2, self.dtypes) if self.use_bias else None,
         )
 
-    def initial_carry(self, params: MinGRUParams, batch_shape: Shape) -> MinCarry:
-        return MinCarry(jnp.zeros((*batch_shape, self.hidden_dim), state_dtype(self.dtypes, params.w_in)))
-
-    def project(self, params: MinGRUParams, x: Array) -> Array:
-        return gates.project_input(self, params, x)
-
     def coefficients(self, params: MinGRUParams, z: Array) -> tuple[MinCarry, MinCarry]:
         return min_gru_coefficients(z.astype(state_dtype(self.dtypes, params.w_in)), mode=self.mode)
 
-    def readout(self, params: MinGRUParams, carry: MinCarry, z: Array) -> Array:
-        return carry.h.astype(z.dtype)
-
-    def step(self, params: MinGRUParams, carry: MinCarry, z: Array, key: Key = None) -> tuple[MinCarry, Array]:
-        return affine_step(self, params, carry, z)
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class MinLSTM(Cell):
+class MinLSTM(MinimalFamily):
     """Minimal long short-term memory, its gates normalized to an average.
 
     i, f = σ(W_x· x_t + b·),  f' = f / (f + i),  i' = i / (f + i),  g = W_g x_t + b_g,
@@ -162,23 +168,6 @@ class MinLSTM(Cell):
     Source: Feng et al. 2024 (arXiv 2410.01201), section 3.2, appendix B for the log form.
     """
 
-    hidden_dim: int
-    mode: str = "direct"
-    use_bias: bool = True
-    w_in_init: Initializer = "glorot_uniform"
-    bias_init: Initializer = "zeros"
-    dtypes: DTypes = DTypes()
-
-    def __post_init__(self):
-        require.positive("MinLSTM", hidden_dim=self.hidden_dim)
-        require.one_of("MinLSTM", mode=(self.mode, MODES))
-        check_state("MinLSTM", self.dtypes)
-        require.initializers("MinLSTM", w_in_init=self.w_in_init, bias_init=self.bias_init)
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        return frozenset({"affine"})
-
     def init(self, key: Array, in_dim: int) -> MinLSTMParams:
         require.positive("MinLSTM", in_dim=in_dim)
         in_key, bias_key = jax.random.split(key)
@@ -187,17 +176,5 @@ class MinLSTM(Cell):
             bias = gates.init_bias(bias_key, self.bias_init, hidden, 4, self.dtypes)[: 3 * hidden]
         return MinLSTMParams(gates.init_gates(in_key, self.w_in_init, in_dim, hidden, 3, self.dtypes), bias)
 
-    def initial_carry(self, params: MinLSTMParams, batch_shape: Shape) -> MinCarry:
-        return MinCarry(jnp.zeros((*batch_shape, self.hidden_dim), state_dtype(self.dtypes, params.w_in)))
-
-    def project(self, params: MinLSTMParams, x: Array) -> Array:
-        return gates.project_input(self, params, x)
-
     def coefficients(self, params: MinLSTMParams, z: Array) -> tuple[MinCarry, MinCarry]:
         return min_lstm_coefficients(z.astype(state_dtype(self.dtypes, params.w_in)), mode=self.mode)
-
-    def readout(self, params: MinLSTMParams, carry: MinCarry, z: Array) -> Array:
-        return carry.h.astype(z.dtype)
-
-    def step(self, params: MinLSTMParams, carry: MinCarry, z: Array, key: Key = None) -> tuple[MinCarry, Array]:
-        return affine_step(self, params, carry, z)
