@@ -107,12 +107,17 @@ def side_by_side(*pieces: Array) -> Array:
     vectorized, if they need not be widened for it and rounded again, as bfloat16 is there.
     """
     width, size = pieces[0].shape[-1], pieces[0].dtype.itemsize
-    if jax.default_backend() != "cpu" or size < 4 or width * size >= 128:
+    if jax.default_backend() != "cpu" or size < 4 or width * size >= 128 or _is_spread(pieces[0]):
         return jnp.concatenate(pieces, axis=-1)
     together = jnp.concatenate([jnp.zeros_like(piece) for piece in pieces], axis=-1)
     for k, piece in enumerate(pieces):
         together = jax.lax.dynamic_update_slice_in_dim(together, piece, k * width, axis=-1)
     return together
+
+
+def _is_spread(array: Array) -> bool:
+    """Whether the type of `array` says that it is spread over devices, by a mesh with explicit axes."""
+    return any(axis is not None for axis in jax.typeof(array).sharding.spec)
 
 
 def split_gates(a: Array, gates: int) -> list[Array]:
@@ -127,8 +132,7 @@ def outer_sum(left: Array, right: Array, weights: Array) -> Array:
     device the leading axes become one before the product, or XLA on CPU would copy `left`, transposed; on several that
     could gather the batch.
     """
-    spread = any(axis is not None for array in (left, right) for axis in jax.typeof(array).sharding.spec)
-    if jax.device_count() == 1 and not spread:
+    if jax.device_count() == 1 and not (_is_spread(left) or _is_spread(right)):
         left, right = (a.reshape(-1, a.shape[-1]) for a in (left, right))
     leading = tuple(range(left.ndim - 1))
     contraction = (leading, leading), ((), ())
