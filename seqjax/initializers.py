@@ -106,8 +106,24 @@ class KeepGate(Described):
         if len(shape) != 2 or shape[0] != 3:
             raise ValueError(
                 f"KeepGate fills a bias [3, H] whose first gate keeps the state, got shape {shape}; "
-                "an LSTM's is filled by ForgetGate, and z of a MinGRU writes the state."
+                "an LSTM's is filled by ForgetGate, a MinGRU's by WriteGate."
             )
+        return jnp.zeros(shape, dtype).at[0].set(self.value)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class WriteGate(Described):
+    """A minimal GRU's bias `[2, H]` of zeros with z, which writes the state, at `value`: below 0 for a longer memory.
+
+    >>> WriteGate(-1.0)(jax.random.key(0), (2, 1)).ravel().tolist()
+    [-1.0, 0.0]
+    """
+
+    value: float = -1.0
+
+    def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
+        if len(shape) != 2 or shape[0] != 2:
+            raise ValueError(f"WriteGate fills a MinGRU's bias [2, H], got shape {shape}; z of a GRU keeps the state.")
         return jnp.zeros(shape, dtype).at[0].set(self.value)
 
 

@@ -6,12 +6,12 @@ import math
 import seqjax
 from experiments.adding.task import model
 from experiments.study.generated import Entry
-from seqjax.initializers import Chrono, KeepGate, Uniform
+from seqjax.initializers import Chrono, Uniform, WriteGate
 
 
-def closed(length: int) -> KeepGate:
+def closed(length: int) -> WriteGate:
     """A minGRU's z, which writes, at σ(-log(T / 4)), about 4/T: the state outlasts the sequence."""
-    return KeepGate(-math.log(max(length, 8) / 4))
+    return WriteGate(-math.log(max(length, 8) / 4))
 
 
 MODELS = {
