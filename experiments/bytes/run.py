@@ -11,7 +11,7 @@ import rich.console
 
 from experiments.bytes import data, judge
 from experiments.bytes.config import COMMAND, Config
-from experiments.bytes.sample import write
+from experiments.bytes.sample import check_alphabet, write
 from experiments.bytes.task import METRIC, task
 from experiments.study.cells import cells
 from experiments.study.conduct import conduct
@@ -104,8 +104,10 @@ def let_write(config: Config) -> bool:
     """What `--sample` asks for."""
     if config.sample is None:
         return False
-    COMMAND.of_model(config.sample)  # refuses one of another experiment
+    if training.latest(config.sample) is None:
+        raise ValueError(f"{config.sample} has no model; give the folder of one run, runs/bytes/.../CELL/0 say.")
     loaded = training.load(config.sample)
+    check_alphabet(loaded.model, loaded.params)
     written = write(
         loaded.model,
         loaded.params,

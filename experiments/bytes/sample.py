@@ -6,6 +6,22 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Layer, Params
 
+ALPHABET = 256
+
+
+def check_alphabet(model: Layer, params: Params) -> None:
+    """Refuses a model that does not go from bytes to scores of bytes.
+
+    Raises:
+      ValueError: saying what it does.
+    """
+    try:
+        _, logits = jax.eval_shape(model.apply, params, model.initial_carry(params, ()), jnp.zeros(1, jnp.int32))
+    except ValueError as error:
+        raise ValueError(f"{model!r} does not read bytes: {error}") from None
+    if logits.shape != (1, ALPHABET):
+        raise ValueError(f"{model!r} maps a byte to {list(logits.shape)}, not to the scores of {ALPHABET} bytes.")
+
 
 def write(model: Layer, params: Params, prompt: bytes, *, length: int, temperature: float, seed: int) -> bytes:
     """`length` bytes that follow the prompt.
