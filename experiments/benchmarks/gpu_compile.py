@@ -6,7 +6,8 @@ It says which kernels exceed the chip's shared memory; times are those of the co
 it counts the operations of a step, each of them a launch. With
 `MOSAIC_GPU_DUMP_PTXAS=1 MOSAIC_GPU_DUMP_TO=folder` the code of the kernels for a Hopper is left there, for
 `ptxas -v -arch=sm_90a` to tell of registers and spills.
-`python -m experiments.benchmarks.gpu_compile`
+`JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python -m experiments.benchmarks.gpu_compile`: there is no driver to ask for
+its version.
 """
 
 import functools
