@@ -6,7 +6,7 @@ import pathlib
 from typing import Literal
 
 from experiments.study.cells import cells
-from experiments.study.command import Command, check_numbers
+from experiments.study.command import Command, check_numbers, find_anywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Config:
             counts=("hidden_dim", "layers", "window", "batch_size", "evaluations", "seeds", "length", "limit"),
             positive=("epochs", "learning_rate", "clip_norm", "dynamic_rate", "temperature"),
         )
+        find_anywhere(self, "data")
         if not self.prompt:
             raise ValueError("--prompt must have at least one byte for the model to go on from.")
         cells(self.cells, self.hidden_dim)

@@ -15,7 +15,7 @@ from experiments.bytes.sample import check_alphabet, write
 from experiments.bytes.task import METRIC, task
 from experiments.study.cells import cells
 from experiments.study.conduct import conduct
-from experiments.study.files import keep_same, read_json, write_json
+from experiments.study.files import read_json, write_json
 from experiments.study.task import Task, Variant
 from seqjax import training
 
@@ -53,7 +53,6 @@ def variants(config: Config, read: Task, learnt: int) -> list[Variant]:
 def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, and judges each model again while it goes on learning."""
     corpus = data.load(config.data, config.limit)
-    keep_same(run_dir / "data.json", corpus.describe())
     CONSOLE.print(
         f"{corpus.name}: {len(corpus.manifest)} files, {len(corpus.text):,} bytes, manifest {corpus.sha256[:12]}",
         highlight=False,

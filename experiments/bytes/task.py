@@ -5,7 +5,7 @@ import functools
 
 import seqjax
 from experiments.bytes import data, judge
-from experiments.study.task import Evaluator, Task
+from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Cell, Layer, Params
 
@@ -34,6 +34,7 @@ def task(
     Raises:
       ValueError: no text, or too little for one window a lane.
     """
+    require("bytes", limit=limit, window=window, batch_size=batch_size)
     corpus = data.load(path, limit)
     learnt = corpus.ids[: corpus.cut]
     return Task(
@@ -45,6 +46,7 @@ def task(
         metric=METRIC,
         baselines=data.compressed(corpus),
         stateful=True,
+        data=corpus.describe(),
     )
 
 

@@ -6,7 +6,7 @@ import pathlib
 from typing import Literal
 
 from experiments.study.cells import cells
-from experiments.study.command import Command, check_numbers
+from experiments.study.command import Command, check_numbers, find_anywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Config:
             counts=("hidden_dim", "steps", "batch_size", "crop", "seeds", "sample_steps"),
             positive=("learning_rate", "clip_norm"),
         )
+        find_anywhere(self, "data")
         if self.transpose is not None and self.transpose < 0:
             raise ValueError(f"--transpose must be 0 or more semitones, got {self.transpose}.")
         if not 0 <= self.dropout < 1:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,14 @@ class Corpus:
     def parts(self) -> Mapping[Part, Sequence[np.ndarray]]:
         """The three parts by name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    def sha256(self) -> str:
+        """By which all pieces are known again."""
+        digest = hashlib.sha256()
+        for part in self.parts.values():
+            for keys in part:
+                digest.update(str(keys.shape).encode() + np.ascontiguousarray(keys).tobytes())
+        return digest.hexdigest()
 
     def describe(self) -> str:
         """The name, and how many pieces and steps each part has."""

@@ -88,7 +88,10 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
         log_every=10,
     )
     for row in rows:
-        perform(run_dir / row.variant.name / "0", run_dir / f"sample-{row.variant.name}", config)
+        try:
+            perform(run_dir / row.variant.name / "0", run_dir / f"sample-{row.variant.name}", config)
+        except ValueError as error:
+            CONSOLE.print(str(error), highlight=False, soft_wrap=True)
 
 
 def perform(folder: pathlib.Path, stem: pathlib.Path, config: Config) -> None:

@@ -52,9 +52,16 @@ def _play(model: Layer, steps: int, params: Params, opening: Array, key: Array) 
 def write(
     stem: pathlib.Path, corpus: Corpus, title: str, model: Layer, params: Params, *, steps: int, seed: int
 ) -> None:
-    """Plays on from the opening of a test piece, which the seed chooses, and writes `stem.mid` and `stem.png`."""
+    """Plays on from the opening of a test piece, which the seed chooses, and writes `stem.mid` and `stem.png`.
+
+    Raises:
+      ValueError: no note sounds.
+      OSError: a file cannot be written.
+    """
     opening = corpus.test[seed % len(corpus.test)][: OPENING * corpus.steps_per_quarter]
     keys = play(model, params, opening, steps, seed)
+    if not keys.any():
+        raise ValueError(f"{title.split(',')[0]} {steps} steps of silence: there is nothing to draw and to write.")
     picture(stem.with_suffix(".png"), keys, len(opening), corpus, title)
     scores.write_midi(stem.with_suffix(".mid"), keys, corpus.steps_per_quarter)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import seqjax
 from experiments.chorales import baselines, data
-from experiments.study.task import Evaluator, Task
+from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Array, Cell, Layer, Mask, Params
 
@@ -43,8 +43,11 @@ def task(
       transpose: semitones up or down at most in training; None is the corpus' own.
 
     Raises:
+      ValueError: a number out of range.
       ValueError, OSError: see `data.load`.
     """
+    require("chorales", steps_per_quarter=steps_per_quarter, batch_size=batch_size, crop=crop)
+    require("chorales", least=0, transpose=transpose)
     corpus = data.load(path, steps_per_quarter)
     semitones = corpus.transpose if transpose is None else transpose
 
@@ -71,6 +74,7 @@ def task(
         model=model,
         evaluator=evaluator,
         metric=METRIC,
+        data={"name": corpus.name, "sha256": corpus.sha256()},
         baselines={
             "notes for themselves": baselines.independent(corpus.train, corpus.test),
             "last chord goes on": baselines.repeat_last(corpus.train, corpus.test),

@@ -6,7 +6,7 @@ import functools
 import seqjax
 from experiments.copy import data
 from experiments.copy.measures import AtLastSteps
-from experiments.study.task import Evaluator, Task
+from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Cell, Layer, Params
 from seqjax.training.losses import Loss
@@ -29,9 +29,7 @@ def task(replicate: int = 0, *, length: int = 100, batch_size: int = 32, fresh: 
     Raises:
       ValueError: a number out of range.
     """
-    for name, given in (("length", length), ("batch_size", batch_size), ("fresh", fresh)):
-        if given < 1:
-            raise ValueError(f"copy memory: {name} must be at least 1, got {given}.")
+    require("copy memory", length=length, batch_size=batch_size, fresh=fresh)
     return Task(
         name=f"copy memory, T = {length:,}",
         make_batch=data.batches(length, batch_size),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from experiments.forecast.models import GROUPS, MODELS
-from experiments.study.command import Command, check_numbers
+from experiments.study.command import Command, check_numbers, find_anywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Config:
             raise ValueError(f"--model has no {', '.join(unknown)!r}; choose from {choices}.")
         if self.predict is not None and (self.resume is not None):
             raise ValueError("--predict and --resume exclude each other: a model is trained first, then it forecasts.")
-        if self.source not in ("weather", "synthetic"):  # a run can be resumed from any folder
-            object.__setattr__(self, "data", str(pathlib.Path(self.source).resolve()))
+        if self.source not in ("weather", "synthetic"):
+            find_anywhere(self, "data")
 
     @classmethod
     def of(cls, trained: Mapping[str, Any]) -> Self:
@@ -88,7 +88,7 @@ class Config:
     @property
     def source(self) -> str:
         """Where the series come from, the default being named."""
-        return self.data or "weather"
+        return "weather" if self.data is None else self.data
 
     @property
     def steps_seen(self) -> int:

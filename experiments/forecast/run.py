@@ -16,7 +16,6 @@ from experiments.forecast.predict import predict
 from experiments.forecast.report import pictures
 from experiments.forecast.task import METRIC, learn
 from experiments.study.conduct import conduct
-from experiments.study.files import keep_same
 from experiments.study.task import Task, Variant
 from seqjax import training
 
@@ -40,7 +39,6 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, writes the summary and the plots."""
     known = data.load_task(config.source, config.column, config.station, config.steps_seen).limited(config.limit)
     rows = variants(config, known)
-    keep_same(run_dir / "data.json", known.describe())
     counts = ", ".join(f"{count:,} {part}" for part, count in known.describe()["windows"].items())
     what = f"[bold]{known.name}[/bold]: windows of {known.window} steps, {counts}; writing to {run_dir}"
     CONSOLE.print(what, soft_wrap=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import seqjax
 from experiments.forecast import baselines, data, evaluation
-from experiments.study.task import Evaluator, Task
+from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Cell, Layer
 
@@ -34,6 +34,7 @@ def task(
     Raises:
       ValueError: there are no such data, or fewer training windows than a batch.
     """
+    require("forecast", window=window, batch_size=batch_size)
     known = data.load_task(source, column, station, window)
     return learn(known, {"": baselines.reach(known, "")}, batch_size=batch_size)
 
@@ -76,6 +77,7 @@ def learn(
         model=around,
         evaluator=evaluator,
         metric=METRIC,
+        data=known.describe(),
         baselines={name: found[METRIC] for name, found in last},
         also={
             "valid_mae_last": {name: found["valid_mae_last"] for name, found in last},

@@ -6,7 +6,7 @@ import pathlib
 from typing import Literal
 
 from experiments.study.cells import cells
-from experiments.study.command import Command, check_numbers
+from experiments.study.command import Command, check_numbers, find_anywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Config:
             counts=("pool", "limit", "hidden_dim", "steps", "batch_size", "seeds"),
             positive=("learning_rate", "clip_norm"),
         )
+        find_anywhere(self, "data")
         if self.blocks < 0:
             raise ValueError(f"--blocks must be 0 or more, got {self.blocks}.")
         if self.permutation is not None and self.permutation < 0:

@@ -3,8 +3,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +34,17 @@ class Sequences:
     def steps(self) -> int:
         """Pixels of an image, T."""
         return self.pixels["train"].shape[1]
+
+    def describe(self) -> dict[str, Any]:
+        """What the images were, as JSON."""
+        digest = hashlib.sha256()
+        for part, pixels in self.pixels.items():
+            digest.update(np.ascontiguousarray(pixels).tobytes() + self.labels[part].tobytes())
+        return {
+            "name": self.name,
+            "images": {part: len(labels) for part, labels in self.labels.items()},
+            "sha256": digest.hexdigest(),
+        }
 
     def batch(self, part: Part, rows: np.ndarray) -> Batch:
         """`xs [T, B, 1]` float32 with mean 0 and standard deviation 1, and `ys [1, B]`: a label for the last step."""

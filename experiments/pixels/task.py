@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import seqjax
 from experiments.pixels import data, images
 from experiments.study.blocks import blocks as residual_blocks
-from experiments.study.task import Evaluator, Task
+from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Array, Cell, Layer, Mask, Params
 
@@ -40,8 +40,11 @@ def task(
       blocks, width: see `model`.
 
     Raises:
+      ValueError: a number out of range.
       ValueError, OSError: see `data.load`.
     """
+    require("pixels", pool=pool, limit=limit, batch_size=batch_size, width=width)
+    require("pixels", least=0, permutation=permutation, blocks=blocks)
     held = data.load(path, permutation=permutation, pool=pool, limit=limit, stand_in=stand_in)
 
     def make_batch(seed: int, step: int) -> training.Batch:
@@ -66,6 +69,7 @@ def task(
         evaluator=evaluator,
         metric=METRIC,
         better="higher",
+        data=held.describe(),
         baselines={"chance": 100 / images.CLASSES, "least squares on all pixels": data.least_squares_accuracy(held)},
     )
 

@@ -7,7 +7,7 @@ import seqjax
 from experiments.copy.measures import AtLastSteps
 from experiments.selective_copy import data
 from experiments.study.blocks import blocks
-from experiments.study.task import Evaluator, Task
+from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Cell, Layer, Params
 from seqjax.initializers import Uniform
@@ -40,12 +40,8 @@ def task(
     Raises:
       ValueError: a number out of range.
     """
-    for name, given in (
-        ("length", length), ("recalled", recalled), ("batch_size", batch_size),
-        ("fresh", fresh), ("layers", layers), ("width", width),
-    ):  # fmt: skip
-        if given < 1:
-            raise ValueError(f"selective copying: {name} must be at least 1, got {given}.")
+    counts = {"length": length, "recalled": recalled, "batch_size": batch_size, "fresh": fresh}
+    require("selective copying", **counts, layers=layers, width=width)
     if recalled > length:
         raise ValueError(
             f"selective copying: {recalled} symbols do not fit in {length} steps; lower recalled or raise length."

@@ -57,6 +57,8 @@ class Config:
             counts=("passes", "hidden_dim", "seeds", "cost"),
             positive=("learning_rate", "clip_norm"),
         )
+        if self.cost is not None and self.cost % 2:
+            raise ValueError(f"--cost must be an even number, got {self.cost}.")
         if not 2000 <= self.bins <= BINS or self.bins % 2:
             raise ValueError(f"--bins must be an even number from 2,000 to {BINS:,}, got {self.bins}.")
         for flag, given, known in (("ways", self.ways, RECIPES), ("cells", self.cells, CELLS)):

@@ -13,7 +13,7 @@ import numpy as np
 import seqjax
 from experiments.spikes import data, glm
 from experiments.spikes.likelihood import Surprise, bits_per_spike, entropy, log_odds, told
-from experiments.study.task import Evaluator, Task
+from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Array, Cell, Engine, Layer, Params
 from seqjax.engines.auto import Auto
@@ -77,8 +77,17 @@ def task(
       bins: the first so many of both recordings, an even number.
       judge: see `parts`.
       history: past spikes, up to 100 microseconds ago, are an input too.
-      window: bins in a batch, the carry going on from each to the next; None is all that is learnt from at once.
+      window: bins in a batch, the carry going on from each to the next, an even number; None is all that is
+        learnt from at once.
+
+    Raises:
+      ValueError: a number out of range.
     """
+    require("spikes", least=2000, bins=bins)
+    require("spikes", least=2, window=window)
+    for name, given in (("bins", bins), ("window", window)):
+        if given is not None and given % 2:
+            raise ValueError(f"spikes: {name} must be even, as likelihoods are of pairs of bins; got {given}.")
     recordings = data.load().first(bins)
     learnt, judged = parts(bins, judge)
     xs, ys = inputs(recordings, learnt, history), recordings.spikes[..., None]

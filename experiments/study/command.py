@@ -187,6 +187,20 @@ def _discard_empty(run_dir: pathlib.Path) -> None:
         run_dir.rmdir()
 
 
+def find_anywhere(config: Any, *names: str) -> None:
+    """Makes paths of a frozen configuration absolute, so that a run can be resumed from any folder.
+
+    Raises:
+      ValueError: an empty path.
+    """
+    for name in names:
+        given = getattr(config, name)
+        if given == "":
+            raise ValueError(f"{flag(name)} is empty; give a path, or leave it out.")
+        if given is not None:
+            object.__setattr__(config, name, str(pathlib.Path(given).expanduser().resolve()))
+
+
 def check_numbers(config: object, *, counts: Sequence[str], positive: Sequence[str]) -> None:
     """Refuses numbers out of range; fields that are None are let through.
 

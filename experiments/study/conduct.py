@@ -8,6 +8,7 @@ from typing import Any
 import rich.console
 
 from experiments.study import report, runner
+from experiments.study.files import keep_same
 from experiments.study.runner import Row
 from experiments.study.task import Variant
 
@@ -32,7 +33,13 @@ def conduct(
 
     Returns:
       A row for each variant that has a finished run.
+
+    Raises:
+      ValueError: the data have changed since the run was started, and what `runner.run` refuses.
     """
+    described = variants[0].task(replicates[0]).data
+    if described is not None:
+        keep_same(run_dir / "data.json", described)
 
     def told(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -65,7 +65,7 @@ def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
 
 def _costs(task: Task, row: Row) -> list[str]:
     """What stands behind the measures: published, runs, weights, milliseconds a step, seconds a run, the note."""
-    diverged = sum(found.diverged for found in row.outcomes)
+    diverged = len(row.outcomes) - len(row.values(task.metric))
     steps = [found.milliseconds for found in row.outcomes if found.milliseconds is not None]
     return [
         row.variant.published.get(task.metric, ""),

@@ -65,8 +65,9 @@ class Row:
     outcomes: Sequence[Outcome]
 
     def values(self, measure: str) -> list[float]:
-        """The measure of every run that did not diverge."""
-        return [found.values[measure] for found in self.outcomes if not found.diverged]
+        """The measure of every run that did not diverge, and of which it is a number."""
+        found = [outcome.values[measure] for outcome in self.outcomes if not outcome.diverged]
+        return [value for value in found if math.isfinite(value)]
 
     def mean(self, measure: str) -> float:
         """Its mean; NaN where all diverged."""

@@ -3,7 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 
@@ -32,6 +32,7 @@ class Task:
       finish: jits once for a model; what params go through before they are judged, and as they are kept at
         the end (`layer.calibrate` with training data, say).
       stateful: batches are consecutive windows and the model goes on from its last carry.
+      data: what is learnt from, as JSON, where files may change: a run is not resumed on others.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     also: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     finish: Callable[[Layer], Callable[[Params], Params]] | None = None
     stateful: bool = False
+    data: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +74,14 @@ class Variant:
     note: str = ""
     types: Types = ()
     every: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def require(task: str, least: int = 1, **given: int | None) -> None:
+    """Refuses options of a task that are below `least`; those that are None are let through.
+
+    Raises:
+      ValueError: naming the option and what was given.
+    """
+    for name, number in given.items():
+        if number is not None and number < least:
+            raise ValueError(f"{task}: {name} must be at least {least}, got {number}.")

@@ -246,6 +246,17 @@ def test_baselines_by_hand():
 # -- playing
 
 
+def test_silence_is_refused_by_name(tmp_path):
+    silent = LambdaCell(
+        lambda key, in_dim: (),
+        lambda params, carry, x: (carry, jnp.full(data.KEYS, -99.0, jnp.float32)),
+        lambda params, batch_shape: (),
+    )
+    corpus = data.Corpus("rests", None, 1, 0, *[(np.zeros((20, data.KEYS), bool),)] * 3)
+    with pytest.raises(ValueError, match="gru plays 5 steps of silence"):
+        sample.write(tmp_path / "a", corpus, "gru plays, from the opening", RNN(silent), (), steps=5, seed=0)
+
+
 def test_playing_goes_on_from_the_opening_with_what_was_played_before():
     """A model whose note k + 1 is certain after note k climbs from wherever it is left."""
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The comparison: tasks by name, one budget for all, and a run that was killed goes on bit for bit."""
 
+import importlib
 import json
 
 import jax
@@ -137,6 +138,25 @@ def test_option_values_are_numbers_flags_or_texts():
 def test_an_option_of_another_type_is_refused_by_name(task, option, expected):
     with pytest.raises(ValueError, match=expected):
         tasks.load(task, [option])
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("pixels", {"blocks": -1}, "blocks must be at least 0, got -1"),
+        ("pixels", {"pool": 0}, "pool must be at least 1"),
+        ("bytes", {"limit": -5}, "limit must be at least 1"),
+        ("chorales", {"steps_per_quarter": 0}, "steps_per_quarter must be at least 1"),
+        ("chorales", {"transpose": -1}, "transpose must be at least 0"),
+        ("forecast", {"window": 0}, "window must be at least 1"),
+        ("spikes", {"bins": 100}, "bins must be at least 2000"),
+        ("spikes", {"window": 33}, "window must be even"),
+        ("selective_copy", {"width": 0}, "width must be at least 1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_the_task(task, options, message):
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module(f"experiments.{task}.task").task(**options)
 
 
 def test_an_option_that_takes_text_takes_digits_as_text():

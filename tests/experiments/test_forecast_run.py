@@ -248,7 +248,7 @@ def test_resume_with_other_options_is_refused_by_flag(trained, capsys):
 
 def test_resume_with_changed_data_is_refused(tmp_path, values, monkeypatch, capsys):
     path = write_series(tmp_path / "load.csv", values)
-    monkeypatch.setattr(run, "conduct", lambda *args, **options: None)
+    monkeypatch.setattr("experiments.study.runner.run", lambda *args, **options: [])
     assert command(path, tmp_path / "run") == 0
     write_series(path, values + 1e-3 * np.arange(ROWS))
     assert "have changed since" in failure(capsys, "--resume", tmp_path / "run")

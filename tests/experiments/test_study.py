@@ -211,6 +211,26 @@ def test_mean_and_spread_are_those_of_the_runs_that_did_not_diverge():
     assert math.isnan(Row(VARIANTS[0], [outcome(1.0)]).spread("mse"))
 
 
+def test_a_run_whose_measure_is_no_number_counts_as_diverged():
+    row = Row(VARIANTS[0], [outcome(1.0), outcome(math.nan), outcome(2.0)])
+    assert report.mean_and_spread(row, "mse") == "1.5 ±0.71"
+    (runs,) = (column for column in report.table(TASK, [row]).columns if column.header == "runs")
+    assert list(runs.cells)[-1] == "3, 1 diverged"
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    def resumed(data):
+        rows = [variant("a", 0.1, task=dataclasses.replace(TASK, data=data))]
+        with rich.console.Console(file=(tmp_path / "out").open("w")) as console:
+            conduct.conduct(console, rows, (0,), tmp_path / "run", config={})
+
+    (tmp_path / "run").mkdir()
+    resumed({"sha256": "1"})
+    resumed({"sha256": "1"})
+    with pytest.raises(ValueError, match="have changed since it was started"):
+        resumed({"sha256": "2"})
+
+
 @pytest.mark.parametrize(("better", "best"), [("lower", "slow"), ("higher", "fast")])
 def test_the_best_row_is_bold_and_baselines_are_there(better, best):
     rows = [Row(VARIANTS[0], [outcome(1.0)]), Row(VARIANTS[1], [outcome(2.0)])]
