@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from seqjax.base import Array
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
@@ -132,11 +133,15 @@ def outer_sum(left: Array, right: Array, weights: Array) -> Array:
     device the leading axes become one before the product, or XLA on CPU would copy `left`, transposed; on several that
     could gather the batch.
     """
-    if jax.device_count() == 1 and not (_is_spread(left) or _is_spread(right)):
+    sharding = jax.typeof(weights).sharding
+    spread = left if _is_spread(left) else right if _is_spread(right) else None
+    if spread is not None:  # on its mesh, of which the weights may not know
+        sharding = NamedSharding(jax.typeof(spread).sharding.mesh, sharding.spec)
+    elif jax.device_count() == 1:
         left, right = (a.reshape(-1, a.shape[-1]) for a in (left, right))
     leading = tuple(range(left.ndim - 1))
     contraction = (leading, leading), ((), ())
-    total = jax.lax.dot_general(left, right, contraction, out_sharding=jax.typeof(weights).sharding)
+    total = jax.lax.dot_general(left, right, contraction, out_sharding=sharding)
     return total.astype(weights.dtype)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run is refused for, whatever the engine."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -26,27 +28,34 @@ def check_params(cell: Cell, params: Params, in_dim: int) -> None:
     """Refuses params that a cell of other options or sizes has: what they lack, or have beside, would be left out
     silently.
 
-    Params that are no NamedTuple are not looked at: other cells may not be able to draw any.
+    What is no tuple, list or dict is not looked at, nor are params of cells that cannot draw any, or of no NamedTuple.
 
     Raises:
       ValueError: naming what was given and what was expected.
     """
-    if not hasattr(params, "_fields"):
+    if not isinstance(params, (tuple, list, dict)) or not isinstance(in_dim, int):
         return
-    expected = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
-    if not hasattr(expected, "_fields"):
+    expected: Any
+    try:
+        expected = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
+    except NotImplementedError:
+        return
+    names = getattr(expected, "_fields", None)
+    if names is None:
         return
     if type(params) is not type(expected):
         raise ValueError(
             f"{cell!r} has params {type(expected).__name__}, got {type(params).__name__}; "
             "take those of its init, or of an importer."
         )
-    for name, given, wanted in zip(expected._fields, params, expected, strict=True):
+    for name, given, wanted in zip(names, params, expected, strict=True):
         if (given is None) != (wanted is None):
             raise ValueError(
                 f"{cell!r} has {'no ' if wanted is None else ''}{name} with these options, and the params have "
                 f"{'none' if given is None else 'one'}; give the cell the options that the params were drawn with."
             )
+        if jax.tree.structure(given) != jax.tree.structure(wanted):  # type: ignore[operator]  # sparse, say
+            continue
         shape, size = jax.tree.map(jnp.shape, given), jax.tree.map(lambda a: a.shape, wanted)
         if shape != size:
             raise ValueError(

@@ -162,7 +162,9 @@ def enforce(engine: Any, cell: Cell, what: str, converged: Array, residual: Arra
     if engine.on_failure == "raise":
         if isinstance(passed, jax.core.Tracer):
             shape = jax.ShapeDtypeStruct((), bool)
-            passed = jax.pure_callback(check, shape, passed, residual.max(), vmap_method="expand_dims")
+            largest = jax.lax.stop_gradient(residual.max())
+            passed = jax.pure_callback(check, shape, passed, largest, vmap_method="expand_dims")
         else:
             check(passed, residual)
-    return jax.tree.map(lambda a: jnp.where(passed, a, jnp.full_like(a, jnp.nan)), answer)
+    # a factor, so that derivatives of what did not converge are NaN too
+    return jax.tree.map(lambda a: a * jnp.where(passed, 1, jnp.nan).astype(a.dtype), answer)

@@ -37,7 +37,22 @@ def prepare(
         )
     keys = jax.random.split(key, xs.shape[0]) if key is not None and cell.stochastic else None
     x, mask, resets = jax.tree.map(jnp.asarray, (xs, mask, resets))  # NumPy's arrays have no traced indices
-    return varying_alike(params, None if resets is None else initial, carry, Steps(x, mask, resets, keys))
+    initial, carry = spread_alike((None if resets is None else initial, carry), x)
+    return varying_alike(params, initial, carry, Steps(x, mask, resets, keys))
+
+
+def spread_alike(carries: Any, x: Array) -> Any:
+    """Carries `[..., H]`, under a mesh with explicit axes spread as the batch of `x [T, ..., D]` is, as a loop's have
+    to be: zeros that were made there would not be."""
+    batch = jax.typeof(x).sharding.spec[1:-1]
+    if jax.sharding.get_abstract_mesh().empty or all(axis is None for axis in batch):
+        return carries
+
+    def spread(leaf: Array) -> Array:
+        features = jax.typeof(leaf).sharding.spec[len(batch) :]
+        return jax.sharding.reshard(leaf, jax.sharding.PartitionSpec(*batch, *features))
+
+    return jax.tree.map(spread, carries)
 
 
 def varying_alike(*trees: Any) -> tuple:

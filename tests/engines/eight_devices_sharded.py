@@ -133,6 +133,33 @@ def test_a_batch_may_be_split_by_shard_map(name, engine):
     assert_close(found, jax.jit(gradients)(params, *arrays), 1e-10)
 
 
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("gru", Scan()),
+        ("lstm", Checkpointed(4)),
+        ("gru", Scan(adjoint=False)),
+        ("lru", Associative()),
+        ("gru", Newton()),
+        ("gru", Relaxed(chunk=4)),
+    ],
+)
+def test_params_and_an_initial_carry_need_not_know_an_explicit_mesh(name, engine):
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Explicit,))
+    cell = CELLS[name]
+
+    def loss(params, xs, mask, resets):
+        carry = cell.initial_carry(params, xs.shape[1:-1])
+        return (engine.run(cell, params, carry, xs, mask=mask, resets=resets)[1] ** 2).sum()
+
+    params, _, *arrays = example(cell, T=16, batch_shape=(8,), masked=True, with_resets=True)
+    expected = jax.jit(jax.grad(loss))(params, *arrays)
+    with jax.set_mesh(mesh):
+        spread = [jax.device_put(array, NamedSharding(mesh, PartitionSpec(None, "batch"))) for array in arrays]
+        found = jax.jit(jax.grad(loss))(params, *spread)
+    assert_close(jax.device_get(found), jax.device_get(expected), 1e-10)
+
+
 def test_a_complex_carry_that_is_the_same_on_all_devices_has_a_gradient():
     """XLA aborted on the one that JAX derives from a selection."""
     mesh, cell = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,)), CELLS["lru"]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import sparse
 
 import seqjax
 from seqjax.base import Cell
@@ -63,6 +64,30 @@ def test_params_of_another_cell_are_refused(cell, other, message):
     for engine in (Auto(), Scan(), Newton()):
         with pytest.raises(ValueError, match=message):
             run(engine, cell, params, cell.initial_carry(cell.init(KEY, 3), (2,)))
+
+
+@pytest.mark.parametrize("given", [tuple, list, lambda params: params._asdict()])
+def test_params_whose_names_are_lost_are_refused(given):
+    carry = GRU.initial_carry(GRU.init(KEY, 3), (2,))
+    with pytest.raises(ValueError, match=r"has params GRUParams, got (tuple|list|dict)"):
+        run(Scan(), params=given(GRU.init(KEY, 3)), carry=carry)
+
+
+def test_params_may_be_sparse():
+    params = GRU.init(KEY, 3)
+    scattered = params._replace(w_rec=sparse.BCOO.fromdense(params.w_rec))
+    np.testing.assert_allclose(run(Scan(adjoint=False), params=scattered)[1], run(Scan())[1], rtol=1e-5)
+
+
+def test_params_of_a_cell_that_draws_none_are_taken_as_they_are():
+    def imported(key, in_dim):
+        raise NotImplementedError("imported weights only")
+
+    def step(params, h, x):
+        return (h + x @ params.w_in,) * 2
+
+    cell = LambdaCell(imported, step, lambda params, batch_shape: jnp.zeros((*batch_shape, 12), jnp.float32))
+    assert run(Scan(), cell, GRU.init(KEY, 3), jnp.zeros((2, 12), jnp.float32))[1].shape == (5, 2, 12)
 
 
 def test_inputs_of_another_size_are_refused():

@@ -266,6 +266,16 @@ def test_the_plan_refuses_what_the_run_refuses():
         seqjax.explain(seqjax.RNN(seqjax.LRU(4), Newton()), jnp.ones((5, 3), "float32"))
 
 
+@pytest.mark.parametrize("engine", [Newton(max_iterations=1, on_failure="nan"), Newton(on_failure="raise")], ids=repr)
+def test_a_derivative_of_the_gradient_is_nan_where_the_answer_is(engine):
+    cell = GRU(3, dtypes=DOUBLE)
+    params = jax.tree.map(lambda a: 6 * a, cell.init(jax.random.key(0), 2))
+    xs = 3 * jax.random.normal(jax.random.key(0), (20, 2), "float64")
+    converges = engine.max_iterations is None
+    found = hessian_product(engine, cell, cell.init(jax.random.key(0), 2) if converges else params, xs)
+    assert jnp.isfinite(found).all() if converges else jnp.isnan(found).all()
+
+
 def hessian_product(engine, cell, params, xs):
     def loss(xs):
         carry = cell.initial_carry(params, xs.shape[1:-1])
