@@ -4,9 +4,8 @@
 import jax
 import jax.numpy as jnp
 
+from experiments.bytes.task import BYTES
 from seqjax.base import Array, Carry, Layer, Params
-
-ALPHABET = 256
 
 
 def check_alphabet(model: Layer, params: Params) -> None:
@@ -19,8 +18,8 @@ def check_alphabet(model: Layer, params: Params) -> None:
         _, logits = jax.eval_shape(model.apply, params, model.initial_carry(params, ()), jnp.zeros(1, jnp.int32))
     except ValueError as error:
         raise ValueError(f"{model!r} does not read bytes: {error}") from None
-    if logits.shape != (1, ALPHABET):
-        raise ValueError(f"{model!r} maps a byte to {list(logits.shape)}, not to the scores of {ALPHABET} bytes.")
+    if logits.shape != (1, BYTES):
+        raise ValueError(f"{model!r} maps a byte to {list(logits.shape)}, not to the scores of {BYTES} bytes.")
 
 
 def write(model: Layer, params: Params, prompt: bytes, *, length: int, temperature: float, seed: int) -> bytes:

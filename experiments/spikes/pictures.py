@@ -15,7 +15,7 @@ from experiments.spikes import data
 from experiments.spikes.likelihood import log_odds
 from experiments.spikes.task import Judge, inputs, parts
 from experiments.study.runner import Row
-from experiments.study.style import PALETTE, STYLE
+from experiments.study.style import STYLE, line
 from experiments.study.task import Task
 from seqjax import training
 from seqjax.base import Array, Layer, Params
@@ -39,11 +39,11 @@ def learning(
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(7.5, 4), layout="constrained")
         axis = figure.subplots()
-        for row, colour in zip(rows, PALETTE, strict=False):
+        for index, row in enumerate(rows):
             folder = run_dir / row.variant.name / str(row.outcomes[0].replicate)
-            judged = [line for line in training.read_metrics(folder / "metrics.jsonl") if task.metric in line]
-            passes = [line["step"] / updates[row.variant.name] for line in judged]
-            axis.plot(passes, [line[task.metric] for line in judged], color=colour, label=row.variant.name)
+            judged = [logged for logged in training.read_metrics(folder / "metrics.jsonl") if task.metric in logged]
+            passes = [logged["step"] / updates[row.variant.name] for logged in judged]
+            axis.plot(passes, [logged[task.metric] for logged in judged], **line(index), label=row.variant.name)
         for (name, value), dash in zip(task.baselines.items(), ("-", ":", "--"), strict=False):
             axis.axhline(value, color="0.35", ls=dash, lw=1, label=name)
         axis.set(xlabel="passes over the learnt part", ylabel="bits a spike, judged part")
@@ -69,11 +69,11 @@ def stretch(
         sound.set(ylabel="dB SPL", title="the sound's envelope")
         for moment in milliseconds[recordings.spikes[window, lane] > 0]:
             firing.axvline(moment, color="0.8", lw=1.5)
-        for row, colour in zip(rows, PALETTE, strict=False):
+        for index, row in enumerate(rows):
             folder = run_dir / row.variant.name / str(row.outcomes[0].replicate)
             logits = _outputs(row.variant.model, training.load(folder).params, jnp.asarray(xs))[window]
             rate = 1e6 / data.MICROSECONDS / (1 + np.exp(-(np.asarray(logits, np.float64) + base)))
-            firing.plot(milliseconds, rate, color=colour, lw=1, label=row.variant.name)
+            firing.plot(milliseconds, rate, **line(index), lw=1, label=row.variant.name)
         firing.set(xlabel="ms", ylabel="spikes a second", title="spikes (grey) and predicted rates")
         figure.legend(loc="outside right center")
         figure.savefig(path)

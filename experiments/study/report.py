@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 
 from experiments.study.runner import Row
-from experiments.study.style import PALETTE, STYLE, logarithmic
+from experiments.study.style import STYLE, line, logarithmic
 from experiments.study.task import Task
 from seqjax import training
 
@@ -149,16 +149,13 @@ def learning(path: pathlib.Path, task: Task, rows: Sequence[Row], run_dir: pathl
         low, high = math.inf, -math.inf
         for index, row in enumerate(rows):
             steps, values = _curves(task.metric, row, run_dir)
-            colour = PALETTE[index % len(PALETTE)]
-            dash = ("-", "--", ":")[index // len(PALETTE) % 3]
+            drawn = line(index)
             if values.size:
                 low, high = min(low, float(values.min())), max(high, float(values.max()))
                 marker = "o" if len(steps) < 30 else None
-                axis.plot(
-                    steps, values.mean(0), color=colour, ls=dash, lw=1.5, marker=marker, ms=2.5, label=row.variant.name
-                )
+                axis.plot(steps, values.mean(0), **drawn, lw=1.5, marker=marker, ms=2.5, label=row.variant.name)
                 if len(values) > 1:
-                    axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+                    axis.fill_between(steps, values.min(0), values.max(0), color=drawn["color"], alpha=0.15, lw=0)
         for index, (name, value) in enumerate(task.baselines.items()):
             low, high = min(low, value), max(high, value)
             axis.axhline(value, color="0.35", ls=("--", ":", "-.")[index % 3], lw=1.2, label=name)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the experiments' plots look."""
 
+from typing import Any
+
 import matplotlib.ticker
 from matplotlib.axes import Axes
 
@@ -18,6 +20,11 @@ STYLE = {
 }
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#5e3c99")
 """Eight colours that colour-blind readers can tell apart, in the order of the models."""
+
+
+def line(index: int) -> dict[str, Any]:
+    """The colour and the dashes of the line of one of many rows."""
+    return {"color": PALETTE[index % len(PALETTE)], "ls": ("-", "--", ":")[index // len(PALETTE) % 3]}
 
 
 def logarithmic(axis: Axes) -> None:

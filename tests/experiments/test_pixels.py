@@ -218,6 +218,13 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+def test_a_folder_is_found_again_from_another_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.Config(data="mnist").data == str(tmp_path / "mnist")
+    with pytest.raises(ValueError, match="--data is empty"):
+        run.Config(data="")
+
+
 @pytest.mark.parametrize(
     ("field", "given"),
     [("pool", 0), ("permutation", -1), ("blocks", -1), ("steps", 0), ("clip_norm", 0.0), ("cells", "gated")],

@@ -196,6 +196,7 @@ def test_folded_loss_that_is_timed_is_the_whole_one():
         ({"ways": "full,half"}, "--ways are some of full, cut-1000"),
         ({"cells": "gru,gru"}, "--cells are some of gru, lstm"),
         ({"bins": 2001}, "--bins must be an even number"),
+        ({"cost": 2001}, "--cost must be an even number"),
         ({"passes": 0}, "--passes must be at least 1"),
         ({"clip_norm": -1.0}, "--clip-norm must be a number above 0"),
     ],

@@ -17,7 +17,7 @@ import pytest
 import rich.console
 
 import seqjax
-from experiments.study import conduct, files, report, runner, typed
+from experiments.study import conduct, files, report, runner, style, typed
 from experiments.study.cells import CELLS, cells
 from experiments.study.command import Command
 from experiments.study.runner import Outcome, Row
@@ -216,6 +216,11 @@ def test_a_run_whose_measure_is_no_number_counts_as_diverged():
     assert report.mean_and_spread(row, "mse") == "1.5 ±0.71"
     (runs,) = (column for column in report.table(TASK, [row]).columns if column.header == "runs")
     assert list(runs.cells)[-1] == "3, 1 diverged"
+
+
+def test_every_line_of_a_plot_can_be_told_from_the_others():
+    drawn = [tuple(style.line(index).values()) for index in range(20)]
+    assert len(set(drawn)) == 20
 
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path):
