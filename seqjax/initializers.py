@@ -35,6 +35,9 @@ def resolve(initializer: Initializer) -> Callable[..., Array]:
 
     Raises:
       ValueError: a name that is none of an initializer in `jax.nn.initializers` that needs no options.
+
+    >>> resolve("ones")(jax.random.key(0), (3,), "bfloat16")
+    Array([1, 1, 1], dtype=bfloat16)
     """
     return functools.partial(_rounded, initializer if callable(initializer) else _named(initializer))
 
@@ -80,6 +83,9 @@ class ForgetGate(Described):
     `[4, H]`, gates in the order i, f, g, o. Source: Gers, Schmidhuber and Cummins 2000;
     Jozefowicz, Zaremba and Sutskever 2015 for the value 1.
 
+    Raises:
+      ValueError: called for another shape than an LSTM's bias.
+
     >>> ForgetGate(1.0)(jax.random.key(0), (4, 1)).ravel().tolist()
     [0.0, 1.0, 0.0, 0.0]
     """
@@ -95,6 +101,9 @@ class ForgetGate(Described):
 @dataclasses.dataclass(frozen=True, repr=False)
 class KeepGate(Described):
     """A bias `[3, H]` of zeros with the gate that keeps the state at `value`: z of a GRU, f of a diagonal LSTM.
+
+    Raises:
+      ValueError: called for a bias of other gates.
 
     >>> KeepGate(1.0)(jax.random.key(0), (3, 1)).ravel().tolist()
     [1.0, 0.0, 0.0]
@@ -115,6 +124,9 @@ class KeepGate(Described):
 class WriteGate(Described):
     """A minimal GRU's bias `[2, H]` of zeros with z, which writes the state, at `value`: below 0 for a longer memory.
 
+    Raises:
+      ValueError: called for a bias of other gates.
+
     >>> WriteGate(-1.0)(jax.random.key(0), (2, 1)).ravel().tolist()
     [-1.0, 0.0]
     """
@@ -134,6 +146,12 @@ class Chrono(Described):
     LSTM `[4, H]`: b_f = log u, b_i = -b_f, u ~ U(1, max_steps - 1). GRU `[3, H]`: b_z = log u
     (z keeps the state); minimal GRU `[2, H]`: b_z = -log u (z writes it). Source: Tallec and
     Ollivier 2018, equation 16.
+
+    Args:
+      max_steps: the longest memory, at least 3.
+
+    Raises:
+      ValueError: a memory that is too short, or called for a bias of other gates.
 
     >>> bias = Chrono(1000)(jax.random.key(0), (4, 8))
     >>> bool((bias[0] == -bias[1]).all() & (bias[1] >= 0).all() & (bias[2:] == 0).all())
@@ -168,6 +186,9 @@ class Ring(Described):
     Args:
       r_min, r_max: bounds of |λ|, 0 <= r_min < r_max < 1.
       max_phase: bound of the phase in radians, in (0, 2π]; small phases are slow oscillations.
+
+    Raises:
+      ValueError: bounds out of range, or called for another shape.
 
     >>> nu_log, theta_log = Ring(0.5, 0.9)(jax.random.key(0), (2, 64))
     >>> modulus = jnp.exp(-jnp.exp(nu_log))

@@ -89,7 +89,26 @@ def gru_step(
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[GRUCarry, Array]:
-    """One step from `z = W_x x + b`, whole or gate by gate; see `GRU` for the recurrence."""
+    """One step from `z = W_x x + b`; see `GRU` for the recurrence and its sources.
+
+    Args:
+      params: as `GRU.init` gives them.
+      carry: h `[..., H]`.
+      z: `[..., 3*H]`, gates in the order z, r, g, or the pieces that `GRU.project` gives.
+      h: what the recurrent products see in place of `carry.h`.
+      reset: where r acts, as in `GRU`.
+      activation, gate: functions of arrays, of g, and of z and r.
+      epsilon: of layer normalization.
+
+    Returns:
+      The new carry and y = h `[..., H]`.
+
+    >>> cell = GRU(4)
+    >>> params, x = cell.init(jax.random.key(0), 3), jnp.ones((2, 3))
+    >>> carry, y = gru_step(params, cell.initial_carry(params, (2,)), x @ params.w_in + params.bias)
+    >>> y.shape
+    (2, 4)
+    """
     carry, y, _ = gru_residuals(params, carry, z, h, reset=reset, activation=activation, gate=gate, epsilon=epsilon)
     return carry, y
 

@@ -125,7 +125,26 @@ def lstm_step(
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[LSTMCarry, Array]:
-    """One step from `z = W_x x + b`, whole or in pieces; see `LSTM` for the recurrence."""
+    """One step from `z = W_x x + b`; see `LSTM` for the recurrence and its source.
+
+    Args:
+      params: as `LSTM.init` gives them.
+      carry: h `[..., H]`, or `[..., P]` with a projection, and c `[..., H]`.
+      z: `[..., 4*H]`, gates in the order i, f, g, o, or the pieces that `LSTM.project` gives.
+      h: what the recurrent products see in place of `carry.h`.
+      activation, gate: functions of arrays, of g and c, and of i, f and o.
+      epsilon: of layer normalization.
+
+    Returns:
+      The new carry and y = h `[..., H]`.
+
+    >>> import seqjax
+    >>> cell = seqjax.LSTM(4)
+    >>> params, x = cell.init(jax.random.key(0), 3), jnp.ones((2, 3))
+    >>> carry, y = lstm_step(params, cell.initial_carry(params, (2,)), x @ params.w_in + params.bias)
+    >>> y.shape
+    (2, 4)
+    """
     carry, y, _ = lstm_residuals(params, carry, z, h, activation=activation, gate=gate, epsilon=epsilon)
     return carry, y
 

@@ -16,7 +16,10 @@ class PeepholeLSTM(LSTMFamily):
     y_t = h_t = o ⊗ φ(c_t)
 
     `peephole [3, H]`, in the order i, f, o, starts at zero: the cell starts as an LSTM.
-    Options and errors are those of `LSTM`; `proj_dim` gives the LSTMP of Sak et al.
+    Options are those of `LSTM`; `proj_dim` gives the LSTMP of Sak et al.
+
+    Raises:
+      ValueError: an unknown option, or a size that is not a positive integer.
 
     >>> import jax
     >>> PeepholeLSTM(4).init(jax.random.key(0), 3).peephole.shape

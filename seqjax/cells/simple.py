@@ -63,7 +63,25 @@ def simple_step(
     activation: Callable[[Array], Array] = jnp.tanh,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[SimpleCarry, Array]:
-    """One step from `z = W_x x + b`, plain or layer-normalized; see `Simple` for the recurrence."""
+    """One step from `z = W_x x + b`, plain or layer-normalized; see `Simple` for the recurrence and its sources.
+
+    Args:
+      params: as `Simple.init` gives them.
+      carry: h `[..., H]`.
+      z: `[..., H]`.
+      h: what the recurrent product sees in place of `carry.h`.
+      activation: φ, a function of arrays.
+      epsilon: of layer normalization.
+
+    Returns:
+      The new carry and y = h `[..., H]`.
+
+    >>> cell = Simple(4)
+    >>> params, x = cell.init(jax.random.key(0), 3), jnp.ones((2, 3))
+    >>> carry, y = simple_step(params, cell.initial_carry(params, (2,)), x @ params.w_in + params.bias)
+    >>> y.shape
+    (2, 4)
+    """
     carry, y, _ = simple_residuals(params, carry, z, h, activation=activation, epsilon=epsilon)
     return carry, y
 

@@ -18,6 +18,7 @@ from seqjax.diagnostics.trajectory import (
     with_probes,
 )
 from seqjax.layers.compose import time_major
+from seqjax.norms import row_norms
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +37,7 @@ class GradientFlow:
     @property
     def total(self) -> Array:
         """`[T]`: the norm over all leaves and sequences together."""
-        squares = [(n * n).reshape(len(n), -1).sum(-1) for n in self.norms.values()]
-        return jnp.sqrt(sum(squares[1:], squares[0]))
+        return row_norms(jnp.concatenate([norms.reshape(len(norms), -1) for norms in self.norms.values()], axis=-1))
 
 
 def gradient_flow(
@@ -108,6 +108,6 @@ def gradient_flow(
         layout = StateLayout.of(
             jax.eval_shape(lambda p, cell=cell: cell.initial_carry(p, batch_shape), own), len(batch_shape)
         )
-        norms = {name: jnp.linalg.norm(part, axis=-1) for name, part in layout.split(gradients[path]).items()}
+        norms = {name: row_norms(part) for name, part in layout.split(gradients[path]).items()}
         flows.append(GradientFlow(layer_name(path, cell), norms))
     return tuple(flows)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.layers.compose import time_major
+from seqjax.norms import row_norms
 from seqjax.sequences import last_step
-from seqjax.training.optimizers import global_norm
 
 
 def memory_profile(
@@ -73,17 +73,15 @@ def memory_profile(
         return jnp.take_along_axis(ys, last_step(out_mask)[None, ..., None], axis=0)[0]
 
     y, pull = jax.vjp(last_output, xs)
-
-    norm = jnp.vectorize(global_norm, signature="(n)->()")
     if projections is None:
         directions, scale = jnp.eye(y.shape[-1], dtype=y.dtype), 1
-        norms = jax.lax.map(lambda unit: norm(pull(jnp.broadcast_to(unit, y.shape))[0]), directions)
+        norms = jax.lax.map(lambda unit: row_norms(pull(jnp.broadcast_to(unit, y.shape))[0]), directions)
     elif key is None:
         raise ValueError("random projections need a key.")
     else:
         keys, scale = jax.random.split(key, projections), projections
-        norms = jax.lax.map(lambda k: norm(pull(jax.random.normal(k, y.shape, y.dtype))[0]), keys)
-    return _by_lag(norm(jnp.moveaxis(norms, 0, -1)) / scale**0.5, mask)
+        norms = jax.lax.map(lambda k: row_norms(pull(jax.random.normal(k, y.shape, y.dtype))[0]), keys)
+    return _by_lag(row_norms(jnp.moveaxis(norms, 0, -1)) / scale**0.5, mask)
 
 
 def _by_lag(norms: Array, mask: Mask) -> Array:

@@ -149,6 +149,9 @@ def newton_solve(
     Returns:
       The solution; its carry and outputs can be differentiated.
 
+    Raises:
+      ValueError: a cell or a carry that there is no iteration for, or inputs that no engine takes.
+
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = seqjax.GRU(4)
     >>> params = cell.init(jax.random.key(0), 3)

@@ -102,7 +102,11 @@ def save(
 
 
 def steps(run_dir: str | Path) -> list[int]:
-    """The steps that have a checkpoint, in order; whether each is whole is only known on reading it."""
+    """The steps that have a checkpoint, in order; whether each is whole is only known on reading it.
+
+    >>> steps("no/such/run"), latest("no/such/run")
+    ([], None)
+    """
     directory = _directory(run_dir)
     if not directory.is_dir():
         return []
@@ -120,6 +124,9 @@ def read_manifest(run_dir: str | Path, step: int | None = None) -> dict[str, Any
     Args:
       run_dir: where the run is kept.
       step: which checkpoint; the newest if None.
+
+    Returns:
+      `{"step", "model", "inputs", "metadata", "arrays", ...}`; `build` makes the model of its description.
 
     Raises:
       ValueError: there is none, or it is truncated, corrupt or not seqjax's; the message names
@@ -159,6 +166,16 @@ def restore(
     Raises:
       ValueError: the checkpoint is damaged (see `read_manifest`) or foreign: of another model or
         optimizer, or of other shapes or dtypes.
+
+    >>> import optax, seqjax, tempfile
+    >>> from seqjax.training import init_state
+    >>> model, xs = seqjax.Dense(1), jax.ShapeDtypeStruct((5, 2, 3), jnp.float32)
+    >>> like, trained = (init_state(model.init(jax.random.key(seed), xs), optax.sgd(0.1)) for seed in (0, 1))
+    >>> with tempfile.TemporaryDirectory() as run_dir:
+    ...     path = save(run_dir, trained, model=model, inputs=xs)
+    ...     state = restore(run_dir, like, model=model)
+    >>> bool((state.params.kernel == trained.params.kernel).all())
+    True
     """
     manifest = read_manifest(run_dir, step)
     path = _directory(run_dir) / str(manifest["step"])

@@ -9,7 +9,7 @@ import optax
 
 from seqjax import require
 from seqjax.base import Array, Params
-from seqjax.dtypes import at_least_float32
+from seqjax.norms import global_norm, scaled
 
 
 class ClipState(NamedTuple):
@@ -69,7 +69,12 @@ def clipped(
 ) -> optax.GradientTransformation:
     """`optimizer` fed with clipped gradients: `optax.chain(clip(...), optimizer)`.
 
-    Args and Raises: see `clip`.
+    Args:
+      optimizer: any optax transformation.
+      norm, value, adaptive: as for `clip`.
+
+    Raises:
+      ValueError: a limit that is not a positive finite number.
 
     >>> optimizer = clipped(optax.adam(1e-3), norm=1.0)
     """
@@ -77,36 +82,23 @@ def clipped(
 
 
 def was_clipped(opt_state: optax.OptState) -> Array:
-    """Whether any `clip` in the optimizer clipped in its last update: bool, shape `()`."""
+    """Whether any `clip` in the optimizer clipped in its last update: bool, shape `()`.
+
+    >>> optimizer, params = clipped(optax.sgd(0.1), norm=1.0), jnp.zeros(2)
+    >>> _, state = optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(params), params)
+    >>> bool(was_clipped(state))
+    True
+    """
     states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ClipState))
     flags = [state.clipped for state in states if isinstance(state, ClipState)]
     return jnp.any(jnp.stack(flags)) if flags else jnp.zeros((), bool)
 
 
-def global_norm(tree: Params) -> Array:
-    """The L2 norm of all leaves together, in at least float32.
-
-    >>> global_norm(jnp.array([3e19, 4e19], "float32")), global_norm(jnp.array([300, 400], "float16"))
-    (Array(5.e+19, dtype=float32), Array(500., dtype=float32))
-    """
-    largest, _, norm = _scaled(tree)
-    return largest * norm
-
-
-def _scaled(tree: Params) -> tuple[Array, Params, Array]:
-    """The largest absolute value, `tree` divided by it, and the norm of that: its squares leave no dtype's range."""
-    wide = jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), tree)
-    peaks = jax.tree.map(lambda leaf: jnp.max(jnp.abs(leaf), initial=0), wide)
-    largest = jax.tree.reduce(jnp.maximum, peaks, jnp.asarray(0.0))
-    scaled = jax.tree.map(lambda leaf: leaf / jnp.where(largest == 0, 1, largest), wide)
-    return largest, scaled, jnp.maximum(optax.tree.norm(scaled), 1)  # it is 0 where all is zero, else at least 1
-
-
 def _within(limit: Array | float, tree: Params) -> Params:
     """`tree`, scaled to a norm of `limit` where it is above."""
-    largest, scaled, norm = _scaled(tree)
+    largest, parts, norm = scaled(tree)
     return jax.tree.map(
-        lambda leaf, x: jnp.where(norm <= limit / largest, leaf, (x * (limit / norm)).astype(leaf.dtype)), tree, scaled
+        lambda leaf, x: jnp.where(norm <= limit / largest, leaf, (x * (limit / norm)).astype(leaf.dtype)), tree, parts
     )
 
 

@@ -39,6 +39,14 @@ def read_metrics(path: str | Path) -> list[Line]:
 
     Raises:
       ValueError: a damaged line that is not the last, or steps out of order.
+      OSError: it cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = file.write(b'{"step": 1, "loss": 0.5}\\n{"step": 2, "lo')
+    ...     file.flush()
+    ...     read_metrics(file.name)
+    [{'step': 1, 'loss': 0.5}]
     """
     return [line for line, _ in _lines(Path(path))]
 

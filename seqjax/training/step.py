@@ -19,8 +19,9 @@ import optax
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.layers.compose import time_major
+from seqjax.norms import global_norm
 from seqjax.training.losses import Loss, weight
-from seqjax.training.optimizers import global_norm, was_clipped
+from seqjax.training.optimizers import was_clipped
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "clipped", "skipped")
@@ -60,7 +61,17 @@ EvalStep = Callable[[Params, Batch], dict[str, tuple[Array, Array]]]
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, carry: Carry = ()) -> TrainState:
-    """The state before the first step; `carry` is the model's initial one where training is stateful."""
+    """The state before the first step.
+
+    Args:
+      params: the model's.
+      optimizer: any optax transformation.
+      carry: the model's initial one where training is stateful.
+
+    >>> state = init_state({"w": jnp.ones(3)}, optax.sgd(0.1))
+    >>> int(state.step), state.carry
+    (0, ())
+    """
     zero = jnp.zeros((), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):  # as in `_train`
         opt_state = optimizer.init(params)

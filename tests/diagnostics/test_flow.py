@@ -167,3 +167,13 @@ def test_model_without_recurrence_is_refused():
     xs = jnp.ones((3, 1), jnp.float32)
     with pytest.raises(ValueError, match="no recurrent layer"):
         gradient_flow(model, model.init(jax.random.key(0), xs), xs, last)
+
+
+def test_a_gradient_that_explodes_has_a_norm_up_to_the_dtypes_largest_number():
+    model = seqjax.RNN(seqjax.IndRNN(1, activation="identity"))
+    params = jax.tree.map(lambda a: a.astype(np.float32), leaky(1e10))
+    (found,) = gradient_flow(model, params, jnp.zeros((5, 2, 1), jnp.float32), last)
+    assert found.norms["h"].dtype == jnp.float32
+    np.testing.assert_allclose(found.norms["h"][1:, 0], [1e30, 1e20, 1e10, 1], rtol=1e-5)
+    np.testing.assert_allclose(found.total[1:], np.sqrt(2) * np.array([1e30, 1e20, 1e10, 1]), rtol=1e-5)
+    assert np.isposinf(found.norms["h"][0]).all()
