@@ -13,7 +13,6 @@ from experiments.adding.config import COMMAND, Config
 from experiments.adding.models import MODELS
 from experiments.adding.task import METRIC, task
 from experiments.study import generated
-from experiments.study.conduct import conduct
 from experiments.study.runner import Row
 from experiments.study.task import Variant
 from seqjax import training
@@ -42,16 +41,7 @@ def variants(config: Config) -> list[Variant]:
 
 def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, writes the summary and the plot, and who solved it."""
-    rows = conduct(
-        CONSOLE,
-        variants(config),
-        range(config.seeds),
-        run_dir,
-        config=COMMAND.to_json(config),
-        evaluate_every=config.evaluate_every,
-        checkpoint_every=500,
-        log_every=20,
-    )
+    rows = generated.train(CONSOLE, COMMAND, config, variants(config), run_dir)
     found = {row.variant.name: solved(row, run_dir) for row in rows}
     (run_dir / "solved.json").write_text(json.dumps(found, indent=2) + "\n")
     for name, steps in found.items():

@@ -13,7 +13,6 @@ from experiments.copy.config import COMMAND, Config
 from experiments.copy.models import MODELS
 from experiments.copy.task import METRIC, RECALL, task
 from experiments.study import generated
-from experiments.study.conduct import conduct
 from experiments.study.task import Variant
 
 CONSOLE = rich.console.Console()
@@ -32,16 +31,7 @@ def variants(config: Config) -> list[Variant]:
 
 def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, writes the summary and the plot, and who beats chance."""
-    rows = conduct(
-        CONSOLE,
-        variants(config),
-        range(config.seeds),
-        run_dir,
-        config=COMMAND.to_json(config),
-        evaluate_every=config.evaluate_every,
-        checkpoint_every=500,
-        log_every=20,
-    )
+    rows = generated.train(CONSOLE, COMMAND, config, variants(config), run_dir)
     level = data.chance(config.length)
     for row in rows:
         ratios = ", ".join(f"{value / level:.3g}" for value in row.values(METRIC))

@@ -2,7 +2,6 @@
 """What the command can be asked for. A preset is a small difference from the defaults."""
 
 import dataclasses
-import pathlib
 from typing import Literal
 
 from experiments.selective_copy.models import entries
@@ -11,27 +10,16 @@ from experiments.study.command import Command, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(generated.Settings):
     """Selective copying: symbols that stand at random steps among blanks are to be repeated in order.
 
     Args:
       preset: smoke (seconds, to see that it runs), default (8 symbols in 64 steps, three seeds, about 7 minutes
         on one core), paper (16 symbols in 4,096 steps, 400,000 steps of training: for a GPU).
-      models: which, separated by commas.
       length: L, steps among which the symbols are.
       recalled: how many symbols.
       layers: blocks.
       width: features between the blocks.
-      steps: of training.
-      batch_size: sequences in a batch, new ones for every step.
-      hidden_dim: units of a recurrent layer.
-      learning_rate: of Adam, held for 70% of the steps and then falling to zero; by default each model's own.
-      clip_norm: the global norm that gradients are clipped to.
-      fresh: how many sequences that training never sees models are judged by.
-      evaluate_every: in steps.
-      seeds: runs of each model, with seeds 0, 1, ...
-      run_dir: where to write; by default a new folder in runs/selective_copy.
-      resume: a run's folder, to continue it.
 
     Raises:
       ValueError: a number out of range, or a model that is not known.
@@ -44,15 +32,8 @@ class Config:
     layers: int = 3
     width: int = 32
     steps: int = 2500
-    batch_size: int = 32
     hidden_dim: int = 64
-    learning_rate: float | None = None
-    clip_norm: float = 1.0
-    fresh: int = 500
     evaluate_every: int = 200
-    seeds: int = 3
-    run_dir: pathlib.Path | None = None
-    resume: pathlib.Path | None = None
 
     def __post_init__(self):
         check_numbers(self, counts=("recalled", "layers", "width"), positive=())
@@ -87,7 +68,6 @@ COMMAND = Command(
             learning_rate=3e-4,
             steps=400_000,
             evaluate_every=10_000,
-            seeds=3,
         ),
     },
 )

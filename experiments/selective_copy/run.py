@@ -12,7 +12,6 @@ from experiments.selective_copy.config import COMMAND, Config
 from experiments.selective_copy.models import entries
 from experiments.selective_copy.task import task
 from experiments.study import generated
-from experiments.study.conduct import conduct
 from experiments.study.task import Variant
 
 CONSOLE = rich.console.Console()
@@ -39,16 +38,7 @@ def variants(config: Config) -> list[Variant]:
 
 def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, writes the summary and the plot."""
-    conduct(
-        CONSOLE,
-        variants(config),
-        range(config.seeds),
-        run_dir,
-        config=COMMAND.to_json(config),
-        evaluate_every=config.evaluate_every,
-        checkpoint_every=500,
-        log_every=20,
-    )
+    generated.train(CONSOLE, COMMAND, config, variants(config), run_dir)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the experiments on generated sequences share: entries of models, their optimizer, checks of a configuration."""
+"""What the experiments on generated sequences share: entries of models, a configuration, rows, how they are trained."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Protocol
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 
 import optax
+import rich.console
 
-from experiments.study.command import check_names, check_numbers
+from experiments.study.command import Command, check_names, check_numbers
+from experiments.study.conduct import conduct
+from experiments.study.runner import Row
 from experiments.study.task import Task, Variant
 from seqjax import training
 from seqjax.base import Layer
@@ -30,35 +33,45 @@ class Entry:
     note: str = ""
 
 
-class Config(Protocol):
-    """The fields that the configurations of these experiments have in common."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the configurations of these experiments have in common.
 
-    @property
-    def models(self) -> str: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def hidden_dim(self) -> int: ...
-    @property
-    def learning_rate(self) -> float | None: ...
-    @property
-    def clip_norm(self) -> float: ...
-    @property
-    def fresh(self) -> int: ...
-    @property
-    def evaluate_every(self) -> int: ...
-    @property
-    def seeds(self) -> int: ...
+    Args:
+      preset: a name for the differences from the defaults.
+      models: which, separated by commas.
+      length: steps of a sequence.
+      steps: of training.
+      hidden_dim: units of a recurrent layer.
+      fresh: how many sequences that training never sees models are judged by.
+      batch_size: sequences in a batch, new ones for every step.
+      learning_rate: of Adam, held for 70% of the steps and then falling to zero; by default each model's own.
+      clip_norm: the global norm that gradients are clipped to.
+      evaluate_every: in steps.
+      seeds: runs of each model, with seeds 0, 1, ...
+      run_dir: where to write; by default a new folder in runs.
+      resume: a run's folder, to continue it.
+    """
+
+    preset: str
+    models: str
+    length: int
+    steps: int
+    hidden_dim: int
+    fresh: int = 500
+    batch_size: int = 32
+    learning_rate: float | None = None
+    clip_norm: float = 1.0
+    evaluate_every: int = 100
+    seeds: int = 3
+    run_dir: pathlib.Path | None = None
+    resume: pathlib.Path | None = None
 
 
 COUNTS = ("length", "steps", "batch_size", "hidden_dim", "fresh", "evaluate_every", "seeds")
 
 
-def check(config: Config, entries: Mapping[str, Entry]) -> None:
+def check(config: Settings, entries: Mapping[str, Entry]) -> None:
     """Refuses numbers out of range and models that are not known.
 
     Raises:
@@ -68,7 +81,7 @@ def check(config: Config, entries: Mapping[str, Entry]) -> None:
     check_names("--models", models(config), entries)
 
 
-def models(config: Config) -> list[str]:
+def models(config: Settings) -> list[str]:
     """The names of the models, in order."""
     return [name.strip() for name in config.models.split(",")]
 
@@ -87,7 +100,7 @@ def schedule(rate: float, steps: int) -> optax.Schedule:
 
 
 def variants(
-    config: Config, entries: Mapping[str, Entry], task: Callable[[int], Task], *, published_at: int
+    config: Settings, entries: Mapping[str, Entry], task: Callable[[int], Task], *, published_at: int
 ) -> list[Variant]:
     """The rows of a study: Adam, on clipped gradients.
 
@@ -114,3 +127,19 @@ def variants(
             )
         )
     return rows
+
+
+def train(
+    console: rich.console.Console, command: Command, config: Settings, rows: Sequence[Variant], run_dir: pathlib.Path
+) -> list[Row]:
+    """Trains what is not trained yet, prints the table, writes the summary and the plot."""
+    return conduct(
+        console,
+        rows,
+        range(config.seeds),
+        run_dir,
+        config=command.to_json(config),
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=500,
+        log_every=20,
+    )
