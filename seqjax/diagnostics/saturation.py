@@ -58,6 +58,7 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
     | `MinLSTM`                      | f       | none; f is the normalized f', and i' 1 - f' |
     | `RGLRU`                        | r, i    | none                                        |
     | `Zoneout`, `RecurrentDropout`  | of the cell inside, in evaluation                     |
+    | `MultiHead`                    | of its heads, side by side                            |
 
     Other cells have no gates that are known here.
 

@@ -108,7 +108,7 @@ class Serial(Layer):
             after, xs = layer.apply(p, c, xs, mask=mask, resets=resets, key=fold_key(key, i))
             mask, resets = layer.time_map(mask, resets, c)
             carries.append(after)
-        return tuple(carries), xs
+        return (carries if isinstance(carry, list) else tuple(carries)), xs  # a loop's carry keeps its structure
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
         plans: list[Plan] = []

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fold` reduces a stream's outputs as if all of them had been there."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,16 @@ def test_a_segment_may_be_a_number_of_numpy():
         for segment in (3, np.int64(3))
     ]
     jax.tree.map(np.testing.assert_array_equal, *folds)
+
+
+def test_a_carry_in_a_list_stays_one():
+    params, carry, xs, *_, targets = setup(MODEL, 9)
+    total = functools.partial(
+        seqjax.fold, MODEL, params, xs=xs, fn=error, init=jnp.zeros(()), segment=4, extras=targets
+    )
+    in_a_list, expected = total(carry=list(carry)), total(carry=carry)
+    assert isinstance(in_a_list[0], list)
+    assert_close((tuple(in_a_list[0]), in_a_list[1]), expected, 1e-12)
 
 
 def test_a_gradient_needs_memory_for_a_segment_not_for_the_sequence():
