@@ -56,17 +56,22 @@ def remedy(layer: str) -> str:
 def gradient(layer: str, norms: np.ndarray) -> list[Finding]:
     """Whether the gradient of the loss at the last step arrives at the first one.
 
+    The last steps have none where the last output does not see them: behind the last window of a strided
+    convolution, or where a layer goes backward, whose first step it is that the last output sees.
+
     Args:
       layer: its name.
-      norms: `[T]`, ‖dL/dh_t‖.
+      norms: `[T]`, ‖dL/dh_t‖, in the order in which the layer goes.
     """
-    steps, largest = len(norms), float(np.max(norms))
+    every, largest = len(norms), float(np.max(norms))
     if not np.isfinite(norms).all():
         sentence = "Gradients are not finite: clip, lower the learning rate, or look for NaN in the data."
-        return [Finding("problem", layer, sentence, f"{int((~np.isfinite(norms)).sum())} of {steps} steps not finite")]
+        return [Finding("problem", layer, sentence, f"{int((~np.isfinite(norms)).sum())} of {every} steps not finite")]
     if largest == 0:
         return [Finding("problem", layer, "No gradient arrives at this layer at all.", "largest ‖dL/dh_t‖ = 0")]
     found = []
+    norms = norms[: 1 + np.flatnonzero(norms)[-1]]
+    steps = len(norms)
     arrived = np.flatnonzero(norms >= VANISHED * largest)
     first = int(arrived[0])
     ratio = float(norms[0]) / largest
@@ -78,7 +83,7 @@ def gradient(layer: str, norms: np.ndarray) -> list[Finding]:
         much = first > MUCH * steps
         cure = f"; {remedy(layer)} would help." if much else f". If it should be, {remedy(layer)} would help."
         found.append(Finding("problem" if much else "note", layer, sentence + cure, number))
-    growth = largest / float(norms[-1]) if norms[-1] > 0 else np.inf
+    growth = largest / float(norms[-1])
     if growth > EXPLODED:
         place = int(np.argmax(norms))
         sentence = (
@@ -89,7 +94,10 @@ def gradient(layer: str, norms: np.ndarray) -> list[Finding]:
             Finding("problem", layer, sentence, f"largest ‖dL/dh_t‖ / last = {growth:.3g} (limit {EXPLODED:g})")
         )
     if not found:
-        found.append(Finding("good", layer, f"The gradient arrives at all {steps} steps.", number))
+        which = (
+            f"all {steps} steps" if steps == every else f"the first {steps} of {every} steps, all that it comes from"
+        )
+        found.append(Finding("good", layer, f"The gradient arrives at {which}.", number))
     return found
 
 
@@ -121,16 +129,35 @@ def horizon(profile: np.ndarray, lag: int, reached: bool) -> Finding:
     )
 
 
-MEANINGS: dict[str, tuple[str, str]] = {
-    "i": ("lets nothing in", "lets everything in"),
-    "f": ("forgets at once", "keeps everything"),
-    "o": ("shows nothing", "shows everything"),
-    "z": ("does not keep its state", "keeps its state and takes nothing in"),
-    "r": ("ignores its past", "sees all of its past"),
+class Bound(NamedTuple):
+    """What a gate does that stands at one of its bounds, and whether gradients go through it there."""
+
+    meaning: str
+    harmless: bool = False
+
+
+STUCK = Bound("keeps its state and takes nothing in")
+GATES: dict[str, tuple[Bound, Bound]] = {
+    "i": (Bound("lets nothing in"), Bound("lets everything in", harmless=True)),
+    "f": (Bound("forgets at once"), Bound("keeps everything", harmless=True)),
+    "o": (Bound("shows nothing"), Bound("shows everything", harmless=True)),
+    "z": (Bound("does not keep its state"), STUCK),
+    "r": (Bound("ignores its past"), Bound("sees all of its past", harmless=True)),
 }
-"""What a gate does at its lower and at its upper bound."""
-HARMLESS = {("f", "high"), ("r", "high"), ("o", "high"), ("i", "high")}
-"""Bounds at which a gate lets gradients through."""
+"""At the lower and the upper bound."""
+GATES_OF: dict[tuple[str, str], tuple[Bound, Bound]] = {
+    ("MinGRU", "z"): (STUCK, Bound("overwrites its state")),
+    ("MinLSTM", "f"): (Bound("overwrites its state"), STUCK),
+    ("DiagonalLSTM", "f"): (Bound("overwrites its state"), STUCK),
+    ("RGLRU", "r"): (STUCK, Bound("forgets as fast as its decays allow", harmless=True)),
+}
+"""Of cells where a letter says something else: z writes, what f keeps is not written, r is the speed of a decay."""
+
+
+def bounds(layer: str, name: str) -> tuple[Bound, Bound]:
+    """What the gate `name` of a layer does at its bounds."""
+    own = (found for (cell, gate), found in GATES_OF.items() if gate == name and f"{cell}(" in layer)
+    return next(own, GATES[name])
 
 
 def gate(layer: str, name: str, low: float, high: float) -> list[Finding]:
@@ -151,37 +178,28 @@ def gate(layer: str, name: str, low: float, high: float) -> list[Finding]:
             "goes through it: smaller weights, another bias at the start, or layer normalization would help."
         )
         return [Finding("problem", layer, sentence, f"{name} at a bound: {low + high:.3f} (limit {limit:g})")]
-    meanings = MEANINGS.get(name, ("is closed", "is open"))
-    if layer_writes(layer) and name == "z":
-        meanings = ("keeps its state and takes nothing in", "overwrites its state")
     found = []
-    for side, part, meaning in (("low", low, meanings[0]), ("high", high, meanings[1])):
+    for side, part, bound in zip(("low", "high"), (low, high), bounds(layer, name), strict=True):
         if part > MUCH:
-            level: Level = "note" if (name, side) in HARMLESS else "problem"
-            sentence = f"Gate {name} {meaning} {part:.0%} of the time."
-            if level == "problem":
+            sentence = f"Gate {name} {bound.meaning} {part:.0%} of the time."
+            if not bound.harmless:
                 sentence += " Its own weights hardly learn there: another bias at the start would help."
+            level: Level = "note" if bound.harmless else "problem"
             found.append(Finding(level, layer, sentence, f"{name} at its {side} bound: {part:.3f} (limit {MUCH:g})"))
     return found
 
 
-def layer_writes(layer: str) -> bool:
-    """Whether the layer's gate z writes, as a minimal GRU's does, and not keeps."""
-    return "MinGRU(" in layer
-
-
-def contraction(layer: str, singular: np.ndarray) -> list[Finding]:
+def contraction(layer: str, largest: float) -> list[Finding]:
     """Whether no step stretches the state in any direction, so that gradients can only shrink.
 
     Args:
       layer: its name.
-      singular: `[steps]`, the largest singular value of each step's Jacobian.
+      largest: singular value of any step's Jacobian, in any sequence.
     """
-    largest = float(np.max(singular))
     if not largest < 1:
         return []
     sentence = "Every step shrinks the state in all directions, and gradients on their way back with it."
-    return [Finding("note", layer, sentence, f"largest singular value over the steps {largest:.3f} (limit 1)")]
+    return [Finding("note", layer, sentence, f"largest singular value of all steps {largest:.6g} (limit 1)")]
 
 
 def exponent(layer: str, value: float, spread: float) -> Finding:
@@ -236,7 +254,7 @@ def of_layer(layer: LayerNumbers) -> list[Finding]:
     found = gradient(layer.name, layer.flow_last)
     for name, sides in layer.gates.items():
         found += gate(layer.name, name, float(np.mean(sides.low)), float(np.mean(sides.high)))
-    found += contraction(layer.name, layer.singular)
+    found += contraction(layer.name, layer.stretch)
     return [*found, exponent(layer.name, layer.exponent, layer.exponent_spread)]
 
 

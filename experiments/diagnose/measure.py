@@ -34,6 +34,8 @@ class LayerNumbers:
     gates: dict[str, Saturation]
     singular: np.ndarray
     """`[steps looked at]`: the median over sequences of the largest singular value."""
+    stretch: float
+    """The largest one in any step and sequence looked at."""
     radius: np.ndarray
     """`[steps looked at]`: of the spectral radius."""
     spectrum_steps: np.ndarray
@@ -119,6 +121,7 @@ def _numbers(last: GradientFlow, everywhere: GradientFlow, seen: tuple) -> Layer
         flow_all=np.asarray(everywhere.total),
         gates=gates,
         singular=np.median(singular, axis=1),
+        stretch=float(np.max(singular)),
         radius=np.median(radius, axis=1),
         spectrum_steps=np.arange(0, steps, -(-steps // SPECTRUM_STEPS)),
         exponent=float(np.mean(exponents)),

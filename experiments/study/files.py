@@ -11,10 +11,18 @@ T = TypeVar("T")
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Replaces the file as a whole: it holds what it held before, or all of `content`."""
+    """Replaces the file as a whole: it holds what it held before, or all of `content`.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(beside, path)
+    try:
+        beside.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not be written, {error.strerror}; make room", str(path)) from error
 
 
 def read_json(path: pathlib.Path, read: Callable[[Any], T]) -> T:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains each variant once for each seed or fold, and keeps what is finished."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -190,7 +191,8 @@ def _train(
         diverged = True
     finally:
         seconds = before + time.monotonic() - began
-        write_json(clock, seconds)
+        with contextlib.suppress(OSError):  # an error that is on its way says more
+            write_json(clock, seconds)
     history = training.read_metrics(folder / "metrics.jsonl")
     outcome = Outcome(
         replicate=replicate,

@@ -90,7 +90,7 @@ def _by_lag(norms: Array, mask: Mask) -> Array:
     if mask is None:
         return jnp.flip(norms, 0)
     lags = jnp.arange(len(norms)).reshape(-1, *[1] * (norms.ndim - 1))
-    step = last_step(mask) - lags
+    step = jnp.where(mask.any(0), last_step(mask), -1) - lags
     return jnp.where(step >= 0, jnp.take_along_axis(norms, jnp.maximum(step, 0), axis=0), jnp.nan)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
+from seqjax.dtypes import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,9 @@ class StateLayout:
 
     @property
     def dtype(self) -> Any:
-        """The widest real dtype among the leaves."""
-        return widest(*(jnp.finfo(d).dtype for d in self.dtypes if jnp.issubdtype(d, jnp.inexact)))
+        """The widest real dtype among the leaves, at least float32: LAPACK knows nothing narrower."""
+        real = (jnp.finfo(d).dtype for d in self.dtypes if jnp.issubdtype(d, jnp.inexact))
+        return at_least_float32(widest(*real))
 
     def pack(self, carry: Carry) -> Array:
         """`[..., N]` in `dtype`."""

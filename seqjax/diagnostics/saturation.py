@@ -136,11 +136,14 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
 
     Args:
       trajectory: of a recurrent layer, see `trajectories`.
-      epsilon: how near counts.
+      epsilon: how near counts, from 0 to below a half.
 
     Returns:
       `Saturation` by the names of `gate_values`; activations without bounds, and functions of your
       own, are left out.
+
+    Raises:
+      ValueError: an epsilon out of range.
 
     >>> import seqjax
     >>> from seqjax.diagnostics import trajectories
@@ -151,6 +154,8 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
 
     Source: Karpathy, Johnson and Fei-Fei 2016, section 4.2, for the fractions left and right.
     """
+    if not 0 <= epsilon < 0.5:
+        raise ValueError(f"saturation: epsilon must be from 0 to below 0.5, half of a gate's range, got {epsilon!r}.")
     found = {}
     for name, gate in gate_values(trajectory).items():
         bounds = BOUNDS.get(gate.activation) if isinstance(gate.activation, str) else None

@@ -157,6 +157,22 @@ def test_complex_state_turns_in_a_plane():
     np.testing.assert_allclose(spectrum.singular_values, np.full((6, 2), np.exp(log_modulus)), rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_numbers_are_widened_for_linear_algebra(dtype):
+    cell = seqjax.Simple(2, activation="identity", dtypes=seqjax.DTypes(compute=dtype))
+    params = SimpleParams(*(jnp.asarray(a, jnp.float32) for a in (np.eye(2), np.diag([0.5, 0.25]), np.zeros(2))))
+    jacobians, exponents, spectrum = looked_at(
+        cell,
+        lambda s: (step_jacobians(s), lyapunov_exponents(s, 2, discard=8), jacobian_spectrum(s)),
+        params,
+        np.ones((20, 3, 2), np.float32),
+    )
+    assert {a.dtype.name for a in (jacobians, exponents, *spectrum)} == {"float32"}
+    np.testing.assert_array_equal(jacobians, np.broadcast_to(np.diag([0.5, 0.25]), (20, 3, 2, 2)))
+    np.testing.assert_allclose(exponents, np.broadcast_to(np.log([0.5, 0.25]), (3, 2)), rtol=0.02)
+    np.testing.assert_allclose(spectrum.singular_values[0, 0], [0.5, 0.25], rtol=1e-6)
+
+
 def test_every_second_step_is_kept():
     cell, params = linear([[0.5]])
     seen = looked_at(cell, lambda s: s.every(2).carries.h, params, np.ones((5, 1)))

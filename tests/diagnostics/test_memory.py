@@ -37,6 +37,7 @@ def test_lags_count_from_the_last_unmasked_step():
     got = profile(seqjax.RNN(LEAKY), leaky(0.5), xs, mask=mask)
     np.testing.assert_allclose(got[:, 0], [1, 0.5, 0.25, np.nan, np.nan])
     np.testing.assert_allclose(got[:, 1], [1, 0.5, 0.25, 0.125, 0.0625])
+    assert np.isnan(got[:, 2]).all()
     found = memory_horizon(jnp.asarray(got[:, :2]), 0.3)
     assert found.lag.tolist() == [2, 2]
     assert memory_horizon(jnp.asarray(got[:, :2]), 0.1).reached.tolist() == [False, True]

@@ -95,3 +95,10 @@ def test_relu_that_is_off_is_at_its_lower_bound():
 
 def test_linear_activation_has_no_bounds():
     assert look(LEAKY, leaky(0.5), np.ones((3, 1))) == {}
+
+
+@pytest.mark.parametrize("epsilon", [-0.01, 0.5, np.nan])
+def test_an_epsilon_out_of_range_is_refused(epsilon):
+    (seen,) = trajectories(seqjax.RNN(LEAKY), leaky(0.5), np.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"epsilon must be from 0 to below 0\.5"):
+        saturation(seen, epsilon)

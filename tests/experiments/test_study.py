@@ -442,3 +442,32 @@ def test_damaged_data_of_a_run_are_named(tmp_path):
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(ValueError, match=r"data\.json is damaged"):
         files.keep_same(tmp_path / "data.json", {})
+
+
+def test_a_full_disk_is_said_as_the_run_says_it(tmp_path, monkeypatch):
+    """`fit` says what is safe; the clock, which finds the disk full as well, is silent."""
+
+    def full(*args, **options):
+        raise OSError(28, "could not save step 3: the last good checkpoint is untouched", "run/checkpoints")
+
+    def no_room(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "fit", full)
+    monkeypatch.setattr(pathlib.Path, "write_text", no_room)
+    with pytest.raises(OSError, match="last good checkpoint"):
+        run(tmp_path, VARIANTS[:1], (0,))
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    kept = tmp_path / "kept.json"
+    files.write_json(kept, 1)
+
+    def no_room(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", no_room)
+    with pytest.raises(OSError, match=r"No space left on device; make room: '.*kept\.json'"):
+        files.write_json(kept, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+    assert files.read_json(kept, int) == 1
