@@ -101,7 +101,7 @@ def fused(
 def _forward(cell: Cell, how: triton.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps):
     given = (params, initial, carry, now)
     left = kept_forward(cell, how, *given)
-    return outputs(carry, left, now.x.shape[1:-1]), (given, left)
+    return outputs(carry, left, now.x.shape[1:-1]), (_anew(given), left)
 
 
 def _reverse(cell: Cell, how: triton.Launch, kept: tuple, cotangents: tuple[Carry, Array]):
@@ -119,7 +119,13 @@ def kept_forward(cell: Cell, how: triton.Launch, *given: Any) -> operands.Left:
 
 
 def _kept_forward(cell: Cell, how: triton.Launch, *given: Any):
-    return kept_forward(cell, how, *given), given
+    return kept_forward(cell, how, *given), _anew(given)
+
+
+def _anew(given: tuple) -> tuple:
+    """The arguments as arrays of their own. Of a function with a rule inside the rule of another JAX (up to 0.12) finds
+    residuals that are arguments by their place among these, and takes wrong ones where it has put others in front."""
+    return jax.lax.optimization_barrier(given)
 
 
 def _kept_reverse(cell: Cell, how: triton.Launch, given: tuple, d_left: operands.Left):

@@ -136,6 +136,26 @@ def test_gradients_of_gradients_are_those_of_the_generic_loop():
     testing.assert_close(actual, expected, 1e-10)
 
 
+@pytest.mark.parametrize(
+    "engine", [Truncated(3, ENGINE), Checkpointed(3, inner=ENGINE), ENGINE], ids=["windows", "segments", "whole"]
+)
+def test_gradients_of_gradients_are_those_of_the_generic_loop_in_pieces_too(engine):
+    """In `fold`, which runs each segment again in the reverse pass."""
+    cell = CELLS["lstm"]
+    (params, carry, xs), _ = case(cell, T=6)
+
+    def total(engine, params):
+        def add(total, ys):
+            return total + jnp.sum(ys**2)
+
+        return seqjax.fold(seqjax.RNN(cell, engine), params, carry, xs, add, jnp.zeros(()), segment=3)[1]
+
+    def twice(engine):
+        return jax.grad(lambda params: jnp.sum(jax.grad(total, 1)(engine, params).w_rec ** 2))(params)
+
+    testing.assert_close(twice(engine), twice(Scan(adjoint=False)), 1e-10)
+
+
 REFUSED = {
     "normalize='layer'": seqjax.GRU(3, normalize="layer"),
     "normalize='batch'": seqjax.Simple(3, normalize="batch"),
