@@ -10,6 +10,7 @@ dataclass from this module, or any such function. Cells draw each gate by itself
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable
 
 import jax
@@ -53,12 +54,18 @@ def _named(initializer: str) -> Callable[..., Array]:
     return found if initializer in _BARE else found()
 
 
+def _check_finite(owner: str, **given: float) -> None:
+    for name, number in given.items():
+        if not isinstance(number, numbers.Real) or not math.isfinite(number):
+            raise ValueError(f"{owner}: {name} must be a finite number, got {number!r}.")
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(Described):
     """Weights drawn from U(low, high).
 
     Raises:
-      ValueError: `low` is not below `high`.
+      ValueError: bounds that are not finite, or `low` not below `high`.
 
     >>> weights = Uniform(-1.0, 1.0)(jax.random.key(0), (100,))
     >>> bool((jnp.abs(weights) <= 1).all()), bool((weights < 0).any())
@@ -69,6 +76,7 @@ class Uniform(Described):
     high: float
 
     def __post_init__(self):
+        _check_finite("Uniform", low=self.low, high=self.high)
         if not self.low < self.high:
             raise ValueError(f"Uniform needs low < high, got {self.low!r} and {self.high!r}.")
 
@@ -84,13 +92,16 @@ class ForgetGate(Described):
     Jozefowicz, Zaremba and Sutskever 2015 for the value 1.
 
     Raises:
-      ValueError: called for another shape than an LSTM's bias.
+      ValueError: a value that is not finite, or called for another shape than an LSTM's bias.
 
     >>> ForgetGate(1.0)(jax.random.key(0), (4, 1)).ravel().tolist()
     [0.0, 1.0, 0.0, 0.0]
     """
 
     value: float = 1.0
+
+    def __post_init__(self):
+        _check_finite("ForgetGate", value=self.value)
 
     def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
         if len(shape) != 2 or shape[0] != 4:
@@ -103,13 +114,16 @@ class KeepGate(Described):
     """A bias `[3, H]` of zeros with the gate that keeps the state at `value`: z of a GRU, f of a diagonal LSTM.
 
     Raises:
-      ValueError: called for a bias of other gates.
+      ValueError: a value that is not finite, or called for a bias of other gates.
 
     >>> KeepGate(1.0)(jax.random.key(0), (3, 1)).ravel().tolist()
     [1.0, 0.0, 0.0]
     """
 
     value: float = 1.0
+
+    def __post_init__(self):
+        _check_finite("KeepGate", value=self.value)
 
     def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
         if len(shape) != 2 or shape[0] != 3:
@@ -125,13 +139,16 @@ class WriteGate(Described):
     """A minimal GRU's bias `[2, H]` of zeros with z, which writes the state, at `value`: below 0 for a longer memory.
 
     Raises:
-      ValueError: called for a bias of other gates.
+      ValueError: a value that is not finite, or called for a bias of other gates.
 
     >>> WriteGate(-1.0)(jax.random.key(0), (2, 1)).ravel().tolist()
     [-1.0, 0.0]
     """
 
     value: float = -1.0
+
+    def __post_init__(self):
+        _check_finite("WriteGate", value=self.value)
 
     def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
         if len(shape) != 2 or shape[0] != 2:
@@ -151,7 +168,7 @@ class Chrono(Described):
       max_steps: the longest memory, at least 3.
 
     Raises:
-      ValueError: a memory that is too short, or called for a bias of other gates.
+      ValueError: a memory that is too short or not finite, or called for a bias of other gates.
 
     >>> bias = Chrono(1000)(jax.random.key(0), (4, 8))
     >>> bool((bias[0] == -bias[1]).all() & (bias[1] >= 0).all() & (bias[2:] == 0).all())
@@ -161,6 +178,7 @@ class Chrono(Described):
     max_steps: int
 
     def __post_init__(self):
+        _check_finite("Chrono", max_steps=self.max_steps)
         if self.max_steps < 3:
             raise ValueError(f"Chrono needs max_steps >= 3, got {self.max_steps}.")
 

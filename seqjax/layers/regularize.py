@@ -188,13 +188,14 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
       model: a layer, `Serial` and the like included, with time on axis 0.
       params: of `model`; they are not changed.
       batches: arrays `[T, ..., D]` (integer ids `[T, ...]`), or pairs of such an array and its mask
-        `[T, ...]` or `None`. T and the batch axes may differ from one to the next.
+        `[T, ...]` or `None`. T and the batch axes may differ from one to the next; T by multiples of the model's
+        stride, where it does not stream: a strided convolution may lie as T has it.
 
     Returns:
       Params like `params`.
 
     Raises:
-      ValueError: no batches, or batches that differ in features or dtype.
+      ValueError: no batches, or batches that differ in features, dtype or, as said, in T.
 
     >>> import jax, jax.numpy as jnp
     >>> layer, batches = BatchNorm(), [jnp.array([[0.0], [1.0]]), jnp.array([[5.0]])]
@@ -209,7 +210,13 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
     kinds = {(xs.shape[2:], xs.dtype.name) for xs, _ in flat}
     if len(kinds) > 1:
         raise ValueError(f"calibrate needs batches of one feature size and dtype, got {sorted(kinds)}.")
-    T = max(len(xs) for xs, _ in flat)
+    lengths = sorted({len(xs) for xs, _ in flat})
+    T = lengths[-1]
+    if not model.streams and any((T - length) % model.stride for length in lengths):
+        raise ValueError(
+            f"calibrate pads batches of {lengths} steps to {T}, and {model!r}, of stride {model.stride}, would look at "
+            "other windows than in each alone; cut them to lengths that differ by multiples of the stride."
+        )
     together, mask = (jnp.concatenate([_pad_end(x, T) for x in side], axis=1) for side in zip(*flat, strict=True))
     masked = any(given is not None for _, given in pairs) or any(len(xs) < T for xs, _ in flat)
     carry = model.initial_carry(params, together.shape[1:2])

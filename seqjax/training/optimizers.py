@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradient clipping as an optax transformation that says whether it clipped."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,16 @@ def was_clipped(opt_state: optax.OptState) -> Array:
     states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ClipState))
     flags = [state.clipped for state in states if isinstance(state, ClipState)]
     return jnp.any(jnp.stack(flags)) if flags else jnp.zeros((), bool)
+
+
+def forget_clipping(opt_state: optax.OptState) -> optax.OptState:
+    """The state with no `clip` that clipped: an update which leaves one out, as `optax.MultiSteps` does between
+    its own, then does not tell of an earlier one."""
+
+    def forget(node: Any) -> Any:
+        return ClipState(jnp.zeros_like(node.clipped)) if isinstance(node, ClipState) else node
+
+    return jax.tree.map(forget, opt_state, is_leaf=lambda node: isinstance(node, ClipState))
 
 
 def _within(limit: Array | float, tree: Params) -> Params:

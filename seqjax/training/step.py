@@ -21,7 +21,7 @@ from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.layers.compose import time_major
 from seqjax.norms import global_norm
 from seqjax.training.losses import Loss, weight
-from seqjax.training.optimizers import was_clipped
+from seqjax.training.optimizers import forget_clipping, was_clipped
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "clipped", "skipped")
@@ -204,7 +204,12 @@ def _train(
     with jax.numpy_dtype_promotion("standard"):
         grad_norm = global_norm(grads)
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
-            grads, state.opt_state, state.params, value=value, grad=grads, value_fn=lambda p: objective(p)[0]
+            grads,
+            forget_clipping(state.opt_state),
+            state.params,
+            value=value,
+            grad=grads,
+            value_fn=lambda p: objective(p)[0],
         )
         params = optax.apply_updates(state.params, updates)
 

@@ -112,6 +112,9 @@ def test_a_wrong_number_of_features_is_named(cell):
         (lambda: seqjax.engines.Relaxed(tol="tight"), "tol must be positive"),
         (lambda: seqjax.cells.LambdaCell(1, 2, 3), "init_fn must be a function, got 1"),
         (lambda: init(seqjax.GRU(8, bias_init=seqjax.initializers.ForgetGate())), "GRU has no forget gate"),
+        (lambda: seqjax.initializers.Chrono(float("inf")), "Chrono: max_steps must be a finite number, got inf"),
+        (lambda: seqjax.initializers.Uniform(-1, float("inf")), "Uniform: high must be a finite number, got inf"),
+        (lambda: seqjax.initializers.ForgetGate(float("nan")), "ForgetGate: value must be a finite number, got nan"),
         (lambda: seqjax.engines.Scan(unroll=0), "unroll must be a positive integer"),
     ],
 )

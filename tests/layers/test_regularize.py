@@ -227,13 +227,14 @@ def test_calibrate_goes_through_a_model_layer_by_layer():
     np.testing.assert_allclose(params[3].var, second.var((0, 1)), rtol=1e-9)
 
 
-def test_calibrate_sees_the_mask_of_a_convolution_s_outputs():
-    model = Serial(Conv1D(2, 3, stride=2, padding="valid", dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE))
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_calibrate_sees_the_mask_of_a_convolution_s_outputs(padding):
+    model = Serial(Conv1D(2, 3, stride=2, padding=padding, dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE))
     long, short = random(0, 9, 2), random(1, 5, 2)
     params = model.init(KEY, long)
     calibrated = calibrate(model, params, [long, short])
     outputs = np.concatenate([model.layers[0].apply(params[0], (), xs)[1] for xs in (long, short)])
-    assert len(outputs) == 4 + 2
+    assert len(outputs) == (4 + 2 if padding == "valid" else 5 + 3)
     np.testing.assert_allclose(calibrated[1].mean, outputs.mean(0), rtol=1e-12)
     np.testing.assert_allclose(calibrated[1].var, outputs.var(0), rtol=1e-12)
 
@@ -317,5 +318,10 @@ def test_batches_that_cannot_go_together_are_refused():
         calibrate(layer, params, [xs, xs[..., :2]])
     with pytest.raises(ValueError, match="one feature size and dtype, got"):
         calibrate(layer, params, [xs, xs.astype("bfloat16")])
+    strided = Serial(Conv1D(3, 3, stride=2, padding="same"), layer)
+    with pytest.raises(
+        ValueError, match=r"batches of \[3, 4\] steps to 4, .* of stride 2, would look at other windows"
+    ):
+        calibrate(strided, strided.init(KEY, xs), [xs, xs[:3]])
     with pytest.raises(ValueError, match=r"mask \[T, ...\], got \(4, 2, 3\) and \(2, 4\)"):
         calibrate(layer, params, [(xs, jnp.ones((2, 4), bool))])

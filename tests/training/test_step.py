@@ -76,6 +76,17 @@ def test_grad_norm_is_the_one_before_clipping_and_clipping_is_reported(share, ex
     assert bool(metrics["clipped"]) is expected
 
 
+def test_an_update_that_waits_for_more_gradients_clips_nothing():
+    batch = draw()
+    optimizer = optax.MultiSteps(clipped(optax.sgd(0.1), norm=1e-3), 2)
+    state = init_state(start(LINEAR, SGD, batch).params, optimizer)
+    step, told = make_train_step(LINEAR, mean_squared_error, optimizer), []
+    for _ in range(4):
+        state, metrics = step(state, batch, None)
+        told.append(bool(metrics["clipped"]))
+    assert told == [False, True, False, True]
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_step_that_is_not_finite_changes_no_bit_and_is_counted(poison):
     good = draw()
