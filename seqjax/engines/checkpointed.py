@@ -34,7 +34,8 @@ class Checkpointed(SequentialEngine):
     With `levels` L > 1 segments are cut again: about (L + 1) · T^(1 / (L + 1)) carries and residuals,
     for L more forward passes.
 
-    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way.
+    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way. JAX refuses forward-mode differentiation,
+    also of the gradient, for which `Scan(adjoint=False)` is there; gradients of gradients are as those of the loop.
 
     Args:
       segment: steps in an innermost segment; `None`: about half of T^(1 / (levels + 1)), as residuals of a step

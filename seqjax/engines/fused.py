@@ -36,7 +36,8 @@ class Fused(SequentialEngine):
     Larger layers fit as heads, `cells.MultiHead(LSTM(128), 4)`, each of which is run by programs of its own.
 
     Inputs are projected before and weight gradients contracted after it, each by one matmul over all steps.
-    Gradients of gradients are those of the loop. It runs cells with the activations `"tanh"`, `"sigmoid"`,
+    Gradients of gradients are those of the loop; JAX refuses forward-mode differentiation, also of the gradient,
+    for which `Scan(adjoint=False)` is there. It runs cells with the activations `"tanh"`, `"sigmoid"`,
     `"relu"`, `"identity"`, without normalization or projection.
 
     Args:
