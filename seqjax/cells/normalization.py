@@ -22,7 +22,7 @@ class Normalized(NamedTuple):
     """What the transpose of a layer normalization needs."""
 
     unit: Array  # [..., H], zero mean and unit variance
-    inverse: Array  # [..., 1], 1 / standard deviation
+    inverse: Array  # [..., 1], 1 / standard deviation, in at least float32: half precision may not reach so far
 
 
 def normalize(x: Array, scale: Array, offset: Array, epsilon: float = EPSILON) -> tuple[Array, Normalized]:
@@ -34,7 +34,7 @@ def normalize(x: Array, scale: Array, offset: Array, epsilon: float = EPSILON) -
     centred = wide - wide.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
     unit = (centred * inverse).astype(x.dtype)
-    return scale.astype(x.dtype) * unit + offset.astype(x.dtype), Normalized(unit, inverse.astype(x.dtype))
+    return scale.astype(x.dtype) * unit + offset.astype(x.dtype), Normalized(unit, inverse)
 
 
 def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
@@ -43,7 +43,7 @@ def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
     wide = d_unit.astype(at_least_float32(d_y.dtype))
     unit = kept.unit.astype(wide.dtype)
     centred = wide - wide.mean(-1, keepdims=True) - unit * (wide * unit).mean(-1, keepdims=True)
-    return (centred * kept.inverse.astype(wide.dtype)).astype(d_y.dtype)
+    return (centred * kept.inverse).astype(d_y.dtype)
 
 
 def activate(

@@ -94,7 +94,8 @@ def make_train_step(
     `key` is the run's: step t uses `fold_in(key, t)`, so the same key goes to every step and a
     resumed run draws what an uninterrupted one would. `None` trains without randomness.
 
-    A step is skipped where the loss, the gradient's norm, the update or the new carry is not finite:
+    A step is skipped where the loss, the gradient's norm, the update or the new carry is not finite, or what was
+    finite of the params or the opt_state no longer is (the square of a gradient, say, after which nothing would move):
     params, opt_state and carry stay bit for bit what they were, `skipped` rises and `step` goes on.
     (`optax.apply_if_finite` instead lets a bad update through after a number of them.)
 
@@ -214,6 +215,7 @@ def _train(
         params = optax.apply_updates(state.params, updates)
 
     finite = _all_finite((value, grad_norm, updates, carry))
+    finite &= _stays_finite((params, opt_state), (state.params, state.opt_state))
     params, kept_opt_state, carry = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (params, opt_state, carry),
@@ -273,5 +275,14 @@ def _check_carry(model: Layer, stateful: bool, state: TrainState, batch: Batch) 
 
 
 def _all_finite(tree: Any) -> Array:
-    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in _floats(tree)]))
+
+
+def _stays_finite(new: Any, old: Any) -> Array:
+    """Whether all that was finite is; some optimizers begin with infinities."""
+    pairs = zip(_floats(new), _floats(old), strict=True)
+    return jnp.all(jnp.stack([(jnp.isfinite(a) | ~jnp.isfinite(b)).all() for a, b in pairs]))
+
+
+def _floats(tree: Any) -> list[Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]

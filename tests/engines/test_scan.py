@@ -244,3 +244,18 @@ def test_autodiff_keeps_of_a_step_no_more_than_with_the_plain_functions(make):
 
     plain = {"activation": lambda x: jnp.tanh(x), "recurrent_activation": lambda x: jax.nn.sigmoid(x)}
     assert kept(make(8)) <= kept(make(8, **plain))
+
+
+@pytest.mark.parametrize("cell", [seqjax.Simple, seqjax.LSTM, seqjax.GRU])
+def test_a_normalization_of_no_variance_has_a_gradient_in_half_precision(cell):
+    """1 / sqrt(epsilon), in padding that is normalized too, leaves float16."""
+    cell = cell(3, normalize="layer", epsilon=1e-12, use_bias=False, dtypes=seqjax.DTypes(compute="float16"))
+    xs, mask = jnp.ones((4, 2, 2), jnp.float32), seqjax.mask_from_lengths(jnp.array([4, 3]), 4)[::-1]
+    params = cell.init(jax.random.key(0), 2)
+
+    def loss(engine, params):
+        ys = engine.run(cell, params, cell.initial_carry(params, (2,)), xs, mask=mask)[1]
+        return (ys.astype(jnp.float32) ** 2).sum()
+
+    found, expected = (jax.grad(loss, 1)(Scan(adjoint=adjoint), params) for adjoint in (True, False))
+    assert_close(found, expected, 0.02)

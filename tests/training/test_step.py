@@ -18,6 +18,7 @@ from seqjax.training import (
     init_state,
     make_eval_step,
     make_train_step,
+    mean_absolute_error,
     mean_squared_error,
 )
 
@@ -113,6 +114,35 @@ def test_a_finite_loss_with_an_infinite_gradient_is_skipped():
     assert metrics["loss"] == 0
     assert metrics["skipped"]
     np.testing.assert_array_equal(after.params.kernel, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_gradient_whose_square_leaves_the_optimizers_dtype_is_skipped(dtype):
+    """Adam's second moment would be infinite from then on, and every update zero."""
+    model, optimizer = seqjax.Dense(1, dtypes=seqjax.DTypes(params=dtype)), optax.adam(0.1)
+    xs, ys = np.ones((3, 2, 2), dtype), np.ones((3, 2, 1), dtype)
+    outlier = Batch(xs * (1e21 if dtype == "float32" else 1), ys * (200 if dtype == "float16" else 1))
+    step = make_train_step(model, mean_absolute_error if dtype == "float32" else mean_squared_error, optimizer)
+    before = init_state(model.init(jax.random.key(0), xs), optimizer)
+    state, metrics = step(before, outlier, None)
+    assert np.isfinite(metrics["grad_norm"])
+    assert (bool(metrics["skipped"]), int(state.skipped)) == (True, 1)
+    assert_same_bits((state.params, state.opt_state), (before.params, before.opt_state))
+    state, metrics = step(state, Batch(xs, ys), None)
+    assert not metrics["skipped"]
+    assert not np.array_equal(state.params.kernel, before.params.kernel)
+
+
+def test_params_that_an_update_takes_out_of_their_dtype_are_kept():
+    model = seqjax.Dense(1, dtypes=seqjax.DTypes(params="float16"))
+    batch = Batch(np.ones((3, 2, 2), "float16"), np.ones((3, 2, 1), "float16"))
+    params = model.init(jax.random.key(0), batch.xs)._replace(kernel=jnp.full((2, 1), -60_000, "float16"))
+    optimizer = optax.stateless(lambda grads, params: jax.tree.map(lambda p: jnp.full_like(p, -60_000), params))
+    state, metrics = make_train_step(model, lambda p, y, mask: jnp.float32(0), optimizer)(
+        init_state(params, optimizer), batch, None
+    )
+    assert metrics["skipped"]
+    assert_same_bits(state.params, params)
 
 
 def test_an_update_that_is_not_finite_is_skipped():
