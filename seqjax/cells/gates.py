@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from seqjax.base import Array
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
+from seqjax.spread import is_spread
 
 
 def init_gates(key: Array, initializer: Initializer, rows: int, hidden_dim: int, gates: int, dtypes: DTypes) -> Array:
@@ -108,17 +109,12 @@ def side_by_side(*pieces: Array) -> Array:
     vectorized, if they need not be widened for it and rounded again, as bfloat16 is there.
     """
     width, size = pieces[0].shape[-1], pieces[0].dtype.itemsize
-    if jax.default_backend() != "cpu" or size < 4 or width * size >= 128 or _is_spread(pieces[0]):
+    if jax.default_backend() != "cpu" or size < 4 or width * size >= 128 or is_spread(pieces[0]):
         return jnp.concatenate(pieces, axis=-1)
     together = jnp.concatenate([jnp.zeros_like(piece) for piece in pieces], axis=-1)
     for k, piece in enumerate(pieces):
         together = jax.lax.dynamic_update_slice_in_dim(together, piece, k * width, axis=-1)
     return together
-
-
-def _is_spread(array: Array) -> bool:
-    """Whether the type of `array` says that it is spread over devices, by a mesh with explicit axes."""
-    return any(axis is not None for axis in jax.typeof(array).sharding.spec)
 
 
 def split_gates(a: Array, gates: int) -> list[Array]:
@@ -134,7 +130,7 @@ def outer_sum(left: Array, right: Array, weights: Array) -> Array:
     could gather the batch.
     """
     sharding = jax.typeof(weights).sharding
-    spread = left if _is_spread(left) else right if _is_spread(right) else None
+    spread = left if is_spread(left) else right if is_spread(right) else None
     if spread is not None:  # on its mesh, of which the weights may not know
         sharding = NamedSharding(jax.typeof(spread).sharding.mesh, sharding.spec)
     elif jax.device_count() == 1:

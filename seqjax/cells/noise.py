@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
+from seqjax.spread import alike
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -72,7 +73,7 @@ class Zoneout(Cell):
             rate = self.c_rate if name == "c" and self.c_rate is not None else self.rate
             if key is None:
                 return rate * before + (1 - rate) * after
-            return jnp.where(jax.random.bernoulli(key, rate, after.shape), before, after)
+            return jnp.where(alike(jax.random.bernoulli(key, rate, after.shape), after), before, after)
 
         leaves = {
             name: zone(name, getattr(carry, name), getattr(after, name), k)
@@ -130,6 +131,6 @@ class RecurrentDropout(Cell):
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
         if key is None:
             return self.cell.step(params, carry, z)
-        keep = jax.random.bernoulli(key, 1 - self.rate, carry.h.shape)
+        keep = alike(jax.random.bernoulli(key, 1 - self.rate, carry.h.shape), carry.h)
         seen = jnp.where(keep, carry.h / (1 - self.rate), jnp.zeros_like(carry.h))
         return self.cell.step_seen(params, carry, seen, z)

@@ -30,7 +30,8 @@ def cut(tree: Any, T: int) -> tuple[Any, Any]:
 
 
 def join(pieces: Array) -> Array:
-    """Pieces `[count, size, ...]` as one sequence."""
+    """Pieces `[count, size, ...]` as one sequence. No other axis comes or goes by that reshape: JAX refuses it of an
+    array that a mesh with explicit axes splits."""
     return pieces.reshape(pieces.shape[0] * pieces.shape[1], *pieces.shape[2:])  # -1 is no size for an empty batch
 
 
@@ -91,8 +92,7 @@ def scan_pieces(
 ) -> tuple[Any, tuple[Any, Any]]:
     """`lax.scan` over pieces of a sequence.
 
-    Pieces enter and leave the loop without axes of size 1: XLA may give pieces with one, a batch of one say,
-    a layout that is no view of the whole, and copy it.
+    Pieces enter the loop as `flat_pieces` has them, and leave it so.
 
     Args:
       body: `body(carry, piece, beside) -> (carry, (outputs, kept))`.
@@ -114,9 +114,16 @@ def scan_pieces(
         shapes[:] = [jax.tree.map(lambda a: a.shape[1:], outputs)]
         return carry, (jax.tree.map(lambda a: a.reshape(size, *_long(a)), outputs), kept)
 
-    flat = jax.tree.map(lambda a: a.reshape(a.shape[0] // size, size, *_long(a)), steps)
+    flat = jax.tree.map(lambda a: flat_pieces(a, size), steps)
     carry, (outputs, kept) = loop(piece, carry, (flat, beside), reverse=reverse)
-    return carry, (jax.tree.map(lambda a, shape: a.reshape(a.shape[0] * size, *shape), outputs, shapes[0]), kept)
+    return carry, (jax.tree.map(lambda a, shape: join(a).reshape(a.shape[0] * size, *shape), outputs, shapes[0]), kept)
+
+
+def flat_pieces(a: Array, size: int) -> Array:
+    """`[T, ...]` as `[T / size, size, ...]` without axes of size 1: XLA may give pieces with one, a batch of one say, a
+    layout that is no view of the whole, and copy it."""
+    pieces = a.reshape(a.shape[0] // size, size, *a.shape[1:])  # no more at once: see `join`
+    return pieces.reshape(*pieces.shape[:2], *_long(a))
 
 
 def _long(a: Array) -> list[int]:

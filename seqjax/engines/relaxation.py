@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry
 from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import solve_recurrence
-from seqjax.engines.stepping import Steps, expand, varying_alike
+from seqjax.engines.stepping import Steps, expand
+from seqjax.spread import varying_alike
 
 
 class Relaxation(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets
 from seqjax.engines.checks import check_run
+from seqjax.spread import batch_alike, varying_alike
 
 
 class Steps(NamedTuple):
@@ -37,40 +38,8 @@ def prepare(
         )
     keys = jax.random.split(key, xs.shape[0]) if key is not None and cell.stochastic else None
     x, mask, resets = jax.tree.map(jnp.asarray, (xs, mask, resets))  # NumPy's arrays have no traced indices
-    initial, carry = spread_alike((None if resets is None else initial, carry), x)
+    initial, carry = batch_alike((None if resets is None else initial, carry), x)
     return varying_alike(params, initial, carry, Steps(x, mask, resets, keys))
-
-
-def spread_alike(carries: Any, x: Array) -> Any:
-    """Carries `[..., H]`, under a mesh with explicit axes spread as the batch of `x [T, ..., D]` is, as a loop's have
-    to be: zeros that were made there would not be."""
-    batch = jax.typeof(x).sharding.spec[1:-1]
-    if jax.sharding.get_abstract_mesh().empty or all(axis is None for axis in batch):
-        return carries
-
-    def spread(leaf: Array) -> Array:
-        features = jax.typeof(leaf).sharding.spec[len(batch) :]
-        return jax.sharding.reshard(leaf, jax.sharding.PartitionSpec(*batch, *features))
-
-    return jax.tree.map(spread, carries)
-
-
-def varying_alike(*trees: Any) -> tuple:
-    """The trees, inside `jax.shard_map` with the types that a loop's carry needs: all arrays vary over the axes over
-    which any does. A batch differs from device to device; an initial carry of zeros would not."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return trees
-
-    def axes(leaf: Array) -> frozenset[str]:
-        return jax.typeof(leaf).manual_axis_type.varying
-
-    every = frozenset().union(*map(axes, jax.tree.leaves(trees)))
-
-    def vary(leaf: Array) -> Array:
-        missing = tuple(every - axes(leaf))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(vary, trees)
 
 
 def expand(flag: Array, like: Array) -> Array:

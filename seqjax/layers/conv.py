@@ -14,6 +14,7 @@ from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.initializers import Initializer, resolve
 from seqjax.layers.pointwise import activate
 from seqjax.sequences import as_sequence, check_sequence, hide
+from seqjax.spread import alike
 
 
 class ConvParams(NamedTuple):
@@ -144,7 +145,7 @@ class Conv1D(Layer):
         xs = as_sequence(xs, mask, resets)
         xs = hide(self.dtypes.cast(self, xs, params.kernel), mask)
         left, right = self._padding(xs.shape[0])
-        padded = jnp.concatenate([self._before(carry, xs, left), xs, jnp.zeros_like(xs, shape=(right, *xs.shape[1:]))])
+        padded = self._after_window(carry, xs) if self.streams else _pad(xs, left, right)
         sequence = None if resets is None else _pad(_sequence_number(resets), left, right)
         ys = self._convolve(params, padded, sequence, xs.shape[0])
         ys = activate(self.activation, ys, self.time_map(mask, resets)[0])
@@ -158,7 +159,7 @@ class Conv1D(Layer):
         out_mask = mask if mask is None else mask[anchors]
         out_resets = resets
         if resets is not None:
-            out_resets = jnp.diff(_sequence_number(resets)[anchors], axis=0, prepend=0) > 0
+            out_resets = jnp.diff(_pad(_sequence_number(resets)[anchors], 1, 0), axis=0) > 0
         if self.padding == "valid":
             out_mask = self._whole_windows(mask, resets)
         if isinstance(carry, ConvCarry) and carry.pending is not None:
@@ -221,10 +222,8 @@ class Conv1D(Layer):
             ys = ys + jnp.matmul(tap, params.kernel[k].astype(tap.dtype), preferred_element_type=wide)
         return ys.astype(padded.dtype)
 
-    def _before(self, carry: ConvCarry | tuple[()], xs: Array, left: int) -> Array:
-        """The `left` steps before `xs`: the carried window, or zeros."""
-        if not self.streams:
-            return jnp.zeros_like(xs, shape=(left, *xs.shape[1:]))
+    def _after_window(self, carry: ConvCarry | tuple[()], xs: Array) -> Array:
+        """`xs` after the carried window."""
         window = carry.window if isinstance(carry, ConvCarry) else None
         expected = (*xs.shape[1:-1], self.reach, xs.shape[-1]) if self.reach else None
         if not isinstance(carry, ConvCarry) or (None if window is None else window.shape) != expected:
@@ -232,7 +231,9 @@ class Conv1D(Layer):
                 f"{self!r} needs a ConvCarry whose window is {expected}, got {jax.tree.map(jnp.shape, carry)}; "
                 f"begin with initial_carry(params, {xs.shape[1:-1]})."
             )
-        return xs[:0] if window is None else jnp.moveaxis(window, -2, 0).astype(xs.dtype)
+        if window is None:
+            return xs
+        return jnp.concatenate([alike(jnp.moveaxis(window, -2, 0).astype(xs.dtype), xs), xs])
 
     def _after(
         self, carry: ConvCarry | tuple[()], padded: Array, sequence: Array | None, steps: int
@@ -257,6 +258,6 @@ def _sequence_number(resets: Array) -> Array:
     return jnp.cumsum(resets, axis=0, dtype=jnp.int32)
 
 
-def _pad(sequence: Array, left: int, right: int) -> Array:
-    """Numbers for the padding too; those before go on from the carry, which is number 0."""
-    return jnp.pad(sequence, [(left, right)] + [(0, 0)] * (sequence.ndim - 1))
+def _pad(steps: Array, left: int, right: int) -> Array:
+    """Steps `[T, ...]` between zeros. As a sequence's number, zero is that of what goes on from the carry."""
+    return jnp.pad(steps, [(left, right)] + [(0, 0)] * (steps.ndim - 1))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences of any length: a streaming model run segment by segment, its outputs reduced on the way."""
 
-import math
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.engines.stepping import varying_alike
+from seqjax.engines.pieces import flat_pieces
 from seqjax.sequences import check_sequence
+from seqjax.spread import settled, varying_alike
 
 
 def fold(
@@ -94,7 +94,7 @@ def fold(
 
     def whole(array: Array) -> Array:
         steps = _steps_of(array, T, segment, out_steps[0])
-        return array[: count * steps].reshape(count, steps, math.prod(array.shape[1:]))  # flat: see `scan_pieces`
+        return flat_pieces(array[: count * steps], steps)
 
     def remainder(array: Array) -> Array:
         return array[count * _steps_of(array, T, segment, out_steps[0]) :]
@@ -103,7 +103,8 @@ def fold(
     if count:
         # inside a scan the loop itself keeps XLA from merging the two forward passes
         body = jax.checkpoint(piece, prevent_cse=False)
-        state, _ = jax.lax.scan(body, state, (jnp.arange(count), *jax.tree.map(whole, sliced)))
+        pieces = (jnp.arange(count), *jax.tree.map(whole, sliced))
+        state, _ = jax.lax.scan(body, settled(piece, state, pieces), pieces)
     if rest:
         state, _ = jax.checkpoint(piece)(state, (jnp.asarray(count), *jax.tree.map(remainder, sliced)))
     return state
@@ -118,8 +119,8 @@ def _output_steps(model: Layer, params: Params, carry: Carry, xs: Array, steps: 
     """Outputs for `steps` inputs, without computing them."""
     if steps == 0:
         return 0
-    like = jax.ShapeDtypeStruct((steps, *xs.shape[1:]), xs.dtype)
-    return jax.eval_shape(model.apply, params, carry, like)[1].shape[0]
+    _, ys = jax.eval_shape(lambda params, carry, xs: model.apply(params, carry, xs[:steps]), params, carry, xs)
+    return ys.shape[0]
 
 
 def _check_extras(extras: Any, T: int, outputs: int) -> None:

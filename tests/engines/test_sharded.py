@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Sharded` and `Wavefront`: what one device shows here, and the laws on eight in a process of their own."""
+"""`Sharded` and `Wavefront`: what one device shows here, and the laws on eight in processes of their own."""
 
 import dataclasses
 import os
@@ -23,14 +23,21 @@ TESTS = pathlib.Path(__file__).parents[1]
 MESH = jax.make_mesh((1, 1), ("time", "batch"))
 
 
-@pytest.mark.parametrize("laws", ["engines/eight_devices_sharded.py", "layers/eight_devices_wavefront.py"])
+@pytest.mark.parametrize(
+    "laws",
+    [
+        ["engines/eight_devices_sharded.py"],
+        ["layers/eight_devices_wavefront.py", "layers/eight_devices_explicit.py"],
+    ],
+    ids=["engine", "layers"],
+)
 def test_the_laws_hold_on_eight_devices(laws):
     # the number of devices is fixed once JAX has started, as it has here
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # nearly all of the time is compilation
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(TESTS / laws)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(str(TESTS / file) for file in laws)],
         cwd=TESTS.parent,
         env=environment,
         capture_output=True,

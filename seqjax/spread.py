@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How arrays are spread over devices, where their types say it: on a mesh with explicit axes, inside `jax.shard_map`.
+
+JAX gives what is made there, zeros or draws, the type of an array that is whole on every device. Loops, selections and
+concatenations refuse it beside others.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+from seqjax.base import Array
+
+
+def in_explicit_mesh() -> bool:
+    """Whether this is inside `jax.set_mesh` of a mesh with explicit axes."""
+    return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
+def is_spread(array: Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether the type of `array` says that it is spread over devices, by a mesh with explicit axes."""
+    return any(axis is not None for axis in jax.typeof(array).sharding.spec)
+
+
+def alike(tree: Any, like: Any) -> Any:
+    """The tree, its arrays spread as those of `like` are, under a mesh with explicit axes."""
+    if not in_explicit_mesh():
+        return tree
+    return jax.tree.map(lambda leaf, other: _over(leaf, jax.typeof(other).sharding.spec), tree, like)
+
+
+def batch_alike(carries: Any, x: Array) -> Any:
+    """Carries `[..., H]`, under a mesh with explicit axes spread as the batch of `x [T, ..., D]` is, as a loop's have
+    to be."""
+    batch = jax.typeof(x).sharding.spec[1:-1]
+    if not in_explicit_mesh() or all(axis is None for axis in batch):
+        return carries
+    return jax.tree.map(lambda leaf: _over(leaf, (*batch, *jax.typeof(leaf).sharding.spec[len(batch) :])), carries)
+
+
+def settled(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
+    """The carry of `lax.scan(step, carry, xs)`, under a mesh with explicit axes spread as the step leaves it."""
+    if not in_explicit_mesh():
+        return carry
+    first = jax.eval_shape(lambda carry, xs: step(carry, jax.tree.map(lambda a: a[0], xs))[0], carry, xs)
+    return alike(carry, first)
+
+
+def varying_alike(*trees: Any) -> tuple:
+    """The trees, inside `jax.shard_map` with the types that a loop's carry needs: all arrays vary over the axes over
+    which any does. A batch differs from device to device; an initial carry of zeros would not."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return trees
+
+    def axes(leaf: Array) -> frozenset[str]:
+        return jax.typeof(leaf).manual_axis_type.varying
+
+    every = frozenset().union(*map(axes, jax.tree.leaves(trees)))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(every - axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, trees)
+
+
+def _over(array: Array, axes: tuple) -> Array:
+    """`array` spread over `axes`, one or `None` for each of its own."""
+    spec = PartitionSpec(*axes)
+    return array if jax.typeof(array).sharding.spec == spec else jax.sharding.reshard(array, spec)
