@@ -12,6 +12,7 @@ from seqjax.engines.checks import check_run
 from seqjax.engines.fused import Fused
 from seqjax.engines.scan import Scan
 from seqjax.plan import Plan, is_known
+from seqjax.spread import is_spread
 
 LONG = 1024
 """Steps from which a sequence may be run in segments."""
@@ -57,7 +58,7 @@ class Auto(Engine):
             return Associative(), "the recurrence is linear in its carry"
         if not is_known(carry, xs):
             return Scan(), "T or the batch is symbolic"
-        if jax.device_count() == 1 and Fused().runs(cell):
+        if jax.device_count() == 1 and Fused().runs(cell) and not is_spread(xs):
             return Fused(), "there is a kernel for it"
         if T < LONG:
             return Scan(), f"T < {LONG}"

@@ -15,6 +15,7 @@ from seqjax.engines.stepping import Steps, select, visible
 from seqjax.kernels.triton import recurrence
 from seqjax.kernels.triton.launch import SMALLEST, available
 from seqjax.plan import Plan, tree_bytes
+from seqjax.spread import is_spread
 
 OTHERS = "run it with Scan or Checkpointed, or let Auto pick an engine"
 
@@ -44,11 +45,11 @@ class Fused(SequentialEngine):
       rows: not on a Hopper: sequences of a program, a power of two from 16; more share the reading of weights.
       warps: not on a Hopper: of a program, a power of two.
       interpret: run the kernels by Pallas' interpreter, on any device and without the limit on H: slow,
-        for tests.
+        for tests. Inside `jax.shard_map` it needs `check_vma=False`.
 
     Raises:
-      ValueError: sizes that are no powers of two; in `run`, a cell without a kernel, or a machine
-        without a GPU.
+      ValueError: sizes that are no powers of two; in `run`, a cell without a kernel, a machine
+        without a GPU, or inputs that a mesh with explicit axes splits.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = seqjax.Simple(4)
@@ -73,6 +74,11 @@ class Fused(SequentialEngine):
     def run_steps(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
+        if is_spread(steps.x):
+            raise ValueError(
+                f"{self!r} runs a kernel on one device, and got inputs {jax.typeof(steps.x)} that a mesh with explicit "
+                f"axes splits; run the model on each device's part, inside jax.shard_map, or {OTHERS}."
+            )
         if isinstance(cell, MultiHead):
             inner = cell.cell
             return cell.run_heads(lambda p, i, c: self.run_steps(inner, p, i, c, steps), params, initial, carry)

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import seqjax
 from seqjax import testing
-from seqjax.engines import Checkpointed, Scan, Truncated, fused
+from seqjax.engines import Auto, Checkpointed, Scan, Truncated, fused
 from seqjax.engines.fused import Fused
 from seqjax.kernels.triton import recurrence
 from tests.kernels.cuda import kernels_launched
@@ -182,6 +183,26 @@ def test_without_a_gpu_it_is_refused_by_name():
     arguments, _ = case(CELLS["simple"], T=1)
     with pytest.raises(ValueError, match=r"needs an NVIDIA GPU.*'cpu'.*Scan or Checkpointed.*interpret=True"):
         Fused().run(CELLS["simple"], *arguments)
+
+
+@pytest.mark.parametrize("engine", [ENGINE, Checkpointed(2, inner=ENGINE)], ids=repr)
+def test_a_batch_that_explicit_axes_split_is_refused_by_name(engine):
+    """Over one device here; Pallas asks for `jax.shard_map` there too."""
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Explicit,))
+    (params, carry, xs), _ = case(CELLS["lstm"], T=4, batch_shape=(2,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "batch")))
+        with pytest.raises(ValueError, match=r"float64\[\d,2@batch,2\].*inside jax\.shard_map, or run it with Scan"):
+            jax.jit(functools.partial(engine.run, CELLS["lstm"]))(params, carry, split)
+
+
+def test_auto_picks_no_kernel_where_explicit_axes_split_the_batch(monkeypatch):
+    monkeypatch.setattr(Fused, "runs", lambda engine, cell: True)  # as on a GPU
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Explicit,))
+    (params, carry, xs), _ = case(CELLS["lstm"], T=4, batch_shape=(2,))
+    split = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "batch")))
+    engines = [Auto().choose(CELLS["lstm"], params, carry, array)[0] for array in (xs, split)]
+    assert engines == [Fused(), Scan()]
 
 
 def test_weights_that_do_not_fit_on_chip_and_float64_are_refused_on_a_gpu():
