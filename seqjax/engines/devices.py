@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from seqjax.base import Carry, Cell, Key, Params, Shape, code
 from seqjax.engines.convergence import Solution
 from seqjax.engines.stepping import Steps
+from seqjax.spread import in_explicit_mesh
 
 Spec = Any
 """A `PartitionSpec`, in the place of an array or of a pytree of arrays."""
@@ -112,13 +113,18 @@ def code_with_mesh(value: Any) -> str:
     return code(value).replace(repr(value.mesh), f"Mesh({axes})")
 
 
-def check_batch(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key: Key) -> None:
-    """Refuses what cannot be run with its batch split.
+def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key: Key) -> None:
+    """Refuses what cannot be run on the devices of a layout.
 
     Raises:
-      ValueError: no batch axis, or one that does not divide; a cell that draws noise for, or mixes,
-        the sequences of a whole batch, in training.
+      ValueError: inside `jax.set_mesh` of a mesh with explicit axes; with the batch split, no batch axis, or one that
+        does not divide; a cell that draws noise for, or mixes, the sequences of a whole batch, in training.
     """
+    if in_explicit_mesh():
+        raise ValueError(
+            f"{owner!r} takes the axes of its mesh as automatic, and is inside jax.set_mesh of a mesh with explicit "
+            "axes; leave set_mesh out, or make its mesh with axis_types=(jax.sharding.AxisType.Auto, ...)."
+        )
     if layout.batch_axis is None:
         return
     if not batch_shape or batch_shape[0] % layout.batch_devices:

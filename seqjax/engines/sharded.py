@@ -48,7 +48,7 @@ class Sharded(Engine):
       mesh: a `jax.sharding.Mesh`. The one field of all engines that is not a plain hyperparameter: it
         names this machine's devices. A model with it compares and hashes, but is saved without it
         (with `Auto`, say: the params are the same). Its axes are taken as automatic, whatever their type;
-        inside `jax.set_mesh` of a mesh with explicit axes JAX refuses that.
+        inside `jax.set_mesh` of a mesh with explicit axes that is refused.
       axis: the mesh axis that time is split over.
       inner: the engine on each device; `Auto()`: `Associative` for an affine cell, `Scan` or
         `Checkpointed` for others. With one of those two, an affine cell is relaxed too.
@@ -58,8 +58,8 @@ class Sharded(Engine):
 
     Raises:
       ValueError: an axis that the mesh has not, an inner engine that does not give the loop's gradient;
-        in `run`, a batch that does not divide; with `batch_axis`, in training, a cell that draws noise
-        for, or mixes, a whole batch.
+        in `run`, a batch that does not divide, `jax.set_mesh` of a mesh with explicit axes; with `batch_axis`,
+        in training, a cell that draws noise for, or mixes, a whole batch.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> mesh = jax.make_mesh((jax.device_count(),), ("time",))
@@ -171,7 +171,7 @@ def sharded_solve(
     1
     """
     params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
-    devices.check_batch(engine, engine.layout, cell, xs.shape[1:-1], key)
+    devices.check_split(engine, engine.layout, cell, xs.shape[1:-1], key)
     inner = engine.inner_engine(cell, params, carry, steps.x)
     if isinstance(inner, Associative):
         check_affine(inner, cell, key)

@@ -107,7 +107,7 @@ class Wavefront(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        devices.check_batch(self, self._layout, self.cell, xs.shape[1:-1], key)
+        devices.check_split(self, self._layout, self.cell, xs.shape[1:-1], key)
         params, initial, carry, steps = zip(
             *(
                 prepare(self.cell, p, c, xs, mask, resets, fold_key(key, i))

@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, Mesh
 
 from seqjax import GRU, RNN, MinGRU
 from seqjax.cells import Zoneout
@@ -67,6 +68,21 @@ def test_an_axis_that_the_mesh_has_not_is_refused():
         Wavefront(GRU(3), 1, MESH, "layer")
     with pytest.raises(ValueError, match=r"mesh must be a jax\.sharding\.Mesh"):
         Sharded(8, "time")
+
+
+@pytest.mark.parametrize("model", [RNN(MinGRU(3), Sharded(MESH, "time")), Wavefront(GRU(3), 1, MESH, "time")])
+def test_explicit_axes_around_it_are_refused(model):
+    mesh = jax.make_mesh((1, 1), ("time", "batch"), axis_types=(AxisType.Explicit,) * 2)
+    xs = jnp.ones((5, 2, 3), "float32")
+    params = model.init(jax.random.key(0), xs)
+    for apply in (model.apply, jax.jit(model.apply)):
+        with (
+            jax.set_mesh(mesh),
+            pytest.raises(ValueError, match=r"inside jax\.set_mesh .* explicit axes; leave set_mesh out"),
+        ):
+            apply(params, model.initial_carry(params, (2,)), xs)
+    with jax.set_mesh(Mesh(mesh.devices, mesh.axis_names)):  # of automatic ones, as it says
+        model.apply(params, model.initial_carry(params, (2,)), xs)
 
 
 @pytest.mark.parametrize("inner", [Truncated(4), Sharded(MESH, "time"), Associative(segment=8), GRU(3)])
