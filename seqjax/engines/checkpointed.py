@@ -34,8 +34,8 @@ class Checkpointed(SequentialEngine):
     With `levels` L > 1 segments are cut again: about (L + 1) · T^(1 / (L + 1)) carries and residuals,
     for L more forward passes.
 
-    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way. JAX refuses forward-mode differentiation,
-    also of the gradient, for which `Scan(adjoint=False)` is there; gradients of gradients are as those of the loop.
+    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way. Forward-mode differentiation needs
+    `Scan(adjoint=False)`, but not of the gradient, as in Hessian-vector products; nor do gradients of gradients.
 
     Args:
       segment: steps in an innermost segment; `None`: about half of T^(1 / (levels + 1)), as residuals of a step
@@ -135,7 +135,7 @@ def _recomputed(
 
 def _forward(cell, inner, sizes, params, initial, carry, steps):
     def segment(carry: Carry, piece: Steps, _) -> tuple[Carry, tuple[Array, Carry]]:
-        after, ys = run_segments(cell, inner, sizes[1:], params, initial, carry, piece)
+        after, ys = inner.run_without_rule(cell, params, initial, carry, piece)
         return after, (ys, carry)
 
     after, (ys, carries) = scan_pieces(segment, carry, steps, sizes[0])

@@ -93,6 +93,12 @@ class Scan(SequentialEngine):
         run = scan_adjoint if self._by_hand(cell) else scan
         return run(cell, self.unroll, params, initial, carry, steps)
 
+    def run_without_rule(
+        self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+    ) -> tuple[Carry, Array]:
+        run = scan_blocks if self._by_hand(cell) else scan
+        return run(cell, self.unroll, params, initial, carry, steps)
+
 
 def scan(
     cell: Cell, unroll: int, params: Params, initial: Carry | None, carry: Carry, steps: Steps
@@ -106,11 +112,10 @@ Kept = tuple[Stored, Array | None, Array | None]
 """What is stored of steps, their outputs and the outputs one step earlier: all that is recalled from."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def scan_adjoint(
+def scan_blocks(
     cell: Cell, unroll: int, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
-    """The same loop with the cell's own transpose."""
+    """The same loop, inputs projected block by block."""
 
     def step(carry: Carry, step: Steps, z: Any) -> tuple[Carry, Array]:
         before = reset(initial, carry, step)
@@ -181,6 +186,7 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
     return d_params, d_initial, d_carry, Steps(d_xs, None, None, None)
 
 
+scan_adjoint = jax.custom_vjp(scan_blocks, nondiff_argnums=(0, 1))
 scan_adjoint.defvjp(_forward, _reverse)
 
 

@@ -39,6 +39,13 @@ class SequentialEngine(Engine):
     ) -> tuple[Carry, Array]:
         """`run` on steps that are prepared already; `initial` is the carry that resets go back to."""
 
+    def run_without_rule(
+        self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+    ) -> tuple[Carry, Array]:
+        """`run_steps` for the forward pass of another engine's reverse rule: without one of its own, where it can, as
+        JAX refuses forward-mode differentiation of such, and with it Hessian-vector products."""
+        return self.run_steps(cell, params, initial, carry, steps)
+
 
 def require_known(engine: Engine, T: int) -> None:
     """Refuses a length that is symbolic, as in an export, for engines that cut a sequence.

@@ -178,19 +178,30 @@ def test_gradients_are_right_against_finite_differences(name, engine):
     np.testing.assert_allclose(slope, numeric, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["simple-layer", "lstm", "gru-before"])
-def test_gradients_of_gradients_are_those_of_the_generic_loop(name):
+SECOND = [
+    *(("scan", name) for name in ("simple-layer", "lstm", "gru-before")),
+    *(("checkpointed", name) for name in ("gru-before", "min-gru")),
+    ("truncated", "lstm"),
+    ("associative", "rg-lru"),
+]
+
+
+@pytest.mark.parametrize(("engine", "name"), SECOND)
+def test_derivatives_of_gradients_are_those_of_the_generic_loop(engine, name):
+    """The gradient of a gradient, and a Hessian-vector product by forward mode through the gradient."""
     cell = CELLS["float64"][name]
     (params, carry, xs), flags, _ = reference(name, "float64", "T8-masked", False)
+    along = jnp.cos(jnp.arange(xs.size, dtype=xs.dtype)).reshape(xs.shape)
 
-    def penalty(engine, xs):
+    def second(engine, xs):
         def energy(xs):
             return jnp.sum(jnp.sin(engine.run(cell, params, carry, xs, mask=flags["mask"])[1]))
 
-        return jnp.sum(jax.grad(energy)(xs) ** 2)
+        penalty = jax.grad(lambda xs: jnp.sum(jax.grad(energy)(xs) ** 2))
+        return penalty(xs), jax.jvp(jax.grad(energy), (xs,), (along,))[1]
 
-    actual, expected = (jax.jit(jax.grad(functools.partial(penalty, ENGINES[e])))(xs) for e in ("scan", "scan-generic"))
-    assert float(jnp.nanmax(jnp.abs(expected))) > 1e-3
+    actual, expected = (jax.jit(functools.partial(second, ENGINES[e]))(xs) for e in (engine, "scan-generic"))
+    assert all(float(jnp.nanmax(jnp.abs(found))) > 1e-3 for found in expected)
     assert_close(actual, expected, TOLERANCE["float64"])
 
 
