@@ -106,7 +106,7 @@ class Cell(Described):
         """The carry before the first step; leaves are `[*batch_shape, ...]`."""
 
     def project(self, params: Params, x: Array) -> Any:
-        """What of a step does not depend on the carry; an engine may take it out of the loop."""
+        """The part of a step that does not depend on the carry; an engine may take it out of the loop."""
         return x
 
     @abc.abstractmethod
@@ -118,8 +118,8 @@ class Cell(Described):
     def step_residuals(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array, Residuals]:
         """`step` that also returns what its transpose needs.
 
-        Where that is the output itself, or the part of `carry` that the step before gave out, the same object is to be
-        returned: engines store outputs once.
+        Where a residual is the output itself, or the leaf of `carry` that was the output of the step before, return
+        that very object: engines know it by identity, and store outputs once.
         """
         raise self.not_offered("adjoint")
 
@@ -160,7 +160,7 @@ class Cell(Described):
 
     @property
     def jacobian_structure(self) -> str:
-        """What of ∂carry_t/∂carry_{t-1} is not zero, for the Newton engine.
+        """Which entries of ∂carry_t/∂carry_{t-1} may not be zero, for the Newton engine.
 
         `"dense"`: anything; `"diagonal"`: each entry of the carry depends on its own past alone;
         `"block"`: unit j of every leaf `[..., H]` depends on unit j of all leaves.

@@ -52,7 +52,7 @@ class DTypes(Described):
 
         Raises:
           ValueError: `x` has another dtype and no compute dtype was asked for, or its last
-            axis is not the `weight [D, ...]`'s first.
+            axis is not D of `weight [..., D, F]`.
         """
         compute = self.of_compute(weight)
         if x.shape[-1] != weight.shape[-2]:

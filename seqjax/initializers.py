@@ -35,7 +35,7 @@ def resolve(initializer: Initializer) -> Callable[..., Array]:
     """The function that an initializer field stands for; narrow weights are drawn in float32, and rounded.
 
     Raises:
-      ValueError: a name that is none of an initializer in `jax.nn.initializers` that needs no options.
+      ValueError: a name that `jax.nn.initializers` has not, or that needs options.
 
     >>> resolve("ones")(jax.random.key(0), (3,), "bfloat16")
     Array([1, 1, 1], dtype=bfloat16)
@@ -105,7 +105,9 @@ class ForgetGate(Described):
 
     def __call__(self, key: Array, shape: Shape, dtype=jnp.float32) -> Array:
         if len(shape) != 2 or shape[0] != 4:
-            raise ValueError(f"ForgetGate fills an LSTM's bias [4, H], got shape {shape}; a GRU has no forget gate.")
+            raise ValueError(
+                f"ForgetGate fills an LSTM's bias [4, H], got shape {shape}; KeepGate fills a bias [3, H]."
+            )
         return jnp.zeros(shape, dtype).at[1].set(self.value)
 
 

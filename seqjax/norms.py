@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Euclidean norms of whatever is in its dtype's range: no square leaves it."""
+"""Euclidean norms that do not overflow: entries are divided by the largest before they are squared."""
 
 from typing import Any
 

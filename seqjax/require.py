@@ -52,7 +52,7 @@ def positive_number(owner: str, **given: float) -> None:
     """
     for name, number in given.items():
         if not is_number(number) or not 0 < number < math.inf:
-            raise ValueError(f"{owner}: {name} must be positive, got {number!r}.")
+            raise ValueError(f"{owner}: {name} must be positive and finite, got {number!r}.")
 
 
 def is_number(given: Any) -> bool:

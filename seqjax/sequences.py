@@ -36,13 +36,13 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
 
 
 def hide(xs: Array, mask: Array | None) -> Array:
-    """`xs [T, ..., D]` with zeros in the steps where `mask [T, ...]` is False.
+    """`xs [T, ...]`, or `[T, ..., D]`, with zeros in the steps where `mask [T, ...]` is False.
 
     >>> import jax.numpy as jnp
     >>> hide(jnp.array([[1.0], [jnp.nan]]), jnp.array([True, False])).tolist()
     [[1.0], [0.0]]
     """
-    return xs if mask is None else jnp.where(mask[..., None], xs, 0)
+    return xs if mask is None else jnp.where(mask.reshape(mask.shape + (1,) * (xs.ndim - mask.ndim)), xs, 0)
 
 
 def last_step(mask: Array) -> Array:

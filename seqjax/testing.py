@@ -105,7 +105,7 @@ def example(
     return params, carry, *(None if a is None else jnp.asarray(a) for a in (xs.astype(dtype), mask, resets))
 
 
-def jitter(tree: Params, random: np.random.Generator, scale: float = 0.3) -> Params:
+def jitter(tree: Params, random: np.random.Generator) -> Params:
     """`tree` with noise on every floating leaf, so that zeros and ones hide no error.
 
     >>> float(jitter(jnp.zeros(()), np.random.default_rng(0))) != 0
@@ -115,9 +115,9 @@ def jitter(tree: Params, random: np.random.Generator, scale: float = 0.3) -> Par
     def add_noise(leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
-        noise = random.uniform(0, scale, leaf.shape)
+        noise = random.uniform(0, 0.3, leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            noise = noise + 1j * random.uniform(0, scale, leaf.shape)
+            noise = noise + 1j * random.uniform(0, 0.3, leaf.shape)
         return leaf + jnp.asarray(noise.astype(leaf.dtype))
 
     return jax.tree.map(add_noise, tree)
@@ -186,7 +186,8 @@ def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), toleranc
     """
     shapes = jax.eval_shape(lambda key: cell.init(key, in_dim), jax.random.key(0))
     widths = [leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)]
-    tolerance = tolerance or (1e-10 if min(widths, default=4) == 8 else 1e-5)
+    if tolerance is None:
+        tolerance = 1e-10 if min(widths, default=4) == 8 else 1e-5
     for batch_shape, masked, with_resets in (((), False, False), ((3,), True, False), ((2, 3), True, True)):
         params, carry, xs, mask, resets = example(
             cell, batch_shape=batch_shape, in_dim=in_dim, masked=masked, with_resets=with_resets

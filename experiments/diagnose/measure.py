@@ -116,7 +116,7 @@ def _numbers(last: GradientFlow, everywhere: GradientFlow, seen: tuple) -> Layer
     with np.errstate(invalid="ignore"):  # an exponent of -inf has no spread
         spread = float(np.std(exponents))
     return LayerNumbers(
-        name=last.layer,
+        name=last.name,
         flow_last=np.asarray(last.total),
         flow_all=np.asarray(everywhere.total),
         gates=gates,

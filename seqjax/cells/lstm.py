@@ -133,7 +133,7 @@ class LSTM(LSTMFamily):
       normalize: `None` or `"layer"`.
       epsilon: added to the variance by the normalization.
       proj_dim: P, or `None` for no projection.
-      w_in_init, w_rec_init, bias_init: initializers; the forget gate's bias starts at 1.
+      w_in_init, w_rec_init, bias_init: initializers, the first of W_p as well; the forget gate's bias starts at 1.
       dtypes: params, compute and carry.
 
     Raises:

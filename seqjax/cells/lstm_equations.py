@@ -136,7 +136,7 @@ def lstm_step(
       epsilon: of layer normalization.
 
     Returns:
-      The new carry and y = h `[..., H]`.
+      The new carry and y = h `[..., H]`, or `[..., P]`.
 
     >>> import seqjax
     >>> cell = seqjax.LSTM(4)

@@ -20,7 +20,7 @@ class Zoneout(Cell):
 
     Args:
       cell: a cell whose output is its carry's `h`.
-      rate: the probability of keeping a unit of `h` (and of every other leaf but `c`).
+      rate: the probability of keeping a unit of `h` (and of every other leaf of real numbers but `c`).
       c_rate: the same for the memory cell `c` of an LSTM; `None`: as `rate`.
 
     Raises:
@@ -70,6 +70,8 @@ class Zoneout(Cell):
             raise ValueError(f"Zoneout needs a cell whose carry has the output as `h`; that of {self.cell!r} has not.")
 
         def zone(name: str, before: Array, after: Array, key: Key) -> Array:
+            if not jnp.issubdtype(after.dtype, jnp.inexact):
+                return after  # a count of steps, say
             rate = self.c_rate if name == "c" and self.c_rate is not None else self.rate
             if key is None:
                 return rate * before + (1 - rate) * after

@@ -104,14 +104,13 @@ def batch_normalized_step(
     params: SimpleParams,
     carry: SimpleCarry,
     z: Array,
-    h: Array | None = None,
     *,
     training: bool,
     activation: Callable[[Array], Array] = jnp.tanh,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[SimpleCarry, Array]:
     """One step normalized over the batch (`training`) or by the population statistics."""
-    a = z + gates.recur(carry.h if h is None else h, params.w_rec, z.dtype)
+    a = z + gates.recur(carry.h, params.w_rec, z.dtype)
     moments = batch_moments(a) if training else jax.lax.stop_gradient((params.mean, params.var))
     mean, var = (m.astype(a.dtype) for m in moments)
     unit = (a - mean) * jax.lax.rsqrt(var + epsilon)

@@ -18,7 +18,7 @@ from seqjax.diagnostics.flow import GradientFlow, gradient_flow
 from seqjax.diagnostics.jacobians import Spectrum, jacobian_spectrum, step_jacobians
 from seqjax.diagnostics.lyapunov import lyapunov_exponents
 from seqjax.diagnostics.memory import Horizon, memory_horizon, memory_profile
-from seqjax.diagnostics.probe import Probe
+from seqjax.diagnostics.probe import Probe, StateLayout
 from seqjax.diagnostics.saturation import GateValues, Saturation, gate_values, saturation
 from seqjax.diagnostics.trajectory import Trajectory, trajectories
 
@@ -30,6 +30,7 @@ __all__ = [
     "Probe",
     "Saturation",
     "Spectrum",
+    "StateLayout",
     "Trajectory",
     "clip_history",
     "gate_values",

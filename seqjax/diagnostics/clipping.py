@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seqjax import require
 from seqjax.training.records import Line
 
 
@@ -45,8 +46,7 @@ def clip_history(lines: Iterable[Line], blocks: int = 50) -> ClipHistory:
     >>> history.clip_fraction, history.steps.tolist(), history.clipped.tolist(), history.norms.tolist()
     (0.5, [3, 6], [1.0, 0.0], [4.5, 1.8])
     """
-    if blocks < 1:
-        raise ValueError(f"blocks must be at least 1, got {blocks}.")
+    require.positive("clip_history", blocks=blocks)
     known = [line for line in lines if {"clipped", "skipped", "grad_norm"} <= line.keys()]
     if not known:
         raise ValueError("there are no lines with clipped, skipped and grad_norm: are these the metrics of a run?")

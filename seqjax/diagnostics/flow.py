@@ -19,6 +19,7 @@ from seqjax.diagnostics.trajectory import (
 )
 from seqjax.layers.compose import time_major
 from seqjax.norms import row_norms
+from seqjax.sequences import as_sequence
 
 
 @jax.tree_util.register_dataclass
@@ -27,11 +28,11 @@ class GradientFlow:
     """Gradients in the states of one recurrent layer. A pytree, so it may leave a jitted function.
 
     Attributes:
-      layer: its place in the params, and its cell: `"0 LSTM(20)"`.
+      name: its place in the params, and its cell: `"0 LSTM(20)"`.
       norms: for each leaf of the carry, `h` and `c` say, ‖dL/dh_t‖₂ over features, `[T, ...]` for every sequence.
     """
 
-    layer: str = dataclasses.field(metadata={"static": True})
+    name: str = dataclasses.field(metadata={"static": True})
     norms: dict[str, Array]
 
     @property
@@ -78,12 +79,13 @@ def gradient_flow(
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.LSTM(4)), seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
     >>> params = model.init(jax.random.key(0), jnp.ones((50, 2, 1)))
     >>> first, second = gradient_flow(model, params, jnp.ones((50, 2, 1)), lambda ys, mask: ys[-1].sum())
-    >>> first.layer, sorted(first.norms), second.norms["h"].shape, bool(second.total[0] < second.total[-1])
+    >>> first.name, sorted(first.norms), second.norms["h"].shape, bool(second.total[0] < second.total[-1])
     ('0 LSTM(4)', ['c', 'h'], (50, 2), True)
 
     Source: Pascanu, Mikolov and Bengio 2013, section 2; Hochreiter et al. 2001.
     """
     model, xs, mask, resets = time_major(model, xs, mask, resets)
+    xs = as_sequence(xs, mask, resets)
     probed = with_probes(model)
     params = probed_params(probed, params, xs)
     batch_shape = model.batch_shape(xs)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.layers.compose import time_major
 from seqjax.norms import row_norms
@@ -61,8 +62,7 @@ def memory_profile(
             f"xs are {xs.dtype}, and outputs have no derivative in ids; look at the layers behind Embed: "
             "Serial(*model.layers[1:]) on its outputs."
         )
-    if projections is not None and projections < 1:
-        raise ValueError(f"projections must be at least 1, or None for the exact norm, got {projections}.")
+    require.positive_if_given("memory_profile", projections=projections)
     start = model.initial_carry(params, model.batch_shape(xs)) if carry is None else carry
     out_mask, _ = model.time_map(mask, resets, start)
 

@@ -21,7 +21,7 @@ from seqjax.engines.truncated import Truncated
 from seqjax.layers.compose import time_major
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
-from seqjax.sequences import hide
+from seqjax.sequences import as_sequence, hide
 
 
 @jax.tree_util.register_dataclass
@@ -53,8 +53,8 @@ class Trajectory:
 
     def every(self, stride: int) -> Self:
         """Every `stride`-th step of it, for what looks at steps one by one."""
-        kept = jax.tree.map(lambda a: a[::stride], (self.carries, self.xs, self.mask))
-        return dataclasses.replace(self, **dict(zip(("carries", "xs", "mask"), kept, strict=True)))
+        carries, xs, mask = jax.tree.map(lambda a: a[::stride], (self.carries, self.xs, self.mask))
+        return dataclasses.replace(self, carries=carries, xs=xs, mask=mask)
 
 
 @jax.tree_util.register_dataclass
@@ -150,8 +150,9 @@ def with_probes(model: Layer) -> Layer:
 
 
 def _sequential(engine: Engine) -> Engine:
-    if isinstance(engine, Checkpointed | Truncated) and isinstance(engine.inner, Fused):
-        return dataclasses.replace(engine, inner=Scan())
+    if isinstance(engine, Checkpointed | Truncated):
+        inner: Any = Scan() if isinstance(engine.inner, Fused) else _sequential(engine.inner)
+        return dataclasses.replace(engine, inner=inner)
     return Auto() if isinstance(engine, Associative | Fused | Newton | Relaxed | Sharded) else engine
 
 
@@ -163,7 +164,7 @@ def probed_params(probed: Layer, params: Params, xs: Array | jax.ShapeDtypeStruc
     """
     like = jax.eval_shape(probed.init, jax.random.key(0), jax.ShapeDtypeStruct(xs.shape, xs.dtype))
     if not named(like, ProbedParams):
-        raise ValueError(f"{probed!r} has no recurrent layer, whose states could be looked at.")
+        raise ValueError(f"{probed!r} has no recurrent layer whose states could be looked at.")
 
     def fill(node: Any, given: Params) -> Params:
         if not isinstance(node, ProbedParams):
@@ -232,6 +233,7 @@ def trajectories(
     ('1 LSTM(4)', (5, 2, 3), (5, 2, 4))
     """
     model, xs, mask, resets = time_major(model, xs, mask, resets)
+    xs = as_sequence(xs, mask, resets)
     probed = with_probes(model)
     params = probed_params(probed, params, xs)
     start = probed_carry(probed, params, carry, model.batch_shape(xs))

@@ -4,6 +4,7 @@
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto
 from seqjax.engines.checkpointed import Checkpointed
+from seqjax.engines.convergence import Solution
 from seqjax.engines.fused import Fused
 from seqjax.engines.linear import linear_recurrence
 from seqjax.engines.newton import Newton, newton_solve
@@ -21,6 +22,7 @@ __all__ = [
     "Relaxed",
     "Scan",
     "Sharded",
+    "Solution",
     "Truncated",
     "linear_recurrence",
     "newton_solve",

@@ -25,10 +25,10 @@ def check_run(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, r
 
 
 def check_params(cell: Cell, params: Params, in_dim: int) -> None:
-    """Refuses params that a cell of other options or sizes has: what they lack, or have beside, would be left out
+    """Refuses params drawn by a cell of other options or sizes, whose missing or further arrays would be left out
     silently.
 
-    What is no tuple, list or dict is not looked at, nor are params of cells that cannot draw any, or of no NamedTuple.
+    Not looked at: what is no tuple, list or dict, and params of cells that cannot draw any, or draw no NamedTuple.
 
     Raises:
       ValueError: naming what was given and what was expected.

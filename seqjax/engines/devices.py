@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What engines and layers on the devices of a mesh share: how things lie on them, checks, padding."""
+"""What engines and layers on the devices of a mesh share: how things lie on them, and checks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -59,10 +59,10 @@ class Layout(NamedTuple):
         return Steps(self.split, self.split, self.split, keys)
 
     def admit(self, tree: Any, spec: Spec) -> Any:
-        """Arrays whose type says how they are split, by a mesh with explicit axes, as others are.
+        """Arrays that lie on a mesh with explicit axes, moved to `spec` on this one; others as they are.
 
-        They are split by `spec`. `map` takes them as they are, but their cotangents must have their type
-        again, as `device_put` sees to.
+        `map` would take them unmoved, but their cotangents must have the type that they have, which the transpose of
+        `device_put` gives back.
         """
 
         def leaf(array: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
 
 
 class Kernel(NamedTuple):
-    """The kernels of a cell, its activations, and whether they add a bias of their own to the recurrent product."""
+    """The kernels of a cell, and its activations with their slopes."""
 
     kind: equations.Kind
     functions: equations.Functions
@@ -39,7 +39,7 @@ def kernel(cell: Any) -> Kernel:
     else:
         kind = equations.SIMPLE
     names = cell.activation, getattr(cell, "recurrent_activation", "sigmoid")
-    functions: list[Any] = [of(name) for of in (activation_function, slope_from_output) for name in names]
+    functions: tuple[Any, ...] = (*map(activation_function, names), *map(slope_from_output, names))
     return Kernel(kind, equations.Functions(*functions))
 
 
@@ -123,8 +123,8 @@ def _kept_forward(cell: Cell, how: triton.Launch, *given: Any):
 
 
 def _anew(given: tuple) -> tuple:
-    """The arguments as arrays of their own. Of a function with a rule inside the rule of another JAX (up to 0.12) finds
-    residuals that are arguments by their place among these, and takes wrong ones where it has put others in front."""
+    """Copies of the arguments. Inside another function with a custom rule, JAX (up to 0.12) finds residuals that are
+    arguments by their position, and picks wrong ones once it has put others in front."""
     return jax.lax.optimization_barrier(given)
 
 

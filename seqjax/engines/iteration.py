@@ -11,6 +11,7 @@ from seqjax.base import Array
 from seqjax.dtypes import at_least_float32
 from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import Packing, solve_recurrence
+from seqjax.engines.pieces import delayed
 
 SHORTEST = 0.25
 """The smallest fraction of a Newton direction that is tried."""
@@ -57,7 +58,7 @@ def iterate(
     features = tuple(range(1 + batch_ndim, guess.ndim))
 
     def before(states: Array) -> Array:
-        return jnp.concatenate([start[None], states[:-1]])
+        return delayed(states, start)
 
     def measure(states: Array) -> tuple[Array, Array]:
         defects = evaluate(before(states)) - states

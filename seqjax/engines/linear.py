@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from seqjax.base import Array
 from seqjax.engines.pieces import loop
 from seqjax.engines.stepping import expand
+from seqjax.kernels.triton import launch
+from seqjax.kernels.triton import linear as kernel
 
 METHODS = ("scan", "tree", "kernel", "interpreter")
 
@@ -47,7 +49,7 @@ def linear_recurrence(
     >>> linear_recurrence(jnp.array([[2.0], [3.0]]), jnp.array([[1.0], [1.0]])).tolist()
     [[1.0], [4.0]]
     """
-    decay, drive = jnp.asarray(decay), jnp.asarray(drive)
+    decay, drive, initial, cut = jax.tree.map(jnp.asarray, (decay, drive, initial, cut))
     decay = check(decay, drive, initial, cut, method)
     if initial is not None:
         first = decay[0] * keep(None if cut is None else cut[0], initial)
@@ -99,10 +101,8 @@ def depth(method: str, T: int) -> int:
         return T
     if method == "tree":
         return 2 * math.ceil(math.log2(T))
-    from seqjax.kernels.triton.linear import CHUNK
-
-    count = -(-T // CHUNK)
-    return T if count == 1 else 2 * CHUNK + depth(method, count)
+    count = -(-T // kernel.CHUNK)
+    return T if count == 1 else 2 * kernel.CHUNK + depth(method, count)
 
 
 def check_kernel() -> None:
@@ -111,9 +111,7 @@ def check_kernel() -> None:
     Raises:
       ValueError: naming the methods that would work.
     """
-    from seqjax.kernels.triton.launch import available
-
-    if not available():
+    if not launch.available():
         raise ValueError(
             "method 'kernel' needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, and runs here on "
             f"{jax.default_backend()!r} with jax {jax.__version__}; use 'scan' or 'tree', or 'interpreter' to try it."
@@ -173,8 +171,6 @@ def solve_kernel(
     decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False, interpret: bool = False
 ) -> Array:
     """As `solve_scan`, by a kernel to which a decay of 0 is a cut."""
-    from seqjax.kernels.triton.linear import solve  # Pallas is loaded by those who use it
-
     if cut is not None:
         decay = jnp.where(expand(cut, drive), jnp.zeros_like(decay), decay)
-    return solve(decay, drive, reverse=reverse, interpret=interpret)
+    return kernel.solve(decay, drive, reverse=reverse, interpret=interpret)

@@ -36,7 +36,7 @@ class Scan(SequentialEngine):
     of autodiff. Other cells, and `adjoint=False`, go through autodiff.
 
     Memory of a gradient is O(T). Forward-mode differentiation (`jvp`, `jacfwd`) needs
-    `adjoint=False`, as JAX refuses it for hand-written reverse rules; gradients of gradients do not.
+    `adjoint=False`, as JAX refuses it for hand-written reverse rules; gradients of gradients work with either.
 
     Args:
       unroll: steps in one iteration of the compiled loop.

@@ -53,7 +53,7 @@ def sharded_recurrence(
       drive: b, `[L, ..., N]`, real or complex.
       initial: the state before the first step of the first device, `[..., N]`, on all devices.
       cut: `[L, ...]` bool; where it is True h_t = b_t.
-      method: `"scan"` or `"tree"`, for the local solves.
+      method: as for `linear_recurrence`, for the local solves.
 
     Returns:
       `[L, ..., N]`.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
 from seqjax.layers.compose import BatchMajor, check_layers, fold_key, outputs_like
 from seqjax.plan import Plan
@@ -60,8 +61,7 @@ class Bidirectional(Layer):
         check_layers("Bidirectional", *self.layers)
         if any(isinstance(layer, BatchMajor) for layer in self.layers):
             raise ValueError("Bidirectional reverses time, axis 0: write BatchMajor(Bidirectional(...)) instead.")
-        if self.merge not in _MERGES:
-            raise ValueError(f"Bidirectional: merge must be one of {sorted(_MERGES)}, got {self.merge!r}.")
+        require.one_of("Bidirectional", merge=(self.merge, tuple(sorted(_MERGES))))
 
     @property
     def layers(self) -> tuple[Layer, Layer]:

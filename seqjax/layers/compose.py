@@ -89,7 +89,7 @@ class Serial(Layer):
         return tuple(params)
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
-        self._check(params=params)
+        self.check(params=params)
         return tuple(layer.initial_carry(p, batch_shape) for layer, p in zip(self.layers, params, strict=True))
 
     def apply(
@@ -102,7 +102,7 @@ class Serial(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        self._check(params=params, carry=carry)
+        self.check(params=params, carry=carry)
         carries = []
         for i, (layer, p, c) in enumerate(zip(self.layers, params, carry, strict=True)):
             after, xs = layer.apply(p, c, xs, mask=mask, resets=resets, key=fold_key(key, i))
@@ -130,7 +130,12 @@ class Serial(Layer):
             mask, resets = layer.time_map(mask, resets, c)
         return tuple(calibrated)
 
-    def _check(self, **trees: Any) -> None:
+    def check(self, **trees: Any) -> None:
+        """Refuses `params`, or a `carry`, of another number of layers.
+
+        Raises:
+          ValueError: naming what was given.
+        """
         for name, tree in trees.items():
             if not isinstance(tree, tuple | list) or len(tree) != len(self.layers):
                 given = f"{type(tree).__name__} of {len(tree)}" if isinstance(tree, tuple | list) else repr(tree)

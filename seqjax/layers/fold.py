@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.engines.pieces import flat_pieces
+from seqjax.layers.compose import check_layers
 from seqjax.sequences import check_sequence
 from seqjax.spread import settled, varying_alike
 
@@ -69,8 +70,7 @@ def fold(
 
     Source: Chen et al. 2016, section 4 (segments); Gruslys et al. 2016.
     """
-    if not isinstance(model, Layer):
-        raise ValueError(f"fold runs a seqjax Layer, got {model!r}; a Cell becomes one as RNN(cell).")
+    check_layers("fold", model)
     check_sequence(xs, mask, resets)
     T = xs.shape[0]
     if not model.streams:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
@@ -19,6 +20,7 @@ from seqjax.cells import activations
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
 from seqjax.sequences import as_sequence, check_sequence, hide
+from seqjax.spread import is_spread
 
 
 def activate(activation: activations.Activation | None, xs: Array, mask: Mask) -> Array:
@@ -244,11 +246,12 @@ class Embed(Layer):
     ) -> tuple[Carry, Array]:
         self._check_ids(xs)
         xs = as_sequence(xs, mask, resets)
-        ids = hide(xs[..., None], mask)[..., 0]
+        ids = hide(xs, mask)
         if not isinstance(ids, jax.core.Tracer):
             self._check_range(np.asarray(ids))
         table = params.table.astype(self.dtypes.of_compute(params.table))
-        ys = table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        spread = PartitionSpec(*jax.typeof(ids).sharding.spec, None) if is_spread(ids) else None
+        ys = table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=spread)
         return carry, hide(ys, mask)
 
     def _check_ids(self, xs: Array | jax.ShapeDtypeStruct) -> None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.dtypes import DTypes, at_least_float32
+from seqjax.layers.compose import time_major
 from seqjax.layers.pointwise import check_floating
 from seqjax.sequences import as_sequence, check_sequence, hide, step_shape
 
@@ -185,7 +186,7 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
     Everything is in memory at once: a sample of the training data is enough.
 
     Args:
-      model: a layer, `Serial` and the like included, with time on axis 0.
+      model: a layer, `Serial` and the like included; batches of a `BatchMajor` one have the batch axis first.
       params: of `model`; they are not changed.
       batches: arrays `[T, ..., D]` (integer ids `[T, ...]`), or pairs of such an array and its mask
         `[T, ...]` or `None`. T and the batch axes may differ from one to the next; T by multiples of the model's
@@ -206,6 +207,7 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
     pairs = [batch if isinstance(batch, tuple) else (batch, None) for batch in batches]
     if not pairs:
         raise ValueError("calibrate needs at least one batch, got none; a generator can be walked only once.")
+    model, pairs = time_major(model, pairs)
     flat = [_flat(*pair) for pair in pairs]
     kinds = {(xs.shape[2:], xs.dtype.name) for xs, _ in flat}
     if len(kinds) > 1:

@@ -22,7 +22,7 @@ class RNN(Layer):
       engine: how it is run; every engine gives the same numbers. `Auto` picks one; see `explain`.
 
     Raises:
-      ValueError: a cell or an engine that is none.
+      ValueError: `cell` is no Cell, or `engine` no Engine.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = RNN(seqjax.LSTM(4))

@@ -60,6 +60,7 @@ class Wavefront(Layer):
     batch_axis: str | None = None
 
     def __post_init__(self):
+        require.cell("Wavefront", self.cell)
         require.positive("Wavefront", layers=self.layers)
         require.positive_if_given("Wavefront", chunk=self.chunk)
         object.__setattr__(self, "mesh", devices.automatic("Wavefront", self.mesh, self.axis, self.batch_axis))
@@ -107,6 +108,7 @@ class Wavefront(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
+        self.serial.check(params=params, carry=carry)
         devices.check_split(self, self._layout, self.cell, xs.shape[1:-1], key)
         params, initial, carry, steps = zip(
             *(
@@ -187,10 +189,10 @@ def _apply(
     keys = None if padded[0].key is None else jnp.stack([s.key for s in padded])
     stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *tree) for tree in (params, initial, carry)]
     by_layer, flags = layout.spec(layout.axis), layout.spec(None, None)
-    keys_by_layer: devices.Spec = PartitionSpec(layout.axis)
+    unbatched_by_layer: devices.Spec = PartitionSpec(layout.axis)
     carry, ys = layout.map(
         run_device,
-        in_specs=(keys_by_layer, by_layer, by_layer, Steps(flags, flags, flags, keys_by_layer)),
+        in_specs=(unbatched_by_layer, by_layer, by_layer, Steps(flags, flags, flags, unbatched_by_layer)),
         out_specs=(by_layer, layout.spec(layout.axis, None, None)),
     )(*stacked, padded[0]._replace(key=keys))
     ys = ys[-1].reshape(-1, *ys.shape[3:])[:T]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax import require
 from seqjax.base import Array, Layer, Params
 from seqjax.training import storage
 from seqjax.training.description import Types, build, describe
@@ -70,8 +71,7 @@ def save(
     ...     load(run_dir).model
     Dense(1)
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}.")
+    require.positive("save", keep=keep)
     step = int(state.step)
     directory = _directory(run_dir)
     if (directory / str(step)).exists():

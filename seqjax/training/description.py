@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from seqjax.base import Described
 
 Description = Any
@@ -54,6 +56,8 @@ def build(description: Description, types: Types = ()) -> Any:
 
 
 def _describe(value: Any, known: dict[str, Any], where: str) -> Description:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

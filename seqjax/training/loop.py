@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seqjax import require
 from seqjax.base import Layer, Params
+from seqjax.layers.compose import check_layers
 from seqjax.training.description import Types
 from seqjax.training.losses import Loss
 from seqjax.training.records import Line, as_line
@@ -88,7 +90,7 @@ def fit(
       keep: how many checkpoints to keep.
       log_every: a line of metrics every so many steps and after the last. The host waits for the device
         only there.
-      give_up_after: stop after so many skipped steps in a row; it is looked at where a line is due.
+      give_up_after: stop after so many skipped steps in a row; looked at only where a line is due.
       config: anything JSON can hold, saved with every checkpoint.
       types: your own classes in the model, see `describe`.
       progress: shows a bar, if stderr is a terminal.
@@ -114,17 +116,11 @@ def fit(
     >>> [line["step"] for line in run.history]
     [1, 2, 3]
     """
-    counts = {
-        "steps": steps,
-        "evaluate_every": evaluate_every,
-        "checkpoint_every": checkpoint_every,
-        "keep": keep,
-        "log_every": log_every,
-        "give_up_after": give_up_after,
-    }
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
+    check_layers("fit", model)
+    require.positive("fit", steps=steps, keep=keep, log_every=log_every, give_up_after=give_up_after)
+    require.positive_if_given("fit", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    if resume is not False and run_dir is None:
+        raise ValueError(f"fit: resume={resume!r} goes on with the run in run_dir; give it, or leave resume out.")
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
     inputs = jax.eval_shape(jnp.asarray, Batch(*make_batch(seed, 0)).xs)

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from seqjax.base import Array, Described, Mask
+from seqjax.sequences import hide
 
 Loss = Callable[[Array, Array, Mask], Array]
 
@@ -156,14 +157,9 @@ def _mean(elementwise: Callable, predictions: Array, targets: Array, mask: Mask)
     if mask is None:
         return jnp.mean(elementwise(predictions, targets))
     # Both operands are made safe before the loss: NaN times a zero cotangent would still be NaN.
-    losses = elementwise(_where(mask, predictions), _where(mask, targets))
+    losses = elementwise(hide(predictions, mask), hide(targets, mask))
     count = jnp.sum(mask) * (losses.size // max(mask.size, 1))
-    return jnp.sum(_where(mask, losses)) / jnp.maximum(count, 1).astype(losses.dtype)
-
-
-def _where(mask: Array, x: Array) -> Array:
-    """`x` with zeros where the mask is False."""
-    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
+    return jnp.sum(hide(losses, mask)) / jnp.maximum(count, 1).astype(losses.dtype)
 
 
 def _same(predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]:
@@ -187,7 +183,7 @@ def _labelled(name: str, predictions: Array, targets: Array, mask: Mask) -> tupl
             f"got {targets.dtype} {targets.shape}."
         )
     _check_mask(predictions, mask)
-    labels = targets if mask is None else _where(mask, targets)
+    labels = hide(targets, mask)
     if not isinstance(labels, jax.core.Tracer):
         _check_labels(name, np.asarray(labels), predictions.shape[-1])
     return predictions, targets

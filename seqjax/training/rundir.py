@@ -48,7 +48,9 @@ class RunDir:
 
     @contextlib.contextmanager
     def begin(self, state: TrainState, resume: bool | int, steps: int) -> Iterator[tuple[TrainState, MetricsFile]]:
-        """The state and the metrics to go on from: `state` itself, or what was saved; what is refused changes nothing.
+        """The state and the metrics to go on from: `state` itself, or what was saved.
+
+        What is refused leaves metrics and checkpoints as they were.
 
         Raises:
           ValueError: there is a run and `resume` is False, or what is there cannot be resumed, is past `steps`

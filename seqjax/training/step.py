@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.layers.compose import time_major
+from seqjax.layers.compose import check_layers, time_major
 from seqjax.norms import global_norm
 from seqjax.training.losses import Loss, weight
 from seqjax.training.optimizers import forget_clipping, was_clipped
@@ -102,8 +102,8 @@ def make_train_step(
     Args:
       model: any layer; its carry starts at the initial carry.
       loss: `loss(predictions, targets, mask) -> scalar`.
-      optimizer: any optax transformation; clip with `clipped`. Those that ask for them are given `value`,
-        `grad` and `value_fn`.
+      optimizer: any optax transformation; clip with `clipped`. Those that take extra arguments are given
+        `value`, `grad` and `value_fn`.
       stateful: the model goes on from `state.carry` and leaves its last carry there, for batches that
         are consecutive windows of long sequences: truncated backpropagation through time in the memory
         of one window. `batch.resets` says where a new sequence begins. Windows are multiples of the
@@ -112,8 +112,9 @@ def make_train_step(
         params and the optimizer's state; off unless you keep no other reference to them.
 
     Raises:
-      ValueError: stateful training of a model that does not stream; from the step: a window that is no multiple
-        of the model's stride, a state without the model's carry, or one with a carry where training is not stateful.
+      ValueError: what is no layer; stateful training of a model that does not stream; from the step: a window that
+        is no multiple of the model's stride, a state without the model's carry, or one with a carry where training is
+        not stateful.
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
@@ -129,6 +130,7 @@ def make_train_step(
     (1, True, False)
     """
 
+    check_layers("make_train_step", model)
     if stateful and not model.streams:
         raise ValueError(f"stateful training needs a model that streams; {model!r} does not.")
     step = _donating_step if donate else _step
@@ -275,13 +277,13 @@ def _check_carry(model: Layer, stateful: bool, state: TrainState, batch: Batch) 
 
 
 def _all_finite(tree: Any) -> Array:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in _floats(tree)]))
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in _floats(tree)], bool))
 
 
 def _stays_finite(new: Any, old: Any) -> Array:
     """Whether all that was finite is; some optimizers begin with infinities."""
     pairs = zip(_floats(new), _floats(old), strict=True)
-    return jnp.all(jnp.stack([(jnp.isfinite(a) | ~jnp.isfinite(b)).all() for a, b in pairs]))
+    return jnp.all(jnp.array([(jnp.isfinite(a) | ~jnp.isfinite(b)).all() for a, b in pairs], bool))
 
 
 def _floats(tree: Any) -> list[Array]:

@@ -46,5 +46,5 @@ def test_metrics_of_a_training_run_are_read(tmp_path):
 
 @pytest.mark.parametrize(("lines", "blocks"), [([], 3), ([{"step": 1}], 3), ([line(1, 1.0)], 0)])
 def test_nothing_to_read_is_refused(lines, blocks):
-    with pytest.raises(ValueError, match=r"metrics of a run|at least 1"):
+    with pytest.raises(ValueError, match=r"metrics of a run|blocks must be a positive integer"):
         clip_history(lines, blocks)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import seqjax
+from seqjax import engines
 from seqjax.cells import LambdaCell, Zoneout
 from seqjax.cells.simple import SimpleParams
 from seqjax.diagnostics import jacobian_spectrum, lyapunov_exponents, step_jacobians, trajectories
@@ -194,3 +195,17 @@ def test_bad_counts_are_refused():
         lyapunov_exponents(seen, 2)
     with pytest.raises(ValueError, match="discard must leave a step"):
         lyapunov_exponents(seen, discard=3)
+
+
+def test_inputs_are_taken_as_apply_takes_them():
+    """NumPy's float64 as `jit` would hand it on, and a list by no other than an error that says what to do."""
+    cell, params = linear([[0.5]])
+    with pytest.raises(ValueError, match="xs must be an array, got list"):
+        trajectories(seqjax.RNN(cell), params, [[1.0]])
+
+
+def test_a_kernel_deep_inside_segments_is_replaced():
+    engine = engines.Checkpointed(2, inner=engines.Checkpointed(1, inner=engines.Fused()))
+    cell, params = linear([[0.5]])
+    (seen,) = trajectories(seqjax.RNN(cell, engine), params, np.ones((4, 1)))
+    np.testing.assert_allclose(seen.carries.h[:, 0], [0, 1, 1.5, 1.75])

@@ -73,7 +73,7 @@ def test_masked_steps_have_no_gradient_and_do_not_count_and_resets_cut_it():
 def test_lower_layer_sums_the_paths_through_the_upper_one():
     model = seqjax.Serial(seqjax.RNN(LEAKY), seqjax.Residual(seqjax.RNN(LEAKY)))
     lower, upper = jax.jit(lambda xs: gradient_flow(model, (leaky(0.9), leaky(0.5)), xs, last))(np.ones((T, 1)))
-    assert (lower.layer[:2], upper.layer[:2]) == ("0 ", "1 ")
+    assert (lower.name[:2], upper.name[:2]) == ("0 ", "1 ")
     paths = [sum(0.5 ** (T - 1 - s) * 0.9 ** (s - t) for s in range(t, T)) + 0.9 ** (T - 1 - t) for t in range(T)]
     np.testing.assert_allclose(lower.norms["h"], paths, rtol=1e-12)
     np.testing.assert_allclose(upper.norms["h"], 0.5 ** np.arange(T)[::-1], rtol=1e-12)
@@ -84,7 +84,7 @@ def test_directions_of_time_and_wavefronts_are_looked_into():
     both = seqjax.Serial(seqjax.Bidirectional(seqjax.RNN(LEAKY)))
     params = ((leaky(0.9), leaky(0.5)),)
     ahead, behind = jax.jit(lambda xs: gradient_flow(both, params, xs, last))(np.ones((T, 1)))
-    assert (ahead.layer[:4], behind.layer[:4]) == ("0.0 ", "0.1 ")
+    assert (ahead.name[:4], behind.name[:4]) == ("0.0 ", "0.1 ")
     np.testing.assert_allclose(ahead.norms["h"], 0.9 ** np.arange(T)[::-1], rtol=1e-12)
     np.testing.assert_allclose(behind.norms["h"], [1] + [0] * (T - 1))  # its first step is the last
     wavefront = Wavefront(LEAKY, 2, jax.make_mesh((1,), ("layer",)), "layer")

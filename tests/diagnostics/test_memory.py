@@ -102,7 +102,7 @@ def test_bad_input_is_refused():
         memory_profile(model, None, ids)
     with pytest.raises(ValueError, match="need a key"):
         memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=3)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="projections must be a positive integer"):
         memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=0)
 
 

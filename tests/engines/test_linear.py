@@ -177,3 +177,11 @@ def test_ten_thousand_steps_of_decay_near_one_stay_finite_and_right_in_float32(m
 def test_what_does_not_fit_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         linear_recurrence(**{"decay": jnp.ones((3, 2)), "drive": jnp.ones((3, 2)), **arguments})
+
+
+def test_numpys_float64_is_taken_as_jit_takes_it():
+    decay, drive, initial = draw(5, 2)
+    with jax.enable_x64(False):
+        found = linear_recurrence(decay, drive, initial)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, numpy_loop(decay, drive, initial), rtol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import seqjax
-from seqjax import GRU, LSTM, RNN, Conv1D, DTypes, Serial, Simple
+from seqjax import GRU, LSTM, RNN, Conv1D, DTypes, Embed, Serial, Simple
 from seqjax.cells import RecurrentDropout, Zoneout
 from seqjax.engines import Checkpointed, Scan, Truncated
 from seqjax.testing import assert_close, jitter
@@ -88,3 +88,15 @@ def test_a_convolution_with_mask_and_resets(padding):
 def test_noise_inside_a_recurrence(cell, engine):
     model = RNN(cell, engine)
     check(model, outputs_squared(model, jax.random.key(1)), 1)
+
+
+def test_ids():
+    model = Serial(Embed(5, 3, dtypes=D), RNN(GRU(3, dtypes=D)))
+    ids = jnp.asarray(np.random.default_rng(3).integers(0, 5, (T, B)))
+    params = jitter(model.init(jax.random.key(0), ids), np.random.default_rng(0))
+    gradient = jax.jit(jax.value_and_grad(outputs_squared(model)))
+    expected = gradient(params, ids)
+    with jax.set_mesh(MESH):
+        split = jax.device_put(ids, NamedSharding(MESH, PartitionSpec(None, "batch")))
+        actual = gradient(jax.device_put(params, NamedSharding(MESH, PartitionSpec())), split)
+    assert_close(jax.device_get(actual), jax.device_get(expected), 1e-10)

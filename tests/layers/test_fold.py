@@ -104,7 +104,7 @@ def test_a_gradient_needs_memory_for_a_segment_not_for_the_sequence():
 
 
 def test_a_cell_is_no_layer():
-    with pytest.raises(ValueError, match=r"fold runs a seqjax Layer, got GRU\(4\); a Cell becomes one as RNN"):
+    with pytest.raises(ValueError, match=r"fold takes seqjax Layers, got GRU\(4\); a Cell becomes one as RNN"):
         seqjax.fold(seqjax.GRU(4), None, None, jnp.ones((3, 2)), lambda t, y: t, jnp.zeros(()), segment=1)
 
 

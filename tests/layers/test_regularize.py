@@ -10,10 +10,11 @@ import pytest
 from jax.test_util import check_grads
 
 from seqjax.dtypes import DTypes
-from seqjax.layers.compose import Serial
+from seqjax.layers.compose import BatchMajor, Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.pointwise import Dense, Embed
 from seqjax.layers.regularize import BatchNorm, BatchNormParams, Dropout, calibrate
+from seqjax.testing import assert_close
 
 DOUBLE = DTypes(params="float64")
 KEY = jax.random.key(7)
@@ -239,6 +240,13 @@ def test_calibrate_sees_the_mask_of_a_convolution_s_outputs(padding):
     np.testing.assert_allclose(calibrated[1].var, outputs.var(0), rtol=1e-12)
 
 
+def test_calibrate_takes_batches_as_the_model_does():
+    model, xs = Serial(Conv1D(2, 3, dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE)), random(0, 6, 4, 2)
+    params = model.init(KEY, xs)
+    found = calibrate(BatchMajor(model), params, [xs.swapaxes(0, 1), (xs[:3].swapaxes(0, 1), None)])
+    assert_close(found, calibrate(model, params, [xs, xs[:3]]), 1e-12)
+
+
 def test_calibrate_knows_ids_by_their_dtype():
     model = Serial(Embed(5, 3, dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE))
     ids = [np.array([[0, 1], [2, 3]]), np.array([4, 4, 4])]
@@ -282,7 +290,7 @@ def test_a_rate_that_is_no_probability_is_refused(rate):
 
 @pytest.mark.parametrize("epsilon", [0, -1e-5, math.nan])
 def test_an_epsilon_that_is_not_positive_is_refused(epsilon):
-    with pytest.raises(ValueError, match="epsilon must be positive, got"):
+    with pytest.raises(ValueError, match="epsilon must be positive and finite, got"):
         BatchNorm(epsilon)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import seqjax
@@ -130,3 +131,8 @@ def test_a_users_class_may_not_take_a_name_of_seqjax():
 def test_a_lambda_has_no_name_to_be_found_by():
     with pytest.raises(ValueError, match=r"named functions"):
         describe(seqjax.Dense(1), types=(lambda x: x,))
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = seqjax.RNN(seqjax.cells.Zoneout(seqjax.GRU(np.int64(20)), np.float32(0.25)))
+    assert build(json.loads(json.dumps(describe(model)))) == model

@@ -298,8 +298,25 @@ def test_a_config_that_json_cannot_hold_is_said_before_training(tmp_path):
 
 @pytest.mark.parametrize("name", ["steps", "evaluate_every", "checkpoint_every", "keep", "log_every", "give_up_after"])
 def test_a_count_below_one_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"fit: {name} must be a positive integer, got 0"):
         train(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resume": True}, "resume=True goes on with the run in run_dir"),
+        ({"log_every": 1.5}, "log_every must be a positive integer, got 1.5"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(**options)
+
+
+def test_a_cell_is_no_layer():
+    with pytest.raises(ValueError, match=r"fit takes seqjax Layers, got GRU\(3\); a Cell becomes one as RNN"):
+        fit(seqjax.GRU(3), never, steps=1, loss=mean_squared_error, optimizer=OPTIMIZER)
 
 
 def test_an_unknown_option_is_refused_by_name():

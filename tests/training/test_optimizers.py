@@ -141,5 +141,5 @@ def test_an_optimizer_without_clipping_never_clips():
 @pytest.mark.parametrize("way", ["norm", "value", "adaptive"])
 @pytest.mark.parametrize("limit", [0, -1.0, float("nan"), float("inf"), True, "1"])
 def test_a_limit_that_is_not_positive_is_refused_by_name(way, limit):
-    with pytest.raises(ValueError, match=rf"clip: {way} must be positive, got"):
+    with pytest.raises(ValueError, match=rf"clip: {way} must be positive and finite, got"):
         clip(**{way: limit})

@@ -27,7 +27,7 @@ class LinenCell(Cell):
         engine hands every step a key for them; without a key the module gets none.
 
     Raises:
-      ValueError: a module that is none, or a cell with more than one feature axis.
+      ValueError: what is no Flax cell, or one with more than one feature axis.
 
     >>> import jax, seqjax
     >>> model = seqjax.RNN(LinenCell(nn.MGUCell(4)), seqjax.engines.Checkpointed())
@@ -128,7 +128,7 @@ class NNXCell(Cell):
         return module
 
 
-def from_flax_cell(module: Any, params: Tree | None = None, *, streams: tuple[str, ...] = (), make: Any = None):
+def from_flax_cell(module: Any, variables: Tree | None = None, *, streams: tuple[str, ...] = (), make: Any = None):
     """Any Flax cell as a seqjax `Cell` that runs Flax's own step.
 
     `from_flax` is the better choice for the cells that seqjax has too: the same numbers, by the
@@ -136,7 +136,7 @@ def from_flax_cell(module: Any, params: Tree | None = None, *, streams: tuple[st
 
     Args:
       module: a linen or nnx `RNNCellBase` with one feature axis.
-      params: of a linen module: `variables`, or `variables["params"]`; `None`: none are returned.
+      variables: of a linen module, or their `"params"`; `None`: no params are returned.
       streams: the PRNG streams of a linen module that steps draw from, as for `LinenCell`.
       make: what new params are drawn with, as for `NNXCell`.
 
@@ -156,7 +156,7 @@ def from_flax_cell(module: Any, params: Tree | None = None, *, streams: tuple[st
         graphdef, own, paths = split(module)
         return NNXCell(graphdef, paths, make), own
     cell = LinenCell(module, streams)
-    return cell, None if params is None else only_params(f"linen.{type(module).__name__}", params)
+    return cell, None if variables is None else only_params(f"linen.{type(module).__name__}", variables)
 
 
 def check_module(owner: str, module: Any, base: Any) -> None:

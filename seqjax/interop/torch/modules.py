@@ -115,13 +115,12 @@ def _require(module: Any, **options: tuple) -> None:
 
 def _recurrent(module: Any) -> tuple[Layer, Params]:
     name = _name(module)
-    model, params = from_state_dict(
+    return from_state_dict(
         module.state_dict(),
         name.lower(),
         activation=module.nonlinearity if name == "RNN" else "tanh",
         dropout=module.dropout,
     )
-    return model, params
 
 
 def _sequential(module: Any) -> tuple[Layer, Params]:
@@ -160,7 +159,8 @@ def _conv(module: Any) -> tuple[Layer, Params]:
     elif stride == 1 and 2 * padding[0] == reach:
         kind = "same"
     else:
-        raise unsupported(f"torch {module!r}", f"padding={padding!r}", "only 0, 'valid', 'same' and what is 'same' are")
+        same = "with stride 1 half of dilation * (kernel_size - 1)"
+        raise unsupported(f"torch {module!r}", f"padding={padding!r}", f"only 0, 'valid', 'same' and, {same}, are")
     layer = Conv1D(
         module.out_channels,
         width,
