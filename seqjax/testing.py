@@ -170,7 +170,9 @@ def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), toleranc
 
     Checked: `init` works under `eval_shape`; a step keeps the carry's structure, shapes and dtypes, and gives outputs
     `[..., H]`; values and gradients are finite; the engine equals `reference_loop` in both, with and without mask,
-    resets and batch axes, with NaN in masked steps; two pieces equal the whole; `vmap` equals batched.
+    resets and batch axes, with NaN in masked steps; two pieces equal the whole; `vmap` equals batched. Not checked:
+    that the derivative of a step is that of its values, where it has a rule of its own or stops a gradient, and what
+    it draws.
 
     Args:
       cell: the cell, with params in float32 or float64.
@@ -211,7 +213,10 @@ def check_step(cell: Cell, params: Params, carry: Carry, x: Array) -> None:
     for leaf in jax.tree.leaves(carry):
         if leaf.shape[: x.ndim - 1] != x.shape[:-1]:
             raise AssertionError(f"initial_carry of {cell!r} has {leaf.shape} where the batch is {x.shape[:-1]}")
-    after, y = cell.step(params, carry, cell.project(params, x))
+    found = cell.step(params, carry, cell.project(params, x))
+    if not isinstance(found, tuple) or len(found) != 2 or not hasattr(found[1], "shape"):
+        raise AssertionError(f"step of {cell!r} gives {found!r}, expected the new carry and an output [..., H]")
+    after, y = found
     before_type, after_type = (jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (carry, after))
     if jax.tree.structure(carry) != jax.tree.structure(after) or before_type != after_type:  # type: ignore[operator]
         raise AssertionError(f"step of {cell!r} changes the carry from {before_type} to {after_type}")

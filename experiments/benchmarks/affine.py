@@ -195,9 +195,10 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
 
 def main(config: Config) -> None:
     """Measures, writes `results/affine.jsonl` and `results/affine.png`."""
+    measure.check_counts(steps=config.steps, hidden_dim=config.hidden_dim, repeats=config.repeats)
     path = measure.start(RESULTS / "affine.jsonl")
     rows = []
-    sizes = ((config.steps, 1), (config.steps // 5, 8))
+    sizes = ((config.steps, 1), (max(1, config.steps // 5), 8))
     jobs: list[Callable[[], list[dict]]] = [
         functools.partial(recurrence, T, batch, dtype, config)
         for (T, batch), dtype in ((sizes[0], "float32"), (sizes[1], "float32"), (sizes[0], "complex64"))

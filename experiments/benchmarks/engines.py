@@ -148,6 +148,9 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
 
 def main(config: Config) -> None:
     """Measures, writes `results/engines.jsonl` and `results/engines.png`."""
+    measure.check_counts(
+        steps=config.steps, longest=config.longest, hidden_dim=config.hidden_dim, repeats=config.repeats
+    )
     rows = []
     path = measure.start(RESULTS / "engines.jsonl")
     for cell in (seqjax.GRU(config.hidden_dim), seqjax.LSTM(config.hidden_dim)):

@@ -274,12 +274,17 @@ def main(config: Config) -> None:
     """Measures, prints a table, writes `results/layers.jsonl` and `results/layers.png`."""
     for text in config.entries:
         Entry.parse(text)
+    measure.check_counts(threads=config.threads)
+    cores = len(os.sched_getaffinity(0))
+    possible = [threads for threads in config.threads if threads <= cores]
+    if not (possible and config.kinds and (config.quick or config.entries)):
+        raise SystemExit(f"error: nothing to measure, with {cores} core(s): {config}.")
     measure.start(config.output)
     for threads in config.threads:
-        if threads > len(os.sched_getaffinity(0)):
-            print(f"left out: {threads} threads, as this process may use {len(os.sched_getaffinity(0))} core(s).")
-            continue
-        bound(config, threads)
+        if threads in possible:
+            bound(config, threads)
+        else:
+            print(f"left out: {threads} threads, as this process may use {cores} core(s).")
     rows = [row for row in measure.read(config.output)[1] if "system" in row]
     layers_report.table(rows)
     for row in layers_report.summary(rows):

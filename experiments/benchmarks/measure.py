@@ -119,6 +119,14 @@ def _processor() -> str:
     return platform.processor()
 
 
+def check_counts(**counts: int | Sequence[int]) -> None:
+    """Ends the program where a number is below 1 or there is none, before a result file is begun anew."""
+    for name, given in counts.items():
+        numbers = [given] if isinstance(given, int) else given
+        if not numbers or min(numbers) < 1:
+            raise SystemExit(f"error: --{name.replace('_', '-')} must be at least 1, got {given}.")
+
+
 def start(path: str | pathlib.Path) -> pathlib.Path:
     """Begins a result file of JSON lines: its folder, and `environment()` as the first row, also printed."""
     path = pathlib.Path(path)

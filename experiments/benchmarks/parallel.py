@@ -146,6 +146,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
 
 def main(config: Config) -> None:
     """Measures, writes `results/parallel.jsonl` and `results/parallel.png`."""
+    measure.check_counts(steps=config.steps, hidden_dim=config.hidden_dim, epochs=config.epochs)
     path = measure.start(RESULTS / "parallel.jsonl")
     random = np.random.default_rng(0)
     rows = []

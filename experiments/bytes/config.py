@@ -25,7 +25,7 @@ class Config:
       epochs: passes over the text.
       learning_rate: of Adam at its height, after a hundredth of all steps; it falls to 0 along half a cosine.
       clip_norm: the global norm that gradients are clipped to.
-      evaluations: how often a run is judged, the last time at its end.
+      evaluations: how often a run is judged at most, the last time at its end.
       dynamic_rate: of the gradient descent by which a trained model goes on learning while it is judged.
       seeds: how many runs of each model.
       run_dir: where to write; by default a new folder in runs/bytes.

@@ -66,7 +66,7 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
         range(config.seeds),
         run_dir,
         config=COMMAND.to_json(config),
-        evaluate_every=max(1, planned[0].steps // config.evaluations),
+        evaluate_every=-(-planned[0].steps // config.evaluations),
         checkpoint_every=200,
         log_every=10,
     )

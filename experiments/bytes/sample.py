@@ -45,7 +45,8 @@ def write(model: Layer, params: Params, prompt: bytes, *, length: int, temperatu
     @jax.jit
     def step(carry: Carry, last: Array, key: Array) -> tuple[Carry, Array]:
         carry, logits = model.apply(params, carry, last[None])
-        drawn = jax.random.categorical(key, logits[0] / jnp.asarray(temperature, logits.dtype))
+        below = logits[0] - logits[0].max()  # the most likely one stays 0, however cold it is
+        drawn = jax.random.categorical(key, below / jnp.maximum(temperature, jnp.finfo(below.dtype).tiny))
         return carry, drawn.astype(last.dtype)
 
     carry, written = model.initial_carry(params, ()), []

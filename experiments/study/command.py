@@ -33,6 +33,8 @@ C = TypeVar("C", bound=Config)
 
 PLACES = ("run_dir", "resume")
 CONFIG = "config.json"
+EXPERIMENT = "experiment"
+"""Its name, beside the fields of the configuration in that file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Command(Generic[C]):
             run_dir = self.open(config)
             train(config, run_dir)
             return 0
-        except (ValueError, OSError) as error:
+        except (ValueError, OverflowError, OSError) as error:
             if run_dir is not None and config.resume is None:
                 _discard_empty(run_dir)
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -136,6 +138,8 @@ class Command(Generic[C]):
         kind = type(self.presets["default"])
         try:
             fields = json.loads(path.read_text())
+            if isinstance(fields, dict) and (name := fields.pop(EXPERIMENT, self.name)) != self.name:
+                raise ValueError(f"{path} is of a run of scripts/run {name}, not of {self.program}.")
             known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
             if isinstance(fields, dict) and (unknown := set(fields) - known):
                 raise ValueError(
@@ -172,7 +176,7 @@ class Command(Generic[C]):
             run_dir.mkdir(parents=True, exist_ok=True)
         fields = self.to_json(config)
         if config.resume is None or fields != self.to_json(self.load(run_dir)):
-            write_json(run_dir / CONFIG, fields)
+            write_json(run_dir / CONFIG, {EXPERIMENT: self.name, **fields})
         return run_dir
 
     def _new_folder(self, config: C) -> pathlib.Path:

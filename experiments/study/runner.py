@@ -201,7 +201,7 @@ def _train(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(training.load(folder, types=variant.types).params)),
         seconds=seconds,
         milliseconds=None if math.isnan(milliseconds) else milliseconds,
-        skipped=sum(line["skipped"] for line in history),
+        skipped=history[-1]["skipped_steps"],
         diverged=diverged,
     )
     np.save(folder / INPUTS, unpadded(task.make_batch(replicate, 0)))

@@ -24,7 +24,7 @@ class ClipHistory(NamedTuple):
     clip_fraction: float
     """Over the whole run."""
     skip_count: int
-    """Over the whole run."""
+    """Over the whole run, steps that were not logged too."""
 
 
 def clip_history(lines: Iterable[Line], blocks: int = 50) -> ClipHistory:
@@ -40,16 +40,17 @@ def clip_history(lines: Iterable[Line], blocks: int = 50) -> ClipHistory:
     Raises:
       ValueError: no lines of training metrics, or no blocks.
 
-    >>> history = clip_history(
-    ...     [{"step": t, "grad_norm": 9.0 / t, "clipped": t < 4, "skipped": False} for t in range(1, 7)], blocks=2
-    ... )
+    >>> lines = [{"step": t, "grad_norm": 9.0 / t, "clipped": t < 4} for t in range(1, 7)]
+    >>> history = clip_history([{**line, "skipped": False, "skipped_steps": 0} for line in lines], blocks=2)
     >>> history.clip_fraction, history.steps.tolist(), history.clipped.tolist(), history.norms.tolist()
     (0.5, [3, 6], [1.0, 0.0], [4.5, 1.8])
     """
     require.positive("clip_history", blocks=blocks)
-    known = [line for line in lines if {"clipped", "skipped", "grad_norm"} <= line.keys()]
+    known = [line for line in lines if {"clipped", "skipped", "skipped_steps", "grad_norm"} <= line.keys()]
     if not known:
-        raise ValueError("there are no lines with clipped, skipped and grad_norm: are these the metrics of a run?")
+        raise ValueError(
+            "there are no lines with clipped, skipped, skipped_steps and grad_norm: are these the metrics of a run?"
+        )
     parts = np.array_split(np.arange(len(known)), min(blocks, len(known)))
     clipped = np.array([bool(line["clipped"]) for line in known], float)
     skipped = np.array([bool(line["skipped"]) for line in known], float)
@@ -61,5 +62,5 @@ def clip_history(lines: Iterable[Line], blocks: int = 50) -> ClipHistory:
         skipped=np.array([skipped[part].mean() for part in parts]),
         norms=np.array([np.median(some) if some.size else np.nan for some in finite]),
         clip_fraction=float(clipped.mean()),
-        skip_count=int(skipped.sum()),
+        skip_count=known[-1]["skipped_steps"],
     )

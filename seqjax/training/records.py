@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 Line = dict[str, Any]
-"""`{"step": 100, "loss": 0.02, "grad_norm": 0.3, "clipped": False, "skipped": False, ...}`."""
+"""`{"step": 100, "loss": 0.02, "grad_norm": 0.3, "clipped": False, "skipped": False, "skipped_steps": 0, ...}`."""
 
 
 def as_line(step: int, metrics: Mapping[str, Any]) -> Line:

@@ -24,7 +24,7 @@ from seqjax.training.losses import Loss, weight
 from seqjax.training.optimizers import forget_clipping, was_clipped
 
 Metrics = dict[str, Array]
-METRICS = ("loss", "grad_norm", "clipped", "skipped")
+METRICS = ("loss", "grad_norm", "clipped", "skipped", "skipped_steps")
 """What a training step reports."""
 
 
@@ -118,7 +118,7 @@ def make_train_step(
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
-      (bool: a `clip` in the optimizer changed the gradient) and `skipped` (bool).
+      (bool: a `clip` in the optimizer changed the gradient), `skipped` (bool) and `skipped_steps` (int32: so far).
 
     >>> import seqjax
     >>> from seqjax.training import clipped, mean_squared_error
@@ -224,12 +224,14 @@ def _train(
         (state.params, state.opt_state, state.carry),
     )
     bad = (~finite).astype(jnp.int32)
-    metrics = dict(zip(METRICS, (value, grad_norm, was_clipped(opt_state) & finite, ~finite), strict=True))
+    skipped = state.skipped + bad
+    told = value, grad_norm, was_clipped(opt_state) & finite, ~finite, skipped
+    metrics = dict(zip(METRICS, told, strict=True))
     return TrainState(
         step=state.step + 1,
         params=params,
         opt_state=kept_opt_state,
-        skipped=state.skipped + bad,
+        skipped=skipped,
         skipped_in_row=(state.skipped_in_row + 1) * bad,
         carry=carry,
     ), metrics

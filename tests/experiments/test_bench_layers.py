@@ -131,3 +131,12 @@ def test_a_result_file_is_written_by_a_process_of_its_own(tmp_path, monkeypatch)
     assert header["threads"] == 1
     assert set(header["peers"]) == set(PEERS)
     assert header["bandwidth"] > 0
+
+
+@pytest.mark.parametrize("options", [{"threads": (0,)}, {"threads": ()}, {"threads": (10_000,)}, {"kinds": ()}])
+def test_flags_of_nothing_to_measure_leave_the_results_as_they_are(tmp_path, options):
+    output = tmp_path / "layers.jsonl"
+    output.write_text("measured")
+    with pytest.raises(SystemExit, match=r"must be at least 1|nothing to measure"):
+        layers.main(layers.Config(output=output, **options))
+    assert output.read_text() == "measured"

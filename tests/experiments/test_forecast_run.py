@@ -116,7 +116,10 @@ def test_training_that_explodes_is_drawn_beside_one_that_does_not(tmp_path, sour
     lines = [{"step": 1, "loss": 0.2, "grad_norm": 40.0}, {"step": 2, "loss": 1e16, "grad_norm": None}]
     (tmp_path / "simple-unclipped" / "0").mkdir(parents=True)
     (tmp_path / "simple-unclipped" / "0" / "metrics.jsonl").write_text(
-        "".join(json.dumps({**line, "clipped": False, "skipped": line["step"] == 2}) + "\n" for line in lines)
+        "".join(
+            json.dumps({**line, "clipped": False, "skipped": line["step"] == 2, "skipped_steps": 0}) + "\n"
+            for line in lines
+        )
     )
     exploded = runner.Row(
         dataclasses.replace(row.variant, name="simple-unclipped"),

@@ -388,6 +388,21 @@ def test_a_configuration_of_another_experiment_is_refused_by_its_fields(tmp_path
         COMMAND.load(tmp_path)
 
 
+def test_a_run_of_another_experiment_is_refused_by_its_name(tmp_path, capsys):
+    """Though it has no other fields."""
+    assert Command("other", COMMAND.presets).main(["--run-dir", str(tmp_path / "run")], nothing) == 0
+    assert COMMAND.main(["--resume", str(tmp_path / "run")], nothing) == 2
+    assert "is of a run of scripts/run other, not of scripts/run toy" in capsys.readouterr().err
+
+
+def test_a_number_that_leaves_the_machines_is_an_error_of_one_line(tmp_path, capsys):
+    def overflows(config, run_dir):
+        raise OverflowError("Python int too large to convert to C long")
+
+    assert COMMAND.main(["--run-dir", str(tmp_path / "run")], overflows) == 2
+    assert capsys.readouterr().err == "error: Python int too large to convert to C long\n"
+
+
 def test_a_whole_number_is_a_float_too(tmp_path):
     (tmp_path / "config.json").write_text('{"rate": 1}')
     assert COMMAND.load(tmp_path) == Config(rate=1)
@@ -397,7 +412,7 @@ def test_a_configuration_is_replaced_as_a_whole_and_only_where_it_changes(tmp_pa
     where = tmp_path / "run"
     kept = where / "config.json"
     assert COMMAND.main(["--run-dir", str(where)], nothing) == 0
-    assert kept.read_text() == json.dumps(COMMAND.to_json(Config()), indent=2) + "\n"
+    assert kept.read_text() == json.dumps({"experiment": "toy", **COMMAND.to_json(Config())}, indent=2) + "\n"
     first = kept.stat()
     assert COMMAND.main(["--resume", str(where)], nothing) == 0
     assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)

@@ -32,6 +32,7 @@ def test_fit_is_the_step_in_a_loop(whole):
             "grad_norm": float(metrics["grad_norm"]),
             "clipped": bool(metrics["clipped"]),
             "skipped": False,
+            "skipped_steps": 0,
         }
     assert_same_bits(whole.state, state)
     assert whole.seconds_per_step > 0
