@@ -5,7 +5,7 @@ from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.function import LambdaCell
 from seqjax.cells.gru import GRU, GRUCarry, GRUParams, gru_step
 from seqjax.cells.heads import MultiHead
-from seqjax.cells.indrnn import IndRNN
+from seqjax.cells.indrnn import IndRNN, indrnn_step
 from seqjax.cells.lru import LRU
 from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMParams, lstm_step
@@ -38,6 +38,7 @@ __all__ = [
     "SimpleParams",
     "Zoneout",
     "gru_step",
+    "indrnn_step",
     "lstm_step",
     "simple_step",
 ]

@@ -45,6 +45,48 @@ class DiagonalLSTMResiduals(NamedTuple):
     squashed: Array  # φ(c_t)
 
 
+def diagonal_gru_residuals(
+    params: DiagonalParams,
+    carry: GRUCarry,
+    z: gates.Gates,
+    *,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+) -> tuple[GRUCarry, Array, DiagonalGRUResiduals]:
+    """One step of `DiagonalGRU` from `z = W_x x + b`, and all that its transpose needs."""
+    gate = gate_function(gate)
+    z_x, r_x, g_x = z
+    w_z, w_r, w_g = params.w_rec.astype(g_x.dtype)
+    h = carry.h.astype(g_x.dtype)
+    keep = gate(z_x + w_z * h)
+    r = gate(r_x + w_r * h)
+    g = activation(g_x + w_g * (r * h))
+    y = keep * h + (1 - keep) * g
+    return GRUCarry(y.astype(carry.h.dtype)), y, DiagonalGRUResiduals(keep, r, g, h)
+
+
+def diagonal_lstm_residuals(
+    params: DiagonalParams,
+    carry: DiagonalLSTMCarry,
+    z: gates.Gates,
+    *,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+) -> tuple[DiagonalLSTMCarry, Array, DiagonalLSTMResiduals]:
+    """One step of `DiagonalLSTM` from `z = W_x x + b`, and all that its transpose needs."""
+    gate = gate_function(gate)
+    f_x, g_x, o_x = z
+    w_f, w_g, w_o = params.w_rec.astype(g_x.dtype)
+    before = carry.c.astype(g_x.dtype)
+    f = gate(f_x + w_f * before)
+    g = activation(g_x + w_g * before)
+    c = f.astype(carry.c.dtype) * carry.c + ((1 - f) * g).astype(carry.c.dtype)
+    after = c.astype(before.dtype)
+    o = gate(o_x + w_o * after)
+    squashed = activation(after)
+    return DiagonalLSTMCarry(c), o * squashed, DiagonalLSTMResiduals(f, g, o, before, after, squashed)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class DiagonalFamily(Cell):
     """What the two cells share: options, params, and slopes read off the stored activations."""
@@ -61,7 +103,7 @@ class DiagonalFamily(Cell):
     def __post_init__(self):
         require.positive(type(self).__name__, hidden_dim=self.hidden_dim)
         require.dtypes(type(self).__name__, self.dtypes)
-        self._functions()
+        self._options()
         require.initializers(
             type(self).__name__, w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init
         )
@@ -91,8 +133,11 @@ class DiagonalFamily(Cell):
     def _zeros(self, params: DiagonalParams, batch_shape: Shape) -> Array:
         return jnp.zeros((*batch_shape, params.w_rec.shape[1]), self.dtypes.of_carry(params.w_in))
 
-    def _functions(self) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-        return activation_function(self.activation), gate_function(activation_function(self.recurrent_activation))
+    def _options(self) -> dict:
+        return {
+            "activation": activation_function(self.activation),
+            "gate": activation_function(self.recurrent_activation),
+        }
 
     def _slopes(self, capability: str) -> list[Callable[[Array], Array]]:
         return slopes(self, capability, self.activation, self.recurrent_activation)
@@ -143,15 +188,7 @@ class DiagonalGRU(DiagonalFamily):
     def step_residuals(
         self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates
     ) -> tuple[GRUCarry, Array, DiagonalGRUResiduals]:
-        activation, gate = self._functions()
-        z_x, r_x, g_x = z
-        w_z, w_r, w_g = params.w_rec.astype(g_x.dtype)
-        h = carry.h.astype(g_x.dtype)
-        keep = gate(z_x + w_z * h)
-        r = gate(r_x + w_r * h)
-        g = activation(g_x + w_g * (r * h))
-        y = keep * h + (1 - keep) * g
-        return GRUCarry(y.astype(carry.h.dtype)), y, DiagonalGRUResiduals(keep, r, g, h)
+        return diagonal_gru_residuals(params, carry, z, **self._options())
 
     def step_jacobian(self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates) -> GRUCarry:
         slope, gate_slope = self._slopes("jacobian")
@@ -229,17 +266,7 @@ class DiagonalLSTM(DiagonalFamily):
     def step_residuals(
         self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates
     ) -> tuple[DiagonalLSTMCarry, Array, DiagonalLSTMResiduals]:
-        activation, gate = self._functions()
-        f_x, g_x, o_x = z
-        w_f, w_g, w_o = params.w_rec.astype(g_x.dtype)
-        before = carry.c.astype(g_x.dtype)
-        f = gate(f_x + w_f * before)
-        g = activation(g_x + w_g * before)
-        c = f.astype(carry.c.dtype) * carry.c + ((1 - f) * g).astype(carry.c.dtype)
-        after = c.astype(before.dtype)
-        o = gate(o_x + w_o * after)
-        squashed = activation(after)
-        return DiagonalLSTMCarry(c), o * squashed, DiagonalLSTMResiduals(f, g, o, before, after, squashed)
+        return diagonal_lstm_residuals(params, carry, z, **self._options())
 
     def step_jacobian(self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates) -> DiagonalLSTMCarry:
         slope, gate_slope = self._slopes("jacobian")
