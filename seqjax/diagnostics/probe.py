@@ -11,6 +11,7 @@ from jax.extend import core
 
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
 from seqjax.dtypes import at_least_float32
+from seqjax.paths import leaf_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,12 @@ class StateLayout:
     @classmethod
     def of(cls, carry: Carry, batch_ndim: int) -> Self:
         """The layout of carries like `carry`, whose leaves have `batch_ndim` batch axes."""
-        paths, treedef = jax.tree_util.tree_flatten_with_path(carry)
+        leaves, treedef = jax.tree.flatten(carry)
         return cls(
-            tuple(jax.tree_util.keystr(path, simple=True, separator=".") or "carry" for path, _ in paths),
+            tuple(leaf_names(carry, "carry")),
             treedef,
-            tuple(leaf.shape[batch_ndim:] for _, leaf in paths),
-            tuple(jnp.dtype(leaf.dtype) for _, leaf in paths),
+            tuple(leaf.shape[batch_ndim:] for leaf in leaves),
+            tuple(jnp.dtype(leaf.dtype) for leaf in leaves),
         )
 
     @property

@@ -21,6 +21,7 @@ from seqjax.engines.truncated import Truncated
 from seqjax.layers.compose import time_major
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
+from seqjax.paths import leaf_names
 from seqjax.sequences import as_sequence, hide
 
 
@@ -188,10 +189,12 @@ def probed_carry(probed: Layer, params: Params, carry: Carry | None, batch_shape
 
 def named(tree: Any, kind: type) -> dict[str, Any]:
     """The nodes of a kind in `tree`, by their path: `{"0": ..., "1.0": ...}`, `""` where it is the tree itself."""
-    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, kind))[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): node for path, node in nodes if isinstance(node, kind)
-    }
+
+    def is_kind(node: Any) -> bool:
+        return isinstance(node, kind)
+
+    nodes = zip(leaf_names(tree, is_leaf=is_kind), jax.tree.leaves(tree, is_leaf=is_kind), strict=True)
+    return {name: node for name, node in nodes if is_kind(node)}
 
 
 def layer_name(path: str, cell: Cell) -> str:

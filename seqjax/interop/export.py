@@ -33,6 +33,7 @@ from seqjax.layers.bidirectional import Bidirectional
 from seqjax.layers.compose import BatchMajor, Residual, Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.wavefront import Wavefront
+from seqjax.paths import leaf_names
 
 LOOP = Scan(adjoint=False)
 """The engine of artifacts: it sizes nothing by the length, and there is no reverse pass to write by hand."""
@@ -153,7 +154,7 @@ def export_stream(
 
     def step(carry: dict[str, Array], xs: Array, *flags: Array) -> tuple[dict[str, Array], Array]:
         like = jax.eval_shape(lambda: model.initial_carry(params, model.batch_shape(xs)))
-        whole = jax.tree.unflatten(jax.tree.structure(like), [carry[name] for name in _names(like)])
+        whole = jax.tree.unflatten(jax.tree.structure(like), [carry[name] for name in leaf_names(like, "carry")])
         after, ys = model.apply(params, whole, xs, **_named_flags(flags, masked, resets))
         return _named(after), ys
 
@@ -224,13 +225,8 @@ def _named_flags(flags: tuple[Array, ...], masked: bool, resets: bool) -> dict[s
     return dict(zip(names, flags, strict=True))
 
 
-def _names(carry: Carry) -> list[str]:
-    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(carry))
-    return [jax.tree_util.keystr(path, simple=True, separator=".") or "carry" for path in paths]
-
-
 def _named(carry: Carry) -> dict[str, Array]:
-    return dict(zip(_names(carry), jax.tree.leaves(carry), strict=True))
+    return dict(zip(leaf_names(carry, "carry"), jax.tree.leaves(carry), strict=True))
 
 
 def _serialize(function: Any, platforms: Sequence[str] | None, *inputs: Any) -> bytes:

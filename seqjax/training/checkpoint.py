@@ -20,6 +20,7 @@ import numpy as np
 
 from seqjax import require
 from seqjax.base import Array, Layer, Params
+from seqjax.paths import leaf_names
 from seqjax.training import storage
 from seqjax.training.description import Types, build, describe
 from seqjax.training.step import TrainState
@@ -269,14 +270,11 @@ def _printed(description: Any, types: Types) -> str:
 
 def _named(tree: Any) -> dict[str, Any]:
     """The leaves by their path: `params.0.w_in`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-        for path, leaf in leaves
-    }
-    if len(named) != len(leaves):
+    names = leaf_names(tree)
+    if len(set(names)) != len(names):
         raise ValueError("two leaves of the state have the same path; dict keys in params must not contain dots.")
-    return named
+    leaves = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in jax.tree.leaves(tree))
+    return dict(zip(names, leaves, strict=True))
 
 
 def _is_key(leaf: Any) -> bool:

@@ -14,6 +14,7 @@ from seqjax.engines.auto import Auto
 from seqjax.interop.flax.cells import LinenCell, only_params
 from seqjax.interop.flax.known import carry_from_flax, carry_to_flax, known
 from seqjax.interop.flax.sequences import batch_shape, engine_for, refuse_scan_options, run_sequence
+from seqjax.paths import leaf_names
 
 
 class RNN(nn.Module):
@@ -142,8 +143,7 @@ class RNN(nn.Module):
     def _own_params(self, cell: Cell, in_dim: int) -> Params:
         """A seqjax cell's params, each a param of this layer, drawn together."""
         like = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
-        paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(like))
-        names = [jax.tree_util.keystr(path, simple=True, separator=".") or "params" for path in paths]
+        names = leaf_names(like, "params")
         missing = self.is_mutable_collection("params") and not all(self.has_variable("params", name) for name in names)
         leaves, treedef = jax.tree.flatten(cell.init(self.make_rng("params"), in_dim) if missing else like)
 
