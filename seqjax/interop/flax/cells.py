@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
 from seqjax.interop.flax.weights import Tree
@@ -118,7 +119,7 @@ class NNXCell(Cell):
 
     def _module(self, params: Params, key: Key) -> Any:
         keys = stream_keys(self.streams, jax.random.key(0) if key is None else key)
-        flat: dict[tuple, Any] = {path: nnx.Param(leaf) for path, leaf in _flat(params)}
+        flat: dict[tuple, Any] = {path: nnx.Param(leaf) for path, leaf in flatten_dict(params).items()}
         for path in self.streams:
             flat[(*path, "key")] = nnx.RngKey(keys[path], tag=str(path[-1]))
             flat[(*path, "count")] = nnx.RngCount(jnp.zeros((), jnp.uint32), tag=str(path[-1]))
@@ -226,11 +227,3 @@ def initial_carry(owner: str, make: Callable[[Shape], Carry], batch_shape: Shape
     if one != jax.eval_shape(lambda: make((*batch_shape, 2))):
         raise ValueError(f"{owner}: its carry depends on the number of input features, which a seqjax carry may not.")
     return make((*batch_shape, 1))
-
-
-def _flat(tree: Tree, prefix: tuple = ()) -> list[tuple[tuple, Any]]:
-    """Paths and arrays of a nested dict."""
-    leaves: list[tuple[tuple, Any]] = []
-    for name, value in tree.items():
-        leaves += _flat(value, (*prefix, name)) if isinstance(value, dict) else [((*prefix, name), value)]
-    return leaves

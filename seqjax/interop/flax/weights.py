@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seqjax.base import Array, Params
 from seqjax.cells.gru import GRUParams
@@ -65,7 +66,7 @@ class Layout:
         Raises:
           ValueError: weights that are missing, unknown, or of another shape or dtype than the rest.
         """
-        flat = flatten(tree)
+        flat = flatten_dict(tree, sep="/")
         shapes = self.shapes(1, hidden_dim)
         if set(flat) != set(shapes):
             raise ValueError(f"{owner} has the params {sorted(shapes)}, got {sorted(flat)}.")
@@ -109,7 +110,7 @@ class Layout:
                 for leaf, array in (("kernel", weights), ("bias", biases[side])):
                     if leaf == "kernel" or gates[0] in self.biases[side]:
                         flat[f"{name}/{leaf}"] = self._gates_of(array, gates)
-        return nest(flat)
+        return unflatten_dict(flat, sep="/")
 
     def _gates_of(self, array: Array, gates: str) -> Array:
         array = reorder(array, self.ours, self.gates)
@@ -142,31 +143,3 @@ LAYOUTS: dict[tuple[str, str], Layout] = {
     ("nnx", "GRUCell"): Layout("GRU", "rzn", "zrn", ("rzn", ""), ("dense_i", "dense_h")),
 }
 """By API and class."""
-
-
-def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": x}}` as `{"a/b": x}`.
-
-    >>> flatten({"ii": {"kernel": 1}, "hi": {"kernel": 2, "bias": 3}})
-    {'ii/kernel': 1, 'hi/kernel': 2, 'hi/bias': 3}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`.
-
-    >>> nest({"hi/kernel": 2, "hi/bias": 3})
-    {'hi': {'kernel': 2, 'bias': 3}}
-    """
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
