@@ -149,8 +149,7 @@ def _write(api: str, model: Any, params: Params, *, time_major: bool, optimized:
         check_options(
             "to_flax(Bidirectional)", {"merge": model.merge}, {"merge": ("concat",)}, "merge outside of the layer"
         )
-        backward = model.forward if model.backward is None else model.backward
-        pairs = [_write(api, m, p, **options) for m, p in zip((model.forward, backward), params, strict=True)]
+        pairs = [_write(api, m, p, **options) for m, p in zip(model.layers, params, strict=True)]
         (ahead, ahead_tree), (behind, behind_tree) = pairs
         return (
             flax.Bidirectional(ahead, behind, time_major=time_major),

@@ -166,8 +166,9 @@ class _Writer:
         return _arrays(cell, params, *names)
 
     def bidirectional(self, layer: Bidirectional, params: Params) -> tuple[Any, list]:
-        forward, arrays = self._direction(layer.forward, params[0], backwards=False)
-        backward, more = self._direction(layer.backward or layer.forward, params[1], backwards=True)
+        ahead, behind = layer.layers
+        forward, arrays = self._direction(ahead, params[0], backwards=False)
+        backward, more = self._direction(behind, params[1], backwards=True)
         merge = _MERGES[layer.merge]
         both = self.layers.Bidirectional(forward, merge, backward_layer=backward, dtype=forward.dtype_policy.name)
         return both, arrays + more

@@ -111,10 +111,10 @@ def _no_stack(model: Layer, why: str) -> ValueError:
 def _directions(model: Layer, layer: Layer, params: Params) -> list[tuple[Cell, Params]]:
     if isinstance(layer, RNN):
         return [(layer.cell, params)]
-    if isinstance(layer, Bidirectional) and isinstance(layer.forward, RNN) and layer.merge == "concat":
-        backward = layer.backward or layer.forward
-        if isinstance(backward, RNN):
-            return [(layer.forward.cell, params[0]), (backward.cell, params[1])]
+    if isinstance(layer, Bidirectional) and layer.merge == "concat":
+        cells = [side.cell for side in layer.layers if isinstance(side, RNN)]
+        if len(cells) == 2:
+            return list(zip(cells, params, strict=True))
     raise _no_stack(model, f"{layer!r} is none of its layers")
 
 
