@@ -11,7 +11,7 @@ from seqjax.dtypes import at_least_float32
 
 Activation = str | Callable[[Array], Array]
 
-_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
@@ -50,9 +50,9 @@ def activation_function(activation: Activation) -> Callable[[Array], Array]:
     """
     if callable(activation):
         return activation
-    if not isinstance(activation, str) or activation not in _FUNCTIONS:
-        raise ValueError(f"unknown activation {activation!r}; give a function or one of {sorted(_FUNCTIONS)}.")
-    return _FUNCTIONS[activation]
+    if not isinstance(activation, str) or activation not in FUNCTIONS:
+        raise ValueError(f"unknown activation {activation!r}; give a function or one of {sorted(FUNCTIONS)}.")
+    return FUNCTIONS[activation]
 
 
 def slope_from_output(activation: Activation) -> Callable[[Array], Array] | None:

@@ -9,18 +9,13 @@ from flax import nnx
 
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import GRU, LSTM, Simple
-from seqjax.cells.activations import Activation, activation_function
+from seqjax.cells.activations import FUNCTIONS, Activation
 from seqjax.cells.gru import GRUCarry
 from seqjax.cells.lstm_equations import LSTMCarry
 from seqjax.cells.simple import SimpleCarry
 from seqjax.dtypes import DTypes
 from seqjax.interop.flax.weights import LAYOUTS, Layout, Tree
 from seqjax.interop.layout import check_options
-
-NAMED_ACTIVATIONS = (
-    "tanh", "sigmoid", "relu", "hard_sigmoid", "hard_tanh", "leaky_relu", "elu", "selu", "softplus", "softsign",
-    "gelu", "silu",
-)  # fmt: skip
 
 _SAME: dict[str, tuple] = {
     "residual": (False,),
@@ -104,10 +99,7 @@ def named(function: Any) -> Activation:
     >>> named(jnp.tanh), named(nn.sigmoid)
     ('tanh', 'sigmoid')
     """
-    for name in NAMED_ACTIVATIONS:
-        if activation_function(name) is function:
-            return name
-    return function
+    return next((name for name, known_function in FUNCTIONS.items() if known_function is function), function)
 
 
 def carry_from_flax(cell: Cell, carry: Any) -> Carry:

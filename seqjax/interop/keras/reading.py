@@ -22,7 +22,7 @@ Custom = Mapping[type, Callable[[Any], tuple[Cell | Layer, Params]]]
 Pieces = list[tuple[Layer, Params]]
 """The seqjax layers, one after the other, that a Keras layer is, and their params."""
 
-_MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean"}
+MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean"}  # Keras' name: ours
 
 
 def from_keras(layer: Any, *, custom: Custom | None = None, ignore: Collection[str] = ()) -> tuple[Layer, Params]:
@@ -130,8 +130,8 @@ class _Reader:
     def bidirectional(self, record: Record) -> Pieces:
         record.check(self.ignore, ("merge_mode",))
         merge = record.config.get("merge_mode")
-        if not isinstance(merge, str) or merge not in _MERGES:
-            raise unsupported(record.owner, f"merge_mode={merge!r}", f"only {sorted(_MERGES)} are")
+        if not isinstance(merge, str) or merge not in MERGES:
+            raise unsupported(record.owner, f"merge_mode={merge!r}", f"only {sorted(MERGES)} are")
         sides: Pieces = []
         for part, backwards in (("forward_layer", False), ("backward_layer", True)):
             (inside,) = record.parts[part]
@@ -144,7 +144,7 @@ class _Reader:
             else:
                 sides.append(pieces[0])
         (forward, p), (backward, q) = sides
-        both = Bidirectional(forward, None if backward == forward else backward, merge=_MERGES[merge])
+        both = Bidirectional(forward, None if backward == forward else backward, merge=MERGES[merge])
         return [(both, (p, q))]
 
     # -- recurrent layers ---------------------------------------------------------------------

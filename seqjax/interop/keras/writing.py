@@ -13,6 +13,7 @@ from seqjax.cells import GRU, LSTM, Simple
 from seqjax.dtypes import DTypes
 from seqjax.initializers import ForgetGate
 from seqjax.interop.keras.activations import to_name
+from seqjax.interop.keras.reading import MERGES
 from seqjax.interop.keras.record import POLICIES
 from seqjax.interop.layout import check_params, param_array, pieces_of, unsupported
 from seqjax.layers import RNN, Activation, BatchNorm, Bidirectional, Conv1D, Dense, Dropout, Embed, LayerNorm, Serial
@@ -22,7 +23,7 @@ Custom = Mapping[type, Callable[[Any, Params], tuple[Any, list]]]
 """What a seqjax class is in Keras: a function from the Cell or Layer and its params to a Keras cell or
 layer of your own and the arrays for its `set_weights`."""
 
-_MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "mean": "ave"}
+_MERGES = {ours: theirs for theirs, ours in MERGES.items()}
 
 
 def to_keras(model: Layer, params: Params, *, custom: Custom | None = None) -> Any:

@@ -17,7 +17,8 @@ from seqjax.cells.simple import SimpleParams
 from seqjax.interop.layout import check_one_dtype, param_dtypes, reorder, to_jax, unsupported
 from seqjax.layers import RNN, Bidirectional, Dropout, Serial
 
-_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+"""Gates of each kind."""
 _NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(0|[1-9]\d{0,5})(_reverse)?")
 
 
@@ -57,8 +58,8 @@ def from_state_dict(
     >>> from_state_dict(state, "gru")[0]
     RNN(GRU(4, reset='after', use_bias=False))
     """
-    if kind not in _GATES:
-        raise ValueError(f"kind must be one of {sorted(_GATES)}, got {kind!r}.")
+    if kind not in GATES:
+        raise ValueError(f"kind must be one of {sorted(GATES)}, got {kind!r}.")
     if activation not in ("tanh", "relu"):
         raise unsupported("from_state_dict", f"activation={activation!r}", "PyTorch has 'tanh' and 'relu'")
     if activation != "tanh" and kind != "rnn":
@@ -136,7 +137,7 @@ def _output_size(weights: Weights) -> int:
 
 def _direction(owner: str, kind: str, weights: Weights, in_dim: int | None, activation: str) -> tuple[Cell, Params]:
     """A cell and its params from the weights of one direction, whose shapes must fit together."""
-    gates = _GATES[kind]
+    gates = GATES[kind]
     if weights.weight_ih.ndim != 2:
         raise ValueError(f"{owner}: weight_ih must be [{gates}*H, D], got shape {weights.weight_ih.shape}.")
     if weights.weight_hh.ndim != 2 or weights.weight_hh.shape[0] % gates or not weights.weight_hh.size:
@@ -144,7 +145,7 @@ def _direction(owner: str, kind: str, weights: Weights, in_dim: int | None, acti
     H, out = weights.weight_hh.shape[0] // gates, weights.weight_hh.shape[1]
     projects = weights.weight_hr is not None
     if out != H and not projects:
-        guess = [name for name, g in _GATES.items() if weights.weight_hh.shape[0] == g * out]
+        guess = [name for name, g in GATES.items() if weights.weight_hh.shape[0] == g * out]
         advice = f"; these are the weights of kind {guess[0]!r}" if guess else ""
         raise ValueError(f"{owner}: weight_hh must be [{gates}*H, H], got shape {weights.weight_hh.shape}{advice}.")
     shapes = {

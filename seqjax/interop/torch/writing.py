@@ -8,6 +8,7 @@ import numpy as np
 from seqjax.base import Cell, Layer, Params
 from seqjax.cells import GRU, LSTM, Simple
 from seqjax.interop.layout import check_params, param_array, pieces_of, reorder, unsupported
+from seqjax.interop.torch.state import GATES
 from seqjax.layers import RNN, Activation, Bidirectional, Conv1D, Dense, Dropout, Embed, LayerNorm, Serial
 
 ACTIVATIONS: dict[Any, tuple[str, dict[str, Any]]] = {
@@ -148,7 +149,7 @@ def _check_dtypes(owner: Any) -> None:
 
 def _stack_state(stack: Stack) -> dict[str, np.ndarray]:
     state = {}
-    gates = {"rnn": 1, "gru": 3, "lstm": 4}[stack.kind]
+    gates = GATES[stack.kind]
     out = stack.proj_dim or stack.hidden_dim
     for at, (cell, params) in enumerate(stack.directions):
         check_params(cell, params)
