@@ -80,6 +80,24 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")
 
 
+def widen(x: Array) -> Array:
+    """`x` in float32 if it is in half precision, as it is otherwise.
+
+    >>> widen(jnp.ones(1, "bfloat16")).dtype, widen(jnp.ones(1, "int8")).dtype
+    (dtype('float32'), dtype('int8'))
+    """
+    return x.astype(at_least_float32(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def widest(*dtypes: DTypeLike) -> jnp.dtype:
+    """The dtype of most bytes, the first of several.
+
+    >>> widest("float32", "bfloat16")
+    dtype('float32')
+    """
+    return max((jnp.dtype(dtype) for dtype in dtypes), key=lambda dtype: dtype.itemsize)
+
+
 def add_bias(x: Array, bias: Array) -> Array:
     """`x [..., N] + bias [N]` in the dtype of `x`; its gradient in `bias`, a sum over every step, in at least float32.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.dtypes import widest
 from seqjax.engines.scan import Scan
 
 
@@ -142,8 +143,8 @@ def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array
                 continue
             for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
                 terms.append(jnp.sum(part * random.normal(size=part.shape).astype(part.dtype)))
-        widest = max((term.dtype for term in terms), key=lambda dtype: dtype.itemsize)
-        return sum(term.astype(widest) for term in terms), out
+        dtype = widest(*(term.dtype for term in terms))
+        return sum(term.astype(dtype) for term in terms), out
 
     varied = [leaf for leaf, differentiable in zip(leaves, smooth, strict=True) if differentiable]
     (_, out), found = jax.value_and_grad(loss, has_aux=True)(varied, flags)

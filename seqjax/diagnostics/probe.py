@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import at_least_float32, widest
 from seqjax.paths import leaf_names
 
 
@@ -83,11 +83,6 @@ class StateLayout:
 
 def _is_complex(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.complexfloating)
-
-
-def widest(*dtypes: Any) -> Any:
-    """The dtype of most bytes."""
-    return max((jnp.dtype(dtype) for dtype in dtypes), key=lambda dtype: dtype.itemsize)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

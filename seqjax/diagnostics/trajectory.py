@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape
-from seqjax.diagnostics.probe import Probe, StateLayout, widest
+from seqjax.diagnostics.probe import Probe, StateLayout
+from seqjax.dtypes import widest
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto
 from seqjax.engines.checkpointed import Checkpointed

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import at_least_float32, widest
 
 
 class Solution(NamedTuple):
@@ -93,7 +93,7 @@ def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int, floor: 
       `good [T, *batch]` and `residual [*batch]`, the largest relative defect (NaN if there is one).
     """
     dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(states)]
-    wide = at_least_float32(max(dtypes, key=lambda dtype: dtype.itemsize))
+    wide = at_least_float32(widest(*dtypes))
     goods, residuals = [], []
     for defect, state in zip(jax.tree.leaves(defects), jax.tree.leaves(states), strict=True):
         features = tuple(range(1 + batch_ndim, state.ndim))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
+from seqjax.dtypes import widest
 from seqjax.engines.stepping import Steps, expand, masked_step, reset, visible
 
 
@@ -67,7 +68,7 @@ class Packing:
         return len(self.shapes) if self.structure == "block" else sum(math.prod(shape) for shape in self.shapes)
 
     def pack(self, tree: Carry) -> Array:
-        dtype = max(self.dtypes, key=lambda d: d.itemsize)
+        dtype = widest(*self.dtypes)
         flat = [
             leaf.reshape(*leaf.shape[: leaf.ndim - len(shape)], math.prod(shape)).astype(dtype)
             for leaf, shape in zip(jax.tree.leaves(tree), self.shapes, strict=True)

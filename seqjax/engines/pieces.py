@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import widen
 from seqjax.engines.stepping import Steps
 
 
@@ -71,14 +71,10 @@ def loop(step: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, **options: A
     def widened(carry: Any, x: Any) -> tuple[Any, Any]:
         carry, y = step(carry, x)
         dtypes[:] = [jax.tree.map(lambda a: a.dtype, y)]
-        return carry, jax.tree.map(_wide, y)
+        return carry, jax.tree.map(widen, y)
 
     carry, ys = jax.lax.scan(widened, carry, xs, **options)
     return carry, jax.tree.map(lambda a, dtype: a if a.dtype == dtype else a.astype(dtype), ys, dtypes[0])
-
-
-def _wide(a: Array) -> Array:
-    return a.astype(at_least_float32(a.dtype)) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
 def scan_pieces(

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from seqjax.base import Array, Described, Mask
+from seqjax.dtypes import widen
 from seqjax.sequences import hide
 
 Loss = Callable[[Array, Array, Mask], Array]
@@ -146,13 +147,6 @@ def weight(loss: Loss, predictions: Array, mask: Mask) -> Array:
     return jnp.sum(last_valid(mask) if isinstance(loss, AtLastStep) else mask, dtype=jnp.int32)
 
 
-def widen(x: Array) -> Array:
-    """`x` in float32 if it is in half precision, as it is otherwise."""
-    x = jnp.asarray(x)
-    half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
-    return x.astype(jnp.float32) if half else x
-
-
 def _mean(elementwise: Callable, predictions: Array, targets: Array, mask: Mask) -> Array:
     if mask is None:
         return jnp.mean(elementwise(predictions, targets))
@@ -163,7 +157,7 @@ def _mean(elementwise: Callable, predictions: Array, targets: Array, mask: Mask)
 
 
 def _same(predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]:
-    predictions, targets = widen(predictions), widen(targets)
+    predictions, targets = widen(jnp.asarray(predictions)), widen(jnp.asarray(targets))
     if predictions.shape != targets.shape:
         raise ValueError(
             f"predictions {predictions.shape} and targets {targets.shape} must have the same shape [T, ..., F]; "
@@ -176,7 +170,7 @@ def _same(predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]
 
 
 def _labelled(name: str, predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]:
-    predictions, targets = widen(predictions), jnp.asarray(targets)
+    predictions, targets = widen(jnp.asarray(predictions)), jnp.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != predictions.shape[:-1]:
         raise ValueError(
             f"{name} takes integer labels of shape {predictions.shape[:-1]} for predictions {predictions.shape}, "
