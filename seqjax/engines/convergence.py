@@ -44,9 +44,18 @@ def check_options(engine: Engine, tol: float | None, on_failure: str, **limits: 
     """
     owner = type(engine).__name__
     require.one_of(owner, on_failure=(on_failure, ("sequential", "raise", "nan")))
+    check_tolerance(owner, tol)
+    require.positive_if_given(owner, **limits)
+
+
+def check_tolerance(owner: str, tol: float | None) -> None:
+    """Refuses a tolerance that is none.
+
+    Raises:
+      ValueError: naming what was given.
+    """
     if tol is not None and not (require.is_number(tol) and tol > 0):
         raise ValueError(f"{owner}: tol must be positive, or None for that of the carry's dtype, got {tol!r}.")
-    require.positive_if_given(owner, **limits)
 
 
 def check_solvable(engine: Engine, cell: Cell, carry: Carry, key: Key) -> None:

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import devices
 from seqjax.engines.associative import Associative, check_affine
 from seqjax.engines.auto import Auto
-from seqjax.engines.convergence import Solution, check_solvable, finite
+from seqjax.engines.convergence import Solution, check_solvable, check_tolerance, finite
 from seqjax.engines.pieces import pad_steps
 from seqjax.engines.sharded_affine import run_affine
 from seqjax.engines.sharded_relaxed import run_relaxed
@@ -87,8 +86,7 @@ class Sharded(Engine):
                 f"Sharded: inner must be an engine that runs a whole piece on one device, with the gradient of the "
                 f"loop, got {self.inner!r}; use Auto, Scan, Checkpointed, or Associative without a segment."
             )
-        if self.tol is not None and not (require.is_number(self.tol) and self.tol > 0):
-            raise ValueError(f"Sharded: tol must be positive, or None for that of the carry's dtype, got {self.tol!r}.")
+        check_tolerance("Sharded", self.tol)
 
     def __repr__(self) -> str:
         return devices.code_with_mesh(self)
