@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.diagnostics.probe import StateLayout
 from seqjax.diagnostics.trajectory import (
     ProbedParams,
     layer_name,
     named,
     probed_carry,
     probed_params,
+    state_layout,
     with_probes,
 )
 from seqjax.layers.compose import time_major
@@ -106,10 +106,7 @@ def gradient_flow(
     gradients = jax.grad(objective)({path: node.deltas for path, node in layers.items()})
     flows = []
     for path, node in layers.items():
-        cell, own = node.cell, node.params
-        layout = StateLayout.of(
-            jax.eval_shape(lambda p, cell=cell: cell.initial_carry(p, batch_shape), own), len(batch_shape)
-        )
+        layout = state_layout(node.cell, node.params, batch_shape)
         norms = {name: row_norms(part) for name, part in layout.split(gradients[path]).items()}
-        flows.append(GradientFlow(layer_name(path, cell), norms))
+        flows.append(GradientFlow(layer_name(path, node.cell), norms))
     return tuple(flows)

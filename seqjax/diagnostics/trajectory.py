@@ -89,7 +89,7 @@ class Probed(Layer):
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> ProbedParams:
         params = self.layer.init(key, xs)
-        layout = _layout(self.layer.cell, params, xs)
+        layout = state_layout(self.layer.cell, params, xs.shape[1:-1])
         return ProbedParams(params, jnp.zeros((*xs.shape[:-1], layout.size), layout.dtype), self.layer.cell)
 
     def initial_carry(self, params: ProbedParams, batch_shape: Shape) -> ProbedCarry:
@@ -106,7 +106,7 @@ class Probed(Layer):
         key: Key = None,
     ) -> tuple[ProbedCarry, Array]:
         cell, in_dim = self.layer.cell, xs.shape[-1]
-        layout = _layout(cell, params.params, xs)
+        layout = state_layout(cell, params.params, xs.shape[1:-1])
         y = jax.eval_shape(self.layer.apply, params.params, carry.carry, xs[:1])[1]
         dtype = widest(xs.dtype, y.dtype, layout.dtype)
         probe = dataclasses.replace(self.layer, cell=Probe(cell, in_dim, jnp.dtype(xs.dtype).name))
@@ -118,8 +118,12 @@ class Probed(Layer):
         return ProbedCarry(after, seen), outputs[..., :features].astype(y.dtype)
 
 
-def _layout(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> StateLayout:
-    batch_shape = xs.shape[1:-1]
+def state_layout(cell: Cell, params: Params, batch_shape: Shape) -> StateLayout:
+    """Of a cell's carries.
+
+    Raises:
+      ValueError: none of their leaves is floating-point.
+    """
     layout = StateLayout.of(jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), len(batch_shape))
     if not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in layout.dtypes):
         raise ValueError(f"{cell!r} carries no floating-point numbers, which could be looked at or added to.")
