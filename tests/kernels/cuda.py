@@ -19,7 +19,9 @@ def kernels_launched(fn: Callable[..., Any], *arguments: Any) -> int:
 def lowered(fn: Callable[..., Any], *arguments: Any) -> str:
     """What `fn` becomes for an H100."""
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("device",), abstract_device=device)):
+    with jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((1,), ("device",), (jax.sharding.AxisType.Auto,), abstract_device=device)
+    ):
         return jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
