@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from experiments.chorales.data import KEYS
 
@@ -52,9 +53,9 @@ def _pairs(pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([keys[:-1] for keys in pieces]), np.concatenate([keys[1:] for keys in pieces])
 
 
-def _share(times: np.ndarray, steps: np.ndarray | int) -> np.ndarray:
+def _share(times: ArrayLike, steps: ArrayLike) -> np.ndarray:
     """Laplace's rule: never 0, never 1."""
-    return (times + 1) / (np.asarray(steps) + 2)
+    return (np.asarray(times) + 1) / (np.asarray(steps) + 2)
 
 
 def _nats(probabilities: np.ndarray, keys: np.ndarray) -> float:

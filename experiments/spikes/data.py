@@ -96,6 +96,6 @@ def binned(times: np.ndarray, bins: int) -> np.ndarray:
     [1.0, 0.0, 1.0, 1.0, 0.0]
     """
     counts = np.bincount((times // MICROSECONDS).astype(np.int64), minlength=bins)
-    if counts.max(initial=0) > 1:
+    if (counts > 1).any():
         raise ValueError("two spikes are in one bin: the refractory period of a neuron is longer than that.")
     return counts.astype(np.float32)

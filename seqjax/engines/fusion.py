@@ -84,7 +84,7 @@ def on_hopper(kind: equations.Kind, how: triton.Launch, zs: Array) -> bool:
     """Whether the kernels for a Hopper run this: there is one, it fits, and products need not be exact in float32."""
     if how.interpret or not hopper.available():
         return False
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     exact = zs.dtype == jnp.float32 and precision in ("highest", "float32")
     return tiles.fits(kind, zs.shape[-1] // kind.gates, zs.dtype) and not exact
 

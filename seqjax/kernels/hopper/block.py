@@ -12,7 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from seqjax.base import Array
 from seqjax.kernels.equations import Kind
 from seqjax.kernels.hopper import cluster
-from seqjax.kernels.hopper.exchange import Exchange, Scratch, load, tiling
+from seqjax.kernels.hopper.exchange import Exchange, Scratch, load, store, tiling
 from seqjax.kernels.hopper.tiles import ROWS, SPLIT, UNITS, Tiles
 from seqjax.kernels.operands import varying_as
 
@@ -43,7 +43,7 @@ class Place(NamedTuple):
             self.write_one(ref, array, i, *t)
 
     def write_one(self, ref: Any, array: Array, i: int, *t: Any) -> None:
-        ref[(*t, self.cluster, i, self.part)] = array.astype(ref.dtype)
+        store(ref.at[(*t, self.cluster, i, self.part)], array.astype(ref.dtype))
 
     def zeros(self) -> Array:
         return plgpu.layout_cast(jnp.zeros((UNITS, ROWS), jnp.float32), plgpu.Layout.WGMMA)

@@ -137,13 +137,23 @@ class Exchange(NamedTuple):
 
 def tiling(dtype: Any) -> tuple:
     """How tiles lie in shared memory: as the matrix units read sixteen columns."""
-    return plgpu.TilingTransform((8, ROWS)), plgpu.SwizzleTransform(ROWS * jnp.dtype(dtype).itemsize)
+    swizzle: Any = plgpu.SwizzleTransform  # abstract to type checkers, from jax 0.12 on, and so is the other
+    tiles: Any = plgpu.TilingTransform
+    return tiles((8, ROWS)), swizzle(ROWS * jnp.dtype(dtype).itemsize)
 
 
 def load(tile: Any) -> Array:
     """A tile of any memory, in the registers where the matrix units leave their results."""
     index = ((),) if jax.__version_info__ < (0, 11) else ()  # which 0.10 needs and 0.11 warns of
     return plgpu.load(tile, *index, layout=plgpu.Layout.WGMMA, optimized=False)
+
+
+def store(tile: Any, array: Array) -> None:
+    """Puts what lies there into a tile of global memory; jax 0.12 wants to be told that its rows are not contiguous."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(tile, array, optimized=False)
+    else:
+        tile[...] = array
 
 
 def _value(accumulator: Any) -> Array:
