@@ -14,6 +14,7 @@ from seqjax.cells.heads import MultiHead
 from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
+from seqjax.engines.pieces import delayed
 from seqjax.engines.stepping import Steps, leave, reset, select, zeros_like
 from seqjax.kernels import equations, operands
 from seqjax.kernels.hopper import recurrence as hopper
@@ -219,7 +220,7 @@ def launch_reverse(cell: Any, how: triton.Launch, given: tuple, left: operands.L
 def residuals(cell: Cell, given: operands.Given, sequences: tuple[Array, ...], kept: list[Array], now: Steps) -> Any:
     """What the cell's `accumulate` reads, `[T, B, ...]`."""
     hs = sequences[0]
-    h_before = jnp.concatenate([given.states[0].astype(hs.dtype)[None], hs[:-1]])
+    h_before = delayed(hs, given.states[0].astype(hs.dtype))
     if now.reset is not None and given.initial is not None:
         again = now.reset.reshape(*hs.shape[:2], 1)
         h_before = jnp.where(again, given.initial[0].astype(hs.dtype), h_before)

@@ -14,7 +14,7 @@ from seqjax.engines.convergence import Solution, check_options, check_solvable, 
 from seqjax.engines.devices import on_automatic_axes
 from seqjax.engines.iteration import iterate
 from seqjax.engines.jacobians import Packing, batched_step, step_jacobians
-from seqjax.engines.pieces import join, split_steps
+from seqjax.engines.pieces import delayed, join, split_steps
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, masked_step, prepare, without_float0
 from seqjax.plan import Plan, tree_bytes
@@ -206,7 +206,7 @@ def _forward(engine: Newton, cell: Cell, params: Params, initial: Carry | None, 
     start = packing.pack(carry)
     guess = evaluate(jnp.broadcast_to(start, (steps.x.shape[0], *start.shape)))
     found = iterate(engine, packing, evaluate, jacobians, advance, start, guess)
-    before = packing.unpack(jnp.concatenate([start[None], found.states[:-1]]))
+    before = packing.unpack(delayed(found.states, start))
     _, ys = batched_step(cell, params, initial, before, steps)
     converged = found.converged & finite(ys, batch_ndim)
     last = packing.unpack(found.states[-1])
@@ -247,7 +247,7 @@ def _reverse(engine: Newton, cell: Cell, kept: tuple, cotangents: Solution):
     start = packing.pack(d_carry)
     guess = jnp.zeros_like(start, shape=(T, *start.shape))
     found = iterate(engine, packing, evaluate, lambda _: transposed, advance, start, guess, linear=True)
-    d_after = packing.unpack(jnp.flip(jnp.concatenate([start[None], found.states[:-1]]), 0))
+    d_after = packing.unpack(jnp.flip(delayed(found.states, start), 0))
     _, pull_all = jax.vjp(run, params, initial, before, steps.x)
     d_params, d_initial, _, d_x = pull_all((d_after, d_ys))
     answer = d_params, d_initial, packing.unpack(found.states[-1]), d_x

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import seqjax
-from experiments.bytes import data, judge, run
+from experiments.bytes import data, judge, run, sample
 from experiments.bytes.task import model
 from seqjax import training
 
@@ -144,3 +144,14 @@ def test_damaged_bits_of_a_model_are_named(tmp_path):
     (tmp_path / "dynamic.json").write_text("{")
     with pytest.raises(ValueError, match=r"dynamic\.json is damaged"):
         run.learning_on(None, tmp_path, 0.2)
+
+
+def test_what_is_colder_than_float32_writes_the_most_likely_bytes():
+    layers = seqjax.Serial(seqjax.Embed(256, 4), seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(256))
+    params = layers.init(jax.random.key(0), jnp.zeros(3, jnp.int32))
+    carry, last, expected = layers.initial_carry(params, ()), 97, []
+    for _ in range(6):
+        carry, logits = layers.apply(params, carry, jnp.array([last], jnp.int32))
+        last = int(np.argmax(logits[0]))
+        expected.append(last)
+    assert list(sample.write(layers, params, b"a", length=6, temperature=1e-300, seed=0)) == expected
