@@ -22,7 +22,9 @@ def write_json(path: pathlib.Path, content: Any) -> None:
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise OSError(error.errno, f"could not be written, {error.strerror}; make room", str(path)) from error
+        raise OSError(
+            error.errno, f"could not be written, {error.strerror}; make room, or give another folder", str(path)
+        ) from error
 
 
 def read_json(path: pathlib.Path, read: Callable[[Any], T]) -> T:

@@ -482,7 +482,7 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "replace", no_room)
-    with pytest.raises(OSError, match=r"No space left on device; make room: '.*kept\.json'"):
+    with pytest.raises(OSError, match=r"No space left on device; make room, or give another folder: '.*kept\.json'"):
         files.write_json(kept, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
     assert files.read_json(kept, int) == 1
