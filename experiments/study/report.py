@@ -37,13 +37,13 @@ def summarize(
 def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
     """A row for each baseline and variant; the best mean is bold."""
     reached = {task.metric: task.baselines, **task.also}
-    best = _best(task, rows)
+    winner = best(task, rows)
     lines = []
     for name in dict.fromkeys(name for found in reached.values() for name in found):
         lines.append(([name, *(number(found[name]) if name in found else "" for found in reached.values())], "dim"))
     for row in rows:
         measured = [mean_and_spread(row, measure) for measure in reached]
-        lines.append(([row.variant.name, *measured, *_costs(task, row)], "bold" if row is best else ""))
+        lines.append(([row.variant.name, *measured, *_costs(task, row)], "bold" if row is winner else ""))
     made = rich.table.Table(
         title=f"{task.name}: {task.metric}, {task.better} is better",
         caption="Mean ± sample standard deviation over the runs that did not diverge.",
@@ -94,7 +94,8 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _best(task: Task, rows: Sequence[Row]) -> Row | None:
+def best(task: Task, rows: Sequence[Row]) -> Row | None:
+    """The row with the best mean; `None` where there are not two to choose from."""
     judged = [row for row in rows if not math.isnan(row.mean(task.metric))]
     if len(judged) < 2:
         return None
