@@ -42,84 +42,88 @@ class Kind(NamedTuple):
     gates: int
     states: int
     kept: int  # beside the states, which are kept as well
-    products: int  # that wait for each other
+    products: int  # of a step that must run one after another
     forward: Callable[..., tuple[States, tuple[Array, ...]]]
     reverse: Callable[..., States]
 
 
-def _simple(z: Sequence[Array], states: States, product: Product, of: Functions):
+def _simple(z: Sequence[Array], states: States, product: Product, functions: Functions):
     recurrent = next(iter(product(states[0], 0)))
-    return (of.activation(z[0] + recurrent),), ()
+    return (functions.activation(z[0] + recurrent),), ()
 
 
-def _simple_transpose(kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions):
-    d_z = d[0] * of.slope(after[0])
+def _simple_transpose(
+    kept, before: States, after: States, d: States, transposed: Product, emit: Emit, functions: Functions
+):
+    d_z = d[0] * functions.slope(after[0])
     emit(0, d_z)
     return (transposed((0, d_z)),)
 
 
-def _lstm(z: Sequence[Array], states: States, product: Product, of: Functions):
+def _lstm(z: Sequence[Array], states: States, product: Product, functions: Functions):
     h, c = states
-    functions = of.gate, of.gate, of.activation, of.gate
-    i, f, g, o = (of_z(a + b) for of_z, a, b in zip(functions, z, product(h, 0, 1, 2, 3), strict=True))
+    squash = functions.gate, functions.gate, functions.activation, functions.gate
+    i, f, g, o = (each(a + b) for each, a, b in zip(squash, z, product(h, 0, 1, 2, 3), strict=True))
     c = f * c + i * g
-    return (o * of.activation(c), c), (i, f, g, o)
+    return (o * functions.activation(c), c), (i, f, g, o)
 
 
-def _lstm_transpose(kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions):
+def _lstm_transpose(
+    kept, before: States, after: States, d: States, transposed: Product, emit: Emit, functions: Functions
+):
     i, f, g, o = kept
-    squashed = of.activation(f * before[1] + i * g)  # not from `after`: rounded, and kept where it is masked
-    d_c = d[1] + d[0] * o * of.slope(squashed)
+    squashed = functions.activation(f * before[1] + i * g)  # not from `after`: rounded, and kept where it is masked
+    d_c = d[1] + d[0] * o * functions.slope(squashed)
     d_z = (
-        d_c * g * of.gate_slope(i),
-        d_c * before[1] * of.gate_slope(f),
-        d_c * i * of.slope(g),
-        d[0] * squashed * of.gate_slope(o),
+        d_c * g * functions.gate_slope(i),
+        d_c * before[1] * functions.gate_slope(f),
+        d_c * i * functions.slope(g),
+        d[0] * squashed * functions.gate_slope(o),
     )
     for k, array in enumerate(d_z):
         emit(k, array)
     return transposed(*enumerate(d_z)), d_c * f
 
 
-def _gru_after(z: Sequence[Array], states: States, product: Product, of: Functions):
+def _gru_after(z: Sequence[Array], states: States, product: Product, functions: Functions):
     h = states[0]
     products = iter(product(h, 0, 1, 2))
-    keep = of.gate(z[0] + next(products))
-    r = of.gate(z[1] + next(products))
+    keep = functions.gate(z[0] + next(products))
+    r = functions.gate(z[1] + next(products))
     recurrent = next(products)
-    g = of.activation(z[2] + r * recurrent)
+    g = functions.activation(z[2] + r * recurrent)
     return (keep * h + (1 - keep) * g,), (keep, r, g, recurrent)
 
 
 def _gru_after_transpose(
-    kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions
+    kept, before: States, after: States, d: States, transposed: Product, emit: Emit, functions: Functions
 ):
     keep, r, g, recurrent = kept
-    d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
-    d_g = d[0] * (1 - keep) * of.slope(g)
-    d_r = d_g * recurrent * of.gate_slope(r)
+    d_keep = d[0] * (before[0] - g) * functions.gate_slope(keep)
+    d_g = d[0] * (1 - keep) * functions.slope(g)
+    d_r = d_g * recurrent * functions.gate_slope(r)
     for k, array in enumerate((d_keep, d_r, d_g)):
         emit(k, array)
     return (d[0] * keep + transposed((0, d_keep), (1, d_r), (2, d_g * r)),)
 
 
-def _gru_before(z: Sequence[Array], states: States, product: Product, of: Functions):
+def _gru_before(z: Sequence[Array], states: States, product: Product, functions: Functions):
     h = states[0]
-    keep, r = (of.gate(a + b) for a, b in zip(z, product(h, 0, 1), strict=False))
-    g = of.activation(z[2] + next(iter(product(r * h, 2))))
+    keep, r = (functions.gate(a + b) for a, b in zip(z, product(h, 0, 1), strict=False))
+    g = functions.activation(z[2] + next(iter(product(r * h, 2))))
     return (keep * h + (1 - keep) * g,), (keep, r, g)
 
 
 def _gru_before_transpose(
-    kept, before: States, after: States, d: States, transposed: Product, emit: Emit, of: Functions
+    kept, before: States, after: States, d: States, transposed: Product, emit: Emit, functions: Functions
 ):
     keep, r, g = kept
-    d_keep = d[0] * (before[0] - g) * of.gate_slope(keep)
-    d_g = d[0] * (1 - keep) * of.slope(g)
+    d_keep = d[0] * (before[0] - g) * functions.gate_slope(keep)
+    d_g = d[0] * (1 - keep) * functions.slope(g)
     emit(0, d_keep)
     emit(2, d_g)
     d_gated = transposed((2, d_g))
-    d_r = d_gated * before[0] * of.gate_slope(r)
+    d_r = d_gated * before[0] * functions.gate_slope(r)
     emit(1, d_r)
     return (d[0] * keep + d_gated * r + transposed((0, d_keep), (1, d_r)),)
 

@@ -34,20 +34,20 @@ def test_a_tile_has_64_units_of_16_sequences():
     """B = 20 and H = 70 take two clusters of two blocks; sequence 17's unit 65 is in the second of both."""
     tiles = Tiles(20, 70)
     array = np.arange(3 * 20 * 2 * 70.0).reshape(3, 20, 2, 70)
-    cut = tiles.cut(jnp.asarray(array))
-    assert cut.shape == (3, *tiles.shape(2)) == (3, 2, 2, 2, UNITS, ROWS)
-    assert cut[2, 1, 0, 1, 1, 1] == array[2, 17, 0, 65]
-    assert not np.any(cut[:, 1, :, :, :, 4:])
-    assert not np.any(cut[:, :, :, 1, 6:])
-    np.testing.assert_array_equal(tiles.plain(cut), array)
+    tiled = tiles.tile(jnp.asarray(array))
+    assert tiled.shape == (3, *tiles.shape(2)) == (3, 2, 2, 2, UNITS, ROWS)
+    assert tiled[2, 1, 0, 1, 1, 1] == array[2, 17, 0, 65]
+    assert not np.any(tiled[:, 1, :, :, :, 4:])
+    assert not np.any(tiled[:, :, :, 1, 6:])
+    np.testing.assert_array_equal(tiles.untile(tiled), array)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_weights_in_two_bfloat16_are_good_to_16_bits(transposed):
     w = np.random.default_rng(0).normal(size=(130, 2 * 130)).astype("float32")
-    cut = Tiles(1, 130).weights(jnp.asarray(w), 2, 2, transposed=transposed)
-    assert cut.dtype == jnp.bfloat16
-    high, low = np.asarray(cut, "float32").reshape(3, 2, 2, 3, UNITS, UNITS).swapaxes(1, 2).swapaxes(0, 1)
+    tiled = Tiles(1, 130).weights(jnp.asarray(w), 2, 2, transposed=transposed)
+    assert tiled.dtype == jnp.bfloat16
+    high, low = np.asarray(tiled, "float32").reshape(3, 2, 2, 3, UNITS, UNITS).swapaxes(1, 2).swapaxes(0, 1)
     block = w[64:128, 130 : 130 + 64]  # from the units of block 1 to gate 1 of those of block 0
     whole = (high + low)[0, 1, 1]
     np.testing.assert_allclose(whole, block if transposed else block.T, atol=2**-16 * np.abs(block).max())

@@ -11,7 +11,7 @@ imported where a kernel is launched and not before.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from seqjax.base import Array
 from seqjax.kernels.equations import Functions, Kind, States
 from seqjax.kernels.hopper.tiles import Tiles
 from seqjax.kernels.operands import MASKED, RESET, Cotangents, Given, Left, pick
+
+if TYPE_CHECKING:
+    from seqjax.kernels.hopper.block import Place
 
 
 def available() -> bool:
@@ -45,23 +48,23 @@ class Kept(NamedTuple):
     gates: Array | None  # [T, clusters, K, parts, 64, 16]
 
 
-def forward(kind: Kind, of: Functions, z: Array, given: Given, *, keep: bool = True) -> Left:
+def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: bool = True) -> Left:
     """As Triton's; `kept` is a `Kept`."""
     T, B, width = z.shape
     tiles = Tiles(B, width // kind.gates)
     dtype, carry = z.dtype, given.states[0].dtype
-    of = _functions(of, dtype)
+    functions = _on_chip(functions, dtype)
     sequences = kind.states if keep else 1
 
-    def body(inputs: dict, outputs: dict, at: Any) -> None:
-        bias, restart = at.all(inputs["bias"]), at.all(inputs["initial"])
+    def body(inputs: dict, outputs: dict, place: "Place") -> None:
+        bias, restart = place.all(inputs["bias"]), place.all(inputs["initial"])
 
         def read(t: Array) -> tuple[list[Array], Array | None]:
-            return at.some(inputs["z"], t), at.flags(inputs["flags"], t)
+            return place.some(inputs["z"], t), place.flags(inputs["flags"], t)
 
         def step(t: Array, half: int, phase: Array, loop: tuple) -> tuple:
             before, (zs, flags) = loop
-            exchange, slots = at.exchange(half, phase), iter(range(kind.products))
+            exchange, slots = place.exchange(half, phase), iter(range(kind.products))
 
             def product(h: Array, *gates: int) -> list[Array]:
                 found = exchange.product(next(slots), h, gates)
@@ -69,18 +72,18 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, *, keep: bool = T
 
             masked, again = _bits(flags)
             before = pick(again, restart, before) if restart else before
-            after, gates = kind.forward([z.astype(jnp.float32) for z in zs], before, product, of)
+            after, gates = kind.forward([z.astype(jnp.float32) for z in zs], before, product, functions)
             after = tuple(_rounded(a, dtype if i == 0 else carry) for i, a in enumerate(after))
             after = after if masked is None else pick(masked, before, after)
-            at.write(outputs["states"], after[:sequences], t + 1)
+            place.write(outputs["states"], after[:sequences], t + 1)
             if kind.kept and keep:
-                at.write(outputs["gates"], gates, t)
+                place.write(outputs["gates"], gates, t)
             return after, read(jnp.minimum(t + 1, T - 1))  # on its way during the next step's product
 
-        first = tuple(at.all(inputs["states"]))
-        at.write(outputs["states"], first[:sequences], 0)
+        first = tuple(place.all(inputs["states"]))
+        place.write(outputs["states"], first[:sequences], 0)
         last, _ = _turns(T, step, (first, read(jnp.int32(0))))
-        at.write(outputs["last"], last)
+        place.write(outputs["last"], last)
 
     bias = None if given.bias_rec is None else given.bias_rec.reshape(kind.gates, tiles.H).astype(jnp.float32)
     outputs = {
@@ -90,45 +93,46 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, *, keep: bool = T
     if kind.kept and keep:
         outputs["gates"] = jax.ShapeDtypeStruct((T, *tiles.shape(kind.kept)), dtype)
     inputs = {
-        "z": tiles.cut(z.reshape(T, B, kind.gates, tiles.H)),
-        "bias": None if bias is None else tiles.cut(jnp.broadcast_to(bias, (B, *bias.shape))),
+        "z": tiles.tile(z.reshape(T, B, kind.gates, tiles.H)),
+        "bias": None if bias is None else tiles.tile(jnp.broadcast_to(bias, (B, *bias.shape))),
         "states": tiles.states(given.states, carry),
         "initial": None if given.initial is None else tiles.states(given.initial, carry),
         "flags": tiles.flags(given.flags),
     }
     out = _launch(body, f"{kind.name}_forward", kind, tiles, dtype, given.w_rec, inputs, outputs, transposed=False)
-    hs = tiles.plain(out["states"][1:])
+    hs = tiles.untile(out["states"][1:])
     return Left(
         tuple(hs[:, :, i] for i in range(sequences)),
         Kept(out["states"], out.get("gates")) if keep else None,
-        tiles.plain_states(out["last"]),
+        tiles.untile_states(out["last"]),
     )
 
 
 def gate(left: Left, k: int) -> Array:
     """`[T, B, H]`, the k-th gate that `forward` kept."""
     _, B, H = left.sequences[0].shape
-    return Tiles(B, H).plain(left.kept.gates[:, :, k : k + 1])[:, :, 0]
+    return Tiles(B, H).untile(left.kept.gates[:, :, k : k + 1])[:, :, 0]
 
 
-def reverse(kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_last: States) -> Cotangents:
+def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Array, d_last: States) -> Cotangents:
     """As Triton's."""
     T, B, H = d_hs.shape
     tiles = Tiles(B, H)
     dtype, carry = d_hs.dtype, given.states[0].dtype
-    of = _functions(of, dtype)
+    functions = _on_chip(functions, dtype)
 
-    def body(inputs: dict, outputs: dict, at: Any) -> None:
-        restart = at.all(inputs["initial"])
+    def body(inputs: dict, outputs: dict, place: "Place") -> None:
+        restart = place.all(inputs["initial"])
 
         def read(t: Array) -> tuple:
-            kept = at.some(inputs["gates"], t) if kind.kept else []
-            return at.some(inputs["states"], t), kept, at.some(inputs["d_hs"], t)[0], at.flags(inputs["flags"], t)
+            kept = place.some(inputs["gates"], t) if kind.kept else []
+            d_h, flags = place.some(inputs["d_hs"], t)[0], place.flags(inputs["flags"], t)
+            return place.some(inputs["states"], t), kept, d_h, flags
 
         def step(n: Array, half: int, phase: Array, loop: tuple) -> tuple:
             d_states, d_initial, h, (states, kept, d_h, flags) = loop
             t = T - 1 - n
-            exchange, slots = at.exchange(half, phase), iter(range(kind.products))
+            exchange, slots = place.exchange(half, phase), iter(range(kind.products))
             ahead: list[Any] = []
             masked, again = _bits(flags)
             states = tuple(a.astype(jnp.float32) for a in states)
@@ -139,32 +143,32 @@ def reverse(kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_
                 return exchange.transposed(next(slots), pairs)
 
             def emit(k: int, d: Array) -> None:
-                at.write_one(outputs["d_z"], d, k, t)
+                place.write_one(outputs["d_z"], d, k, t)
 
             d_after = d_states if masked is None else tuple(jnp.where(masked, 0.0, d) for d in d_states)
             d_after = (d_after[0] + d_h.astype(jnp.float32), *d_after[1:])
             kept = [a.astype(jnp.float32) for a in kept]
-            d_before = kind.reverse(kept, before, (h,), d_after, transposed, emit, of)
+            d_before = kind.reverse(kept, before, (h,), d_after, transposed, emit, functions)
             d_before = d_before if masked is None else pick(masked, d_states, d_before)
             if restart:
                 d_initial = tuple(a + jnp.where(again, d, 0.0) for a, d in zip(d_initial, d_before, strict=True))
                 d_before = tuple(jnp.where(again, 0.0, d) for d in d_before)
             return d_before, d_initial, states[0], ahead[-1]
 
-        d_last = tuple(at.all(inputs["d_last"]))
-        zeros = tuple(at.zeros() for _ in d_last) if restart else ()
-        h = at.some(inputs["states"], jnp.int32(T))[0].astype(jnp.float32)
+        d_last = tuple(place.all(inputs["d_last"]))
+        zeros = tuple(place.zeros() for _ in d_last) if restart else ()
+        h = place.some(inputs["states"], jnp.int32(T))[0].astype(jnp.float32)
         d_states, d_initial, _, _ = _turns(T, step, (d_last, zeros, h, read(jnp.int32(T - 1))))
-        at.write(outputs["d_states"], d_states)
+        place.write(outputs["d_states"], d_states)
         if restart:
-            at.write(outputs["d_initial"], d_initial)
+            place.write(outputs["d_initial"], d_initial)
 
     states = jax.ShapeDtypeStruct(tiles.shape(kind.states), carry)
     outputs = {"d_z": jax.ShapeDtypeStruct((T, *tiles.shape(kind.gates)), dtype), "d_states": states}
     if given.initial is not None:
         outputs["d_initial"] = states
     inputs = {
-        "d_hs": tiles.cut(d_hs[:, :, None]),
+        "d_hs": tiles.tile(d_hs[:, :, None]),
         "d_last": tiles.states(d_last, jnp.float32),
         "states": left.kept.states,
         "gates": left.kept.gates,
@@ -172,9 +176,9 @@ def reverse(kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_
         "flags": tiles.flags(given.flags),
     }
     out = _launch(body, f"{kind.name}_reverse", kind, tiles, dtype, given.w_rec, inputs, outputs, transposed=True)
-    d_initial = None if given.initial is None else tiles.plain_states(out["d_initial"])
-    d_z = tiles.plain(out["d_z"]).reshape(T, B, kind.gates * H)
-    return Cotangents(d_z, tiles.plain_states(out["d_states"]), d_initial)
+    d_initial = None if given.initial is None else tiles.untile_states(out["d_initial"])
+    d_z = tiles.untile(out["d_z"]).reshape(T, B, kind.gates * H)
+    return Cotangents(d_z, tiles.untile_states(out["d_states"]), d_initial)
 
 
 def _launch(*arguments: Any, **options: Any) -> dict[str, Array]:
@@ -194,11 +198,11 @@ def _turns(T: int, step: Callable, loop: Any) -> Any:
     return step(jnp.int32(T - 1), 0, jnp.int32(T // 2 % 2), loop) if T % 2 else loop
 
 
-def _functions(of: Functions, dtype: Any) -> Functions:
+def _on_chip(functions: Functions, dtype: Any) -> Functions:
     """tanh and sigmoid by the chip's own means, as exact as `dtype` needs."""
     known: dict[Any, Any] = {jax.nn.sigmoid: _sigmoid} if dtype == jnp.bfloat16 else {jnp.tanh: _tanh}
-    activation, gate = (known.get(function, function) for function in (of.activation, of.gate))
-    return of._replace(activation=activation, gate=gate)
+    activation, gate = (known.get(function, function) for function in (functions.activation, functions.gate))
+    return functions._replace(activation=activation, gate=gate)
 
 
 def _sigmoid(x: Array) -> Array:

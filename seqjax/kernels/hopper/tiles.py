@@ -40,25 +40,25 @@ class Tiles(NamedTuple):
         """Of `count` arrays `[B, H]`."""
         return self.clusters, count, self.parts, UNITS, ROWS
 
-    def cut(self, array: Array) -> Array:
+    def tile(self, array: Array) -> Array:
         """`[..., B, N, H]` as `[..., clusters, N, parts, UNITS, ROWS]`."""
         *lead, _, N, _ = array.shape
         array = pad(pad(array, -1, self.parts * UNITS), -3, self.clusters * ROWS)
         return jnp.moveaxis(array.reshape(*lead, self.clusters, ROWS, N, self.parts, UNITS), -4, -1)
 
-    def plain(self, tiles: Array) -> Array:
-        """What `cut` was given."""
+    def untile(self, tiles: Array) -> Array:
+        """What `tile` was given."""
         *lead, _, N, _, _, _ = tiles.shape
         array = jnp.moveaxis(tiles, -1, -4).reshape(*lead, self.clusters * ROWS, N, self.parts * UNITS)
         return array[..., : self.B, :, : self.H]
 
     def states(self, states: States, dtype: Any) -> Array:
         """`[B, H]` each."""
-        return self.cut(jnp.stack([state.astype(dtype) for state in states], 1))
+        return self.tile(jnp.stack([state.astype(dtype) for state in states], 1))
 
-    def plain_states(self, tiles: Array) -> States:
-        plain = self.plain(tiles)
-        return tuple(plain[:, i] for i in range(plain.shape[1]))
+    def untile_states(self, tiles: Array) -> States:
+        arrays = self.untile(tiles)
+        return tuple(arrays[:, i] for i in range(arrays.shape[1]))
 
     def flags(self, flags: Array | None) -> Array | None:
         """`[T, B]`, the same for each unit of a tile: `[T, clusters, UNITS, ROWS]`."""

@@ -87,13 +87,13 @@ class Blocks(NamedTuple):
             return None
         return Part(jax.ShapeDtypeStruct((self.T, self.batch, count, self.hidden), dtype), self._sequence(count))
 
-    def cut(self, tree: Any, batch_axis: int) -> Any:
+    def unpad(self, tree: Any, batch_axis: int) -> Any:
         """Results without their padding."""
 
-        def cut(array: Array) -> Array:
+        def unpadded(array: Array) -> Array:
             return jnp.moveaxis(jnp.moveaxis(array, batch_axis, 0)[: self.B], 0, batch_axis)[..., : self.H]
 
-        return tree if (self.batch, self.hidden) == (self.B, self.H) else jax.tree.map(cut, tree)
+        return tree if (self.batch, self.hidden) == (self.B, self.H) else jax.tree.map(unpadded, tree)
 
     def _sequence(self, *count: int) -> pl.BlockSpec:
         shape = (self.T, self.rows, *count, self.hidden)

@@ -83,12 +83,12 @@ def fits(gates: int, hidden_dim: int, dtype: Any) -> bool:
     return weight_bytes(1, hidden_dim, dtype) <= ONE_GATE or resident(gates, hidden_dim, dtype)
 
 
-def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, keep: bool = True) -> Left:
+def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launch, *, keep: bool = True) -> Left:
     """All steps of a recurrence.
 
     Args:
       kind: which recurrence.
-      of: its activations.
+      functions: its activations.
       z: `[T, B, G*H]`, projected inputs, gates side by side; their dtype is that of the products.
       given: weights and states; the states' dtype is what goes from step to step.
       how: the launch.
@@ -114,7 +114,7 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, k
             masked, again = _flags(given.flags, t)
             before = before if restart is None else pick(again, restart, before)
             inputs = [given.z[t, :, k].astype(wide) for k in range(kind.gates)]
-            after, kept = kind.forward(inputs, _cast(before, wide), product, of)
+            after, kept = kind.forward(inputs, _cast(before, wide), product, functions)
             after = _cast((after[0].astype(dtype), *after[1:]), carry)  # h is an output too, rounded as one
             after = after if masked is None else pick(masked, before, after)
             for ref, state in zip(left.sequences, after, strict=False):
@@ -144,16 +144,16 @@ def forward(kind: Kind, of: Functions, z: Array, given: Given, how: Launch, *, k
         body, inputs, outputs,
         grid=blocks.grid, warps=how.warps, interpret=how.interpret, name=f"{kind.name}_forward",
     )  # fmt: skip
-    return Left(blocks.cut(left.sequences, 1), blocks.cut(left.kept, 1), blocks.cut(left.last, 0))
+    return Left(blocks.unpad(left.sequences, 1), blocks.unpad(left.kept, 1), blocks.unpad(left.last, 0))
 
 
 def reverse(
-    kind: Kind, of: Functions, given: Given, left: Left, d_hs: Array, d_last: States, how: Launch
+    kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Array, d_last: States, how: Launch
 ) -> Cotangents:
     """The cotangents of a recurrence's projected inputs and states, by one loop backwards.
 
     Args:
-      kind, of, given, how: as for `forward`.
+      kind, functions, given, how: as for `forward`.
       left: what `forward` left, with `keep`.
       d_hs: `[T, B, H]`, of the state h after every step; zero where it is masked.
       d_last: `[B, H]` each, of the last states.
@@ -189,7 +189,7 @@ def reverse(
             def emit(k: int, d: Array) -> None:
                 out.d_z[t, :, k] = d.astype(dtype)
 
-            d_before = kind.reverse(kept, _cast(before, wide), after, d_after, transposed, emit, of)
+            d_before = kind.reverse(kept, _cast(before, wide), after, d_after, transposed, emit, functions)
             d_before = d_before if masked is None else pick(masked, d_states, d_before)
             if restart is not None:
                 d_initial = tuple(map(jnp.add, d_initial, pick(again, d_before, zeros)))
@@ -219,8 +219,8 @@ def reverse(
         body, inputs, outputs,
         grid=blocks.grid, warps=how.warps, interpret=how.interpret, name=f"{kind.name}_reverse",
     )  # fmt: skip
-    d_z = blocks.cut(out.d_z, 1).reshape(T, B, kind.gates * H)
-    return Cotangents(d_z, blocks.cut(out.d_states, 0), blocks.cut(out.d_initial, 0))
+    d_z = blocks.unpad(out.d_z, 1).reshape(T, B, kind.gates * H)
+    return Cotangents(d_z, blocks.unpad(out.d_states, 0), blocks.unpad(out.d_initial, 0))
 
 
 def _flags(flags: Any, t: Array) -> tuple[Any, Any]:
