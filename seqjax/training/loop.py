@@ -26,7 +26,7 @@ from seqjax.layers.compose import check_layers
 from seqjax.training.description import Types
 from seqjax.training.losses import Loss
 from seqjax.training.records import Line, as_line
-from seqjax.training.rundir import RunDir
+from seqjax.training.rundir import Journal, RunDir
 from seqjax.training.step import METRICS, Batch, TrainState, init_state, make_train_step
 
 
@@ -130,30 +130,24 @@ def fit(
     # nobody else holds this state: it may be overwritten
     train_step = make_train_step(model, loss, optimizer, stateful=stateful, donate=True)
 
-    history: list[Line] = []
+    journal = Journal()
     durations: list[float] = []
     busy, timed = 0.0, 0
     received: list[int] = []
     with contextlib.ExitStack() as stack:
         if run_dir is not None:
             run = RunDir(run_dir, model, inputs, seed=seed, config=config, keep=keep, types=types)
-            state, metrics_file = stack.enter_context(run.begin(state, resume, steps))
-            history += metrics_file.kept
+            state, journal = stack.enter_context(run.begin(state, resume, steps))
             received = stack.enter_context(_signals())
-
-            def save() -> None:
-                metrics_file.sync()
-                run.save(state, len(history))
-
-            def save_on_error(kind: type[BaseException] | None, *_: object) -> None:
-                # a step that failed half way may have taken the state with it
-                lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-                if kind is not None and issubclass(kind, Exception) and not lost:
-                    save()
-
-            stack.push(save_on_error)
         done = int(state.step)
         show = stack.enter_context(_bar(steps, done, progress))
+
+        @stack.push
+        def save_on_error(kind: type[BaseException] | None, *_: object) -> None:
+            # a step that failed half way may have taken the state with it
+            lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+            if kind is not None and issubclass(kind, Exception) and not lost:
+                journal.save(state)
 
         def evaluated(line: Line) -> Line:
             if evaluate is None or not (line["step"] == steps or _due(line["step"], evaluate_every)):
@@ -161,11 +155,11 @@ def fit(
             # A copy: the next step overwrites the params, and the caller may keep these.
             return _join(line, evaluate(jax.tree.map(jnp.copy, state.params)))
 
-        if history and history[-1]["step"] == done and history[-1].keys() == {"step", *METRICS}:
-            line = evaluated(history[-1])  # it was not asked for, or raised
-            if line is not history[-1]:
-                history[-1] = line
-                metrics_file.replace_last(line)
+        before = journal.history[-1] if journal.history else {}
+        if before.get("step") == done and before.keys() == {"step", *METRICS}:
+            line = evaluated(before)  # it was not asked for, or raised
+            if line is not before:
+                journal.replace_last(line)
 
         for t in range(done, steps):
             done = t + 1
@@ -186,10 +180,8 @@ def fit(
                 try:
                     line = evaluated(line)
                 finally:  # whatever evaluate does, the step has its line
-                    history.append(line)
+                    journal.write(line)
                     show(line)
-                    if run_dir is not None:
-                        metrics_file.write(line)
                 if skipped_in_row >= give_up_after:
                     raise FloatingPointError(
                         f"{skipped_in_row} steps in a row, up to step {done}, were not finite and were skipped; "
@@ -198,11 +190,11 @@ def fit(
                     )
 
             leaving = bool(received)  # looked at once: a signal that comes during the save waits for the next step
-            if run_dir is not None and (last or leaving or _due(done, checkpoint_every)):
-                save()
+            if last or leaving or _due(done, checkpoint_every):
+                journal.save(state)
             if leaving or (last and received):
                 _leave(received[0], f"Stopped after step {done}, which is saved in {run_dir}; resume=True goes on.")
-    return Run(state, history, statistics.median(durations[1:]) if len(durations) > 1 else math.nan)
+    return Run(state, journal.history, statistics.median(durations[1:]) if len(durations) > 1 else math.nan)
 
 
 def _due(done: int, every: int | None) -> bool:

@@ -14,8 +14,34 @@ from seqjax.base import Layer
 from seqjax.training import checkpoint
 from seqjax.training.alone import alone
 from seqjax.training.description import Types, describe
-from seqjax.training.records import MetricsFile
+from seqjax.training.records import Line, MetricsFile
 from seqjax.training.step import TrainState
+
+
+class Journal:
+    """The history of a run, which is written down if there is a directory for it, and not otherwise."""
+
+    def __init__(self, run: "RunDir | None" = None, metrics: MetricsFile | None = None):
+        self.history: list[Line] = [] if metrics is None else list(metrics.kept)
+        self._run, self._metrics = run, metrics
+
+    def write(self, line: Line) -> None:
+        """Adds a line."""
+        self.history.append(line)
+        if self._metrics is not None:
+            self._metrics.write(line)
+
+    def replace_last(self, line: Line) -> None:
+        """Puts a line in place of the last one, which has to be of an earlier part of the run."""
+        self.history[-1] = line
+        if self._metrics is not None:
+            self._metrics.replace_last(line)
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint, which stands for all lines so far."""
+        if self._run is not None and self._metrics is not None:
+            self._metrics.sync()
+            self._run.save(state, len(self.history))
 
 
 class RunDir:
@@ -47,8 +73,8 @@ class RunDir:
             raise ValueError(f"config must hold only what JSON can: {error}; dataclasses.asdict may help.") from error
 
     @contextlib.contextmanager
-    def begin(self, state: TrainState, resume: bool | int, steps: int) -> Iterator[tuple[TrainState, MetricsFile]]:
-        """The state and the metrics to go on from: `state` itself, or what was saved.
+    def begin(self, state: TrainState, resume: bool | int, steps: int) -> Iterator[tuple[TrainState, Journal]]:
+        """The state and the journal to go on from: `state` itself, or what was saved.
 
         What is refused leaves metrics and checkpoints as they were.
 
@@ -78,7 +104,7 @@ class RunDir:
             metrics = self._metrics(int(state.step), lines)
             checkpoint.set_aside(self.path, after=int(state.step))
             with metrics:
-                yield state, metrics
+                yield state, Journal(self, metrics)
 
     def save(self, state: TrainState, lines: int) -> None:
         """Writes the state's checkpoint, unless it is there; `lines` of metrics were written before it."""
