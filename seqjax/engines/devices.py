@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seqjax.base import Carry, Cell, Key, Params, Shape, code
+from seqjax.base import Array, Cell, Key, Shape, code
 from seqjax.engines.convergence import Solution
 from seqjax.engines.stepping import Steps
-from seqjax.spread import in_explicit_mesh
 
 Spec = Any
 """A `PartitionSpec`, in the place of an array or of a pytree of arrays."""
@@ -58,19 +57,6 @@ class Layout(NamedTuple):
         keys: Spec = PartitionSpec(self.axis)
         return Steps(self.split, self.split, self.split, keys)
 
-    def admit(self, tree: Any, spec: Spec) -> Any:
-        """Arrays that lie on a mesh with explicit axes, moved to `spec` on this one; others as they are.
-
-        `map` would take them unmoved, but their cotangents must have the type that they have, which the transpose of
-        `device_put` gives back.
-        """
-
-        def leaf(array: jax.Array) -> jax.Array:
-            explicit = AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types
-            return jax.device_put(array, NamedSharding(self.mesh, spec)) if explicit else array
-
-        return jax.tree.map(leaf, tree)
-
     def map(self, fn: Callable, in_specs: Spec, out_specs: Spec) -> Callable:
         """`fn` run on each device with its part of the arguments.
 
@@ -113,17 +99,18 @@ def code_with_mesh(value: Any) -> str:
     return code(value).replace(repr(value.mesh), f"Mesh({axes})")
 
 
-def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key: Key) -> None:
+def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key: Key, arguments: Any) -> None:
     """Refuses what cannot be run on the devices of a layout.
 
     Raises:
-      ValueError: inside `jax.set_mesh` of a mesh with explicit axes; with the batch split, no batch axis, or one that
-        does not divide; a cell that draws noise for, or mixes, the sequences of a whole batch, in training.
+      ValueError: arguments on a mesh with explicit axes that is another one; with the batch split, no batch axis, or
+        one that does not divide; a cell that draws noise for, or mixes, the sequences of a whole batch, in training.
     """
-    if in_explicit_mesh():
+    mesh = explicit_mesh(arguments)
+    if mesh is not None and mesh.shape != layout.mesh.shape:
         raise ValueError(
-            f"{owner!r} takes the axes of its mesh as automatic, and is inside jax.set_mesh of a mesh with explicit "
-            "axes; leave set_mesh out, or make its mesh with axis_types=(jax.sharding.AxisType.Auto, ...)."
+            f"{owner!r} got arrays of another mesh with explicit axes, {dict(mesh.shape)}; put them on a mesh of "
+            f"{dict(layout.mesh.shape)}, or make theirs with axis_types=(jax.sharding.AxisType.Auto, ...)."
         )
     if layout.batch_axis is None:
         return
@@ -133,34 +120,40 @@ def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key:
             f"which batch shape {batch_shape} does not allow; pad the batch, or leave batch_axis out."
         )
     if key is not None and (cell.stochastic or cell.couples_batch):
-        does = "draws noise for" if cell.stochastic else "mixes"
+        does = "mixes" if cell.couples_batch else "draws noise for"
         raise ValueError(
             f"{owner!r} cannot train {cell!r} with its batch split: the cell {does} the whole batch, and would give "
             "other numbers; leave batch_axis out."
         )
 
 
-def on_automatic_axes(
-    solve: Callable[..., Solution], params: Params, initial: Carry | None, carry: Carry, steps: Steps
-) -> Solution:
-    """`solve(params, initial, carry, steps)`, which leaves it to XLA how arrays inside are spread over devices.
+def explicit_mesh(tree: Any) -> AbstractMesh | None:
+    """The mesh with explicit axes that an array of `tree` lies on, if there is one."""
+    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree))
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
-    On a mesh with explicit axes every array would have to say it. The solution is spread as the batch is.
+
+def on_automatic_axes(run: Callable, out_specs: Callable[[Spec, Spec], Any], x: Array, *arguments: Any) -> Any:
+    """`run(*arguments)`, which leaves it to XLA how arrays inside are spread over devices.
+
+    On a mesh with explicit axes every array would have to say it. What comes out is spread as the inputs are.
+
+    Args:
+      run: what is run.
+      out_specs: `out_specs(batch, steps)`, the specs of what it returns, from those of `[...]` and `[T, ...]`.
+      x: the inputs, `[T, ..., D]`.
+      arguments: of `run`.
     """
-    sharding = jax.typeof(steps.x).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return solve(params, initial, carry, steps)
-    batch = sharding.spec[1:-1]
+    mesh = explicit_mesh(arguments)
+    if mesh is None:
+        return run(*arguments)
+    time, *batch = jax.typeof(x).sharding.spec[:-1]
+    specs = out_specs(PartitionSpec(*batch), PartitionSpec(time, *batch))
+    spread = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    return jax.sharding.auto_axes(run, out_sharding=spread)(*arguments)
 
-    def over(*axes: Any) -> Any:
-        return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
-    spread = Solution(
-        carry=jax.tree.map(lambda _: over(*batch, None), carry),
-        ys=over(None, *batch, None),
-        iterations=over(),
-        residual=over(*batch),
-        converged=over(*batch),
-        fell_back=over(),
-    )
-    return jax.sharding.auto_axes(solve, out_sharding=spread)(params, initial, carry, steps)
+def solution_specs(batch: Spec, steps: Spec) -> Solution:
+    """Those of a `Solution`."""
+    everywhere: Spec = PartitionSpec()
+    return Solution(batch, steps, everywhere, batch, batch, everywhere)

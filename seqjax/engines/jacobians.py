@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.dtypes import widest
-from seqjax.engines.stepping import Steps, expand, masked_step, reset, visible
+from seqjax.engines.stepping import Steps, masked_step, reset, visible
+from seqjax.sequences import expand
 
 
 def batched_step(
@@ -19,11 +20,11 @@ def batched_step(
 ) -> tuple[Carry, Array]:
     """`masked_step` on steps and carries with one more leading axis: many steps at once."""
     if steps.key is None:
-        return masked_step(cell, params, widen(initial, steps.x.shape[0]), carries, steps)
+        return masked_step(cell, params, copies(initial, steps.x.shape[0]), carries, steps)
     return jax.vmap(lambda carry, step: masked_step(cell, params, initial, carry, step))(carries, steps)
 
 
-def widen(tree: Any, size: int) -> Any:
+def copies(tree: Any, size: int) -> Any:
     """`tree` with a leading axis of `size` copies."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (size, *a.shape)), tree)
 
@@ -92,7 +93,7 @@ class Packing:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def step_jacobians(
+def packed_jacobians(
     packing: Packing, cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
 ) -> Array:
     """∂carry_t/∂carry_{t-1} of many steps at once: `[T, ..., N]`, or `[T, ..., blocks, k, k]`.
@@ -138,7 +139,7 @@ def _closed_form(
     packing: Packing, cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
 ) -> Array:
     """The cell's own Jacobian where a step is taken, the identity where it is masked, 0 after a reset."""
-    before = reset(widen(initial, steps.x.shape[0]), carries, steps)
+    before = reset(copies(initial, steps.x.shape[0]), carries, steps)
     jacobian = cell.step_jacobian(params, before, cell.project(params, visible(steps)))
     if packing.structure == "diagonal":
         jacobian, identity = packing.pack(jacobian), jnp.ones((), jnp.bool)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, underived
-from seqjax.engines.devices import on_automatic_axes
+from seqjax.engines.devices import on_automatic_axes, solution_specs
 from seqjax.engines.iteration import iterate
-from seqjax.engines.jacobians import Packing, batched_step, step_jacobians
+from seqjax.engines.jacobians import Packing, batched_step, packed_jacobians
 from seqjax.engines.pieces import delayed, join, split_steps
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, masked_step, prepare, without_float0
@@ -40,12 +40,12 @@ class Newton(Engine):
     numbers (`window` bounds T) and N times the arithmetic. On a CPU the loop wins: a gradient takes 2
     to 4 times the loop's time with diagonal Jacobians, 17 times with dense ones.
 
-    Convergence is judged by the true residual and finiteness alone, in the reverse pass too, for each
-    sequence. Reverse-mode through the gradient, and forward-mode, are refused; forward-mode through the gradient
-    differentiates the last iteration, which is exact where the Jacobians are, and refused where they are not. Where the
-    dynamics are chaotic a small residual does not fix the answer, and neither does the loop: float32 states of a GRU
-    at a gain of 3 are 2e-3 from those of float64 after 500 steps and 0.6 after 2,000, by `Scan`, and 2e-3
-    and 0.1 by `Newton`, which gives up there and says so. Compute such runs in float64.
+    Convergence is judged by the true residual and finiteness alone, in the reverse pass too, for each sequence.
+    `jvp` of a run and `grad` of `grad` are refused. `jvp` of `grad`, a Hessian-vector product, works where the
+    Jacobians used are exact and is refused where only their diagonals are. Where the dynamics are chaotic a small
+    residual does not fix the answer, and neither does the loop: float32 states of a GRU at a gain of 3 are 2e-3 from
+    those of float64 after 500 steps and 0.6 after 2,000, by `Scan`, and 2e-3 and 0.1 by `Newton`, which gives up there
+    and says so. Compute such runs in float64.
 
     Args:
       jacobian: `"auto"`: as the cell's `jacobian_structure` says, which is exact; `"dense"`: all of it;
@@ -160,7 +160,8 @@ def newton_solve(
     """
     params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
     engine.check(cell, carry, key)
-    return on_automatic_axes(functools.partial(_windows, engine, cell), params, initial, carry, steps)
+    run = functools.partial(_windows, engine, cell)
+    return on_automatic_axes(run, solution_specs, steps.x, params, initial, carry, steps)
 
 
 def _windows(engine: Newton, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
@@ -197,7 +198,7 @@ def _forward(engine: Newton, cell: Cell, params: Params, initial: Carry | None, 
         return packing.pack(batched_step(cell, params, initial, packing.unpack(packed), steps)[0])
 
     def jacobians(packed: Array) -> Array:
-        return step_jacobians(packing, cell, params, initial, packing.unpack(packed), steps)
+        return packed_jacobians(packing, cell, params, initial, packing.unpack(packed), steps)
 
     def advance(t: Array, packed: Array) -> Array:
         step = jax.tree.map(lambda a: a[t], steps)
@@ -234,7 +235,7 @@ def _reverse(engine: Newton, cell: Cell, kept: tuple, cotangents: Solution):
         (d_before,) = pull((packing.unpack(jnp.flip(packed, 0)), d_ys))
         return jnp.flip(packing.pack(d_before), 0)
 
-    matrices = jnp.flip(step_jacobians(packing, cell, params, initial, before, steps), 0)
+    matrices = jnp.flip(packed_jacobians(packing, cell, params, initial, before, steps), 0)
     transposed = matrices if packing.structure == "diagonal" else jnp.swapaxes(matrices, -1, -2)
 
     def advance(t: Array, packed: Array) -> Array:

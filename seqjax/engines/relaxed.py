@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, underived
-from seqjax.engines.devices import on_automatic_axes
-from seqjax.engines.jacobians import Packing, batched_step, step_jacobians, widen
+from seqjax.engines.devices import on_automatic_axes, solution_specs
+from seqjax.engines.jacobians import Packing, batched_step, copies, packed_jacobians
 from seqjax.engines.pieces import join, near_divisor, split_steps
 from seqjax.engines.relaxation import idle_chunks, relax
 from seqjax.engines.scan import Scan
@@ -142,7 +142,8 @@ def relaxed_solve(
     """
     params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
     check_solvable(engine, cell, carry, key)
-    return on_automatic_axes(functools.partial(_chunks, engine, cell), params, initial, carry, steps)
+    run = functools.partial(_chunks, engine, cell)
+    return on_automatic_axes(run, solution_specs, steps.x, params, initial, carry, steps)
 
 
 def _chunks(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
@@ -159,7 +160,7 @@ def run_chunks(cell: Cell, params: Params, initial: Carry | None, starts: Carry,
     if steps.key is not None:
         alone = functools.partial(Scan().run_steps, cell, params, initial)
         return jax.vmap(alone, (0, 1), (0, 1))(starts, steps)
-    return Scan().run_steps(cell, params, widen(initial, steps.x.shape[1]), starts, steps)
+    return Scan().run_steps(cell, params, copies(initial, steps.x.shape[1]), starts, steps)
 
 
 def decay_products(cell: Cell, params: Params, initial: Carry | None, starts: Carry, steps: Steps) -> Carry:
@@ -168,7 +169,7 @@ def decay_products(cell: Cell, params: Params, initial: Carry | None, starts: Ca
 
     def step(state: tuple[Carry, Array], step: Steps) -> tuple[tuple[Carry, Array], None]:
         carries, product = state
-        product = product * step_jacobians(packing, cell, params, initial, carries, step)
+        product = product * packed_jacobians(packing, cell, params, initial, carries, step)
         return (batched_step(cell, params, initial, carries, step)[0], bounded(product)), None
 
     (_, product), _ = jax.lax.scan(step, (starts, jnp.ones_like(packing.pack(starts))), steps)
@@ -190,12 +191,12 @@ def _forward(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None,
     params, initial, carry, x = underived(repr(engine), (params, initial, carry, steps.x))
     steps = steps._replace(x=x)
     batch_ndim = steps.x.ndim - 3
-    guess = widen(carry, steps.x.shape[1])
+    guess = copies(carry, steps.x.shape[1])
     coupled = engine.coupling == "diagonal" and steps.x.shape[1] > 1
     products = decay_products(cell, params, initial, guess, steps) if coupled else None
 
     def advance(k: Array, start: Carry) -> Carry:
-        ends, _ = run_chunks(cell, params, initial, widen(start, 1), _chunk(steps, k, 1))
+        ends, _ = run_chunks(cell, params, initial, copies(start, 1), _chunk(steps, k, 1))
         return jax.tree.map(lambda e: e[0], ends)
 
     sweep = functools.partial(run_chunks, cell, params, initial, steps=steps)
@@ -231,7 +232,7 @@ def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
         k = count - 1 - k
         alone = functools.partial(run_chunks, cell, params, initial, steps=_chunk(steps, k, 1))
         _, pull = jax.vjp(alone, _chunk(starts, k, 0))
-        (d_start,) = pull((widen(d_end, 1), _chunk(d_ys, k, 1)))
+        (d_start,) = pull((copies(d_end, 1), _chunk(d_ys, k, 1)))
         return jax.tree.map(lambda d: d[0], d_start)
 
     guess = jax.tree.map(lambda d: jnp.zeros_like(d, shape=(count, *d.shape)).at[0].set(d), d_carry)

@@ -15,7 +15,7 @@ from seqjax.engines.associative import Associative, check_affine
 from seqjax.engines.auto import Auto
 from seqjax.engines.convergence import Solution, check_solvable, check_tolerance, finite
 from seqjax.engines.pieces import pad_steps
-from seqjax.engines.sharded_affine import run_affine
+from seqjax.engines.sharded_affine import run_affine_on_devices
 from seqjax.engines.sharded_relaxed import run_relaxed
 from seqjax.engines.stepping import Steps, prepare
 from seqjax.engines.truncated import Truncated
@@ -41,13 +41,13 @@ class Sharded(Engine):
     and recomputes the pieces. Forward mode, and derivatives of the gradient, are refused.
 
     If K does not divide T, masked steps are added at the end, and dropped again. Arrays may be on the
-    host, or sharded already; outputs are left split as P(axis, batch_axis), the carry as P(batch_axis).
+    host, or sharded already; outputs are left split as P(axis, batch_axis), the carry as P(batch_axis), or,
+    where arrays lie on a mesh with explicit axes, as the inputs are.
 
     Args:
       mesh: a `jax.sharding.Mesh`. The one field of all engines that is not a plain hyperparameter: it
         names this machine's devices. A model with it compares and hashes, but is saved without it
-        (with `Auto`, say: the params are the same). Its axes are taken as automatic, whatever their type;
-        inside `jax.set_mesh` of a mesh with explicit axes that is refused.
+        (with `Auto`, say: the params are the same).
       axis: the mesh axis that time is split over.
       inner: the engine on each device; `Auto()`: `Associative` for an affine cell, `Scan` or
         `Checkpointed` for others. With one of those two, an affine cell is relaxed too.
@@ -57,8 +57,8 @@ class Sharded(Engine):
 
     Raises:
       ValueError: an axis that the mesh has not, an inner engine that does not give the loop's gradient;
-        in `run`, a batch that does not divide, `jax.set_mesh` of a mesh with explicit axes; with `batch_axis`,
-        in training, a cell that draws noise for, or mixes, a whole batch.
+        in `run`, a batch that does not divide, arrays on another mesh with explicit axes; with `batch_axis`, in
+        training, a cell that draws noise for, or mixes, a whole batch.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> mesh = jax.make_mesh((jax.device_count(),), ("time",))
@@ -169,26 +169,26 @@ def sharded_solve(
     1
     """
     params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
-    devices.check_split(engine, engine.layout, cell, xs.shape[1:-1], key)
+    arguments = params, initial, carry, steps
+    devices.check_split(engine, engine.layout, cell, xs.shape[1:-1], key, arguments)
     inner = engine.inner_engine(cell, params, carry, steps.x)
     if isinstance(inner, Associative):
         check_affine(inner, cell, key)
     else:
         check_solvable(engine, cell, carry, None)
-    return _solve(engine, cell, params, initial, carry, steps)
+    run = functools.partial(_solve, engine, cell)
+    return devices.on_automatic_axes(run, devices.solution_specs, steps.x, *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _solve(engine: Sharded, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
     layout, inner, T = engine.layout, engine.inner_engine(cell, params, carry, steps.x), steps.x.shape[0]
     whole = layout.devices * engine.piece(T)
-    time = layout.split if whole == T else layout.spec(None)  # no array can be split unevenly
-    params, (initial, carry) = layout.admit(params, layout.everywhere), layout.admit((initial, carry), layout.batch)
-    steps = pad_steps(layout.admit(steps._replace(key=None), time)._replace(key=steps.key), whole)
+    steps = pad_steps(steps, whole)
     if not isinstance(inner, Associative):
         solution = run_relaxed(layout, inner, engine.tol, cell, params, initial, carry, steps)
         return solution._replace(ys=solution.ys[:T])
     method, _ = inner.choose(engine.piece(T))
-    carry, ys = run_affine(layout, method, cell, params, initial, carry, steps)
+    carry, ys = run_affine_on_devices(layout, method, cell, params, initial, carry, steps)
     fits = finite(ys, steps.x.ndim - 2)
     return Solution(carry, ys[:T], jnp.int32(0), jnp.zeros(fits.shape), fits, jnp.bool(False))

@@ -22,11 +22,10 @@ from seqjax.engines.linear import keep, solve_scan, solver
 from seqjax.engines.stepping import Steps
 
 
-def run_affine(
+def run_affine_on_devices(
     layout: Layout, method: str, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
     """The carry after the last step and the outputs of all steps, `[T, ...]` of which each device has its own."""
-
     recurrence = functools.partial(sharded_recurrence, layout, method=method)
 
     def piece(*arguments: Any) -> tuple[Carry, Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry, Cell, Engine, Params
 from seqjax.engines.convergence import Solution, judge, underived
 from seqjax.engines.devices import Layout
-from seqjax.engines.jacobians import widen
+from seqjax.engines.jacobians import copies
 from seqjax.engines.relaxation import idle_chunks, skip
 from seqjax.engines.sequential import run_prepared
 from seqjax.engines.stepping import Steps, without_float0
@@ -103,9 +103,9 @@ def _forward(layout, inner, tol, cell, params, initial, carry, steps):
 
     def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Solution, Carry]:
         sweep = functools.partial(run_prepared, inner, cell, params, initial, steps=steps)
-        found = settle(layout, sweep, widen(carry, layout.devices), steps, tol)
+        found = settle(layout, sweep, copies(carry, layout.devices), steps, tol)
         solution = Solution(found.end, found.outputs, found.sweeps, found.residual, found.good, jnp.bool(False))
-        return solution, widen(found.start, 1)
+        return solution, copies(found.start, 1)
 
     everywhere, batch, split = layout.everywhere, layout.batch, layout.split
     solution, starts = layout.map(

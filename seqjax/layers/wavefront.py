@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Layer, Mask, Params, Resets, Shape
 from seqjax.engines import devices
-from seqjax.engines.pieces import pad_steps
+from seqjax.engines.pieces import join, pad_steps
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, prepare
 from seqjax.layers.compose import Serial, fold_key, outputs_like
@@ -109,15 +109,13 @@ class Wavefront(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         self.serial.check(params=params, carry=carry)
-        devices.check_split(self, self._layout, self.cell, xs.shape[1:-1], key)
-        params, initial, carry, steps = zip(
-            *(
-                prepare(self.cell, p, c, xs, mask, resets, fold_key(key, i))
-                for i, (p, c) in enumerate(zip(params, carry, strict=True))
-            ),
-            strict=True,
-        )
-        return _apply(self, params, initial, carry, steps)
+        prepared = [
+            prepare(self.cell, p, c, xs, mask, resets, fold_key(key, i))
+            for i, (p, c) in enumerate(zip(params, carry, strict=True))
+        ]
+        devices.check_split(self, self._layout, self.cell, xs.shape[1:-1], key, prepared)
+        run = functools.partial(_apply, self)
+        return devices.on_automatic_axes(run, lambda *specs: specs, prepared[0][-1].x, *zip(*prepared, strict=True))
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
         count, chunk, ticks = self.pipeline(xs.shape[0])
@@ -147,8 +145,6 @@ def _apply(
     layout, T = model._layout, steps[0].x.shape[0]
     count, chunk, ticks = model.pipeline(T)
     first, last = 0, ticks - count  # chunks
-    params, (initial, carry) = layout.admit(params, layout.everywhere), layout.admit((initial, carry), layout.batch)
-    steps = tuple(layout.admit(s._replace(key=None), layout.spec(None))._replace(key=s.key) for s in steps)
 
     def run_layer(x: Array, layer: tuple, flags: Steps) -> tuple[Array, Carry]:
         params, initial, carry, key = layer
@@ -182,10 +178,10 @@ def _apply(
         )
         return carry, ys[None, count - 1 :]
 
-    def cut(array: Array) -> Array:
-        return array.reshape(-1, chunk, *array.shape[1:])
+    def chunked(array: Array) -> Array:
+        return array.reshape(array.shape[0] // chunk, chunk, *array.shape[1:])
 
-    padded = [jax.tree.map(cut, pad_steps(s, (last + 1) * chunk)) for s in steps]
+    padded = [jax.tree.map(chunked, pad_steps(s, (last + 1) * chunk)) for s in steps]
     keys = None if padded[0].key is None else jnp.stack([s.key for s in padded])
     stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *tree) for tree in (params, initial, carry)]
     by_layer, flags = layout.spec(layout.axis), layout.spec(None, None)
@@ -195,5 +191,4 @@ def _apply(
         in_specs=(unbatched_by_layer, by_layer, by_layer, Steps(flags, flags, flags, unbatched_by_layer)),
         out_specs=(by_layer, layout.spec(layout.axis, None, None)),
     )(*stacked, padded[0]._replace(key=keys))
-    ys = ys[-1].reshape(-1, *ys.shape[3:])[:T]
-    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], carry) for i in range(model.layers)), ys
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], carry) for i in range(model.layers)), join(ys[-1])[:T]

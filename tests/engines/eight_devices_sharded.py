@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The laws of `Sharded` on eight devices; `test_sharded.py` runs this file in a process that has them."""
 
+import contextlib
 import functools
 import re
 
@@ -316,6 +317,35 @@ def test_arrays_may_be_split_already_and_outputs_stay_split(name):
     assert {shard.data.shape for shard in ys.addressable_shards} == {(2, 2, 3)}
     assert {shard.data.shape for shard in after.h.addressable_shards} == {(2, 3)}
     assert {shard.data.shape for shard in d_xs.addressable_shards} == {(2, 2, 2)}
+
+
+@pytest.mark.parametrize(("name", "T", "inside"), [("gru", 8, False), ("gru", 13, True), ("lru", 8, True)])
+def test_a_model_on_a_mesh_with_explicit_axes_gives_the_numbers_of_one_device(name, T, inside):
+    mesh = jax.make_mesh((4, 2), ("time", "batch"), axis_types=(AxisType.Explicit,) * 2)
+    cell = CELLS[name]
+
+    def model(engine):
+        return seqjax.Serial(
+            seqjax.RNN(cell, engine), seqjax.Residual(seqjax.RNN(cell, engine)), seqjax.Dense(3, dtypes=D)
+        )
+
+    def gradients(engine):
+        def loss(params, xs, ys, mask):
+            layers = model(engine)
+            _, out = layers.apply(params, layers.initial_carry(params, (4,)), xs, mask=mask)
+            return seqjax.training.mean_squared_error(out, ys, mask)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    _, _, xs, mask, _ = example(cell, **(UNEVEN | {"T": T}))
+    params, ys = model(Scan()).init(jax.random.key(0), xs), jnp.cos(jnp.arange(T * 12.0)).reshape(T, 4, 3)
+    expected = gradients(Scan(adjoint=False))(params, xs, ys, mask)
+    spec = PartitionSpec("time" if T == 8 else None, "batch")
+    with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
+        split = jax.device_put((xs, ys, mask), NamedSharding(mesh, spec))
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        actual = gradients(Sharded(mesh, "time", batch_axis="batch"))(params, *split)
+    assert_close(jax.device_get(actual), jax.device_get(expected), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["gru", "lru"])

@@ -7,7 +7,7 @@ import pytest
 from seqjax.cells import GRU, LSTM
 from seqjax.cells.diagonal import DiagonalGRU
 from seqjax.dtypes import DTypes
-from seqjax.engines.jacobians import Packing, recurrence_loop, recurrence_tree, solve_recurrence, step_jacobians
+from seqjax.engines.jacobians import Packing, packed_jacobians, recurrence_loop, recurrence_tree, solve_recurrence
 from seqjax.engines.pieces import split_steps
 from seqjax.engines.stepping import Steps, masked_step, prepare
 from seqjax.testing import example
@@ -56,7 +56,7 @@ def test_step_jacobians_are_those_of_autodiff_with_masks_and_resets(cell, struct
     params, initial, carry, steps = prepare(cell, params, carry, xs.at[1].set(jnp.nan), mask, resets, None)
     carries = jax.tree.map(lambda a: jnp.stack([a, 2 * a, 3 * a, -a]), carry)
     packing = Packing.of(carry, 0, structure)
-    got = jax.jit(lambda params, carries: step_jacobians(packing, cell, params, initial, carries, steps))(
+    got = jax.jit(lambda params, carries: packed_jacobians(packing, cell, params, initial, carries, steps))(
         params, carries
     )
     at = jax.jit(lambda carry, step: dense(cell, params, initial, carry, step))

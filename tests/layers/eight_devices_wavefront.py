@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqjax import GRU, LRU, RNN, DTypes, Serial
 from seqjax.cells import Zoneout
@@ -92,3 +92,33 @@ def test_a_batch_that_cannot_be_split_is_refused():
     params, carry, xs, *_ = case(model, 4, 3, False)
     with pytest.raises(ValueError, match=r"axis 1 of xs over the 2 devices of 'batch'"):
         model.apply(params, carry, xs)
+
+
+def test_inside_a_mesh_with_explicit_axes_it_gives_the_numbers_of_one_device():
+    mesh = jax.make_mesh((4, 2), ("layer", "batch"), axis_types=(AxisType.Explicit,) * 2)
+    model = Wavefront(GRU(3, dtypes=D), 4, mesh, "layer", 3, "batch")
+    params, carry, xs, mask, resets = case(model, 11, 2, masked=True)
+
+    def gradients(layer):
+        def loss(params, carry, xs, mask, resets):
+            carry, ys = layer.apply(params, carry, xs, mask=mask, resets=resets)
+            return jnp.sum(ys**2) + sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(carry))
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+
+    expected = gradients(model.serial)(params, carry, xs, mask, resets)
+    with jax.set_mesh(mesh):
+        axes = (), ("batch",), (None, "batch"), (None, "batch"), (None, "batch")
+        arrays = [
+            jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+            for tree, spec in zip((params, carry, xs, mask, resets), axes, strict=True)
+        ]
+        actual = gradients(model)(*arrays)
+    assert_close(jax.device_get(actual), jax.device_get(expected), 1e-10)
+
+
+def test_an_empty_batch_is_one():
+    model = Wavefront(GRU(3, dtypes=D), 2, mesh_of(2), "layer")
+    params, carry, xs, *_ = case(model, 6, 0, masked=False)
+    _, ys = model.apply(params, carry, xs)
+    assert ys.shape == (6, 0, 3)
