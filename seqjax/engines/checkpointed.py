@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.pieces import cut, near_divisor, scan_pieces
+from seqjax.engines.pieces import near_divisor, scan_pieces, split_at
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
 from seqjax.engines.stepping import Steps, add, no_cotangents, without_float0
@@ -34,8 +34,8 @@ class Checkpointed(SequentialEngine):
     With `levels` L > 1 segments are cut again: about (L + 1) · T^(1 / (L + 1)) carries and residuals,
     for L more forward passes.
 
-    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way. Forward-mode differentiation needs
-    `Scan(adjoint=False)`, but not of the gradient, as in Hessian-vector products; nor do gradients of gradients.
+    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way. Forward mode (`jvp`, `jacfwd`) is refused:
+    use `Scan(adjoint=False)`. Gradients of gradients and Hessian-vector products work.
 
     Args:
       segment: steps in an innermost segment; `None`: about half of T^(1 / (levels + 1)), as residuals of a step
@@ -113,7 +113,7 @@ def run_segments(
         return inner.run_steps(cell, params, initial, carry, steps)
     if T % sizes[0] == 0:
         return _recomputed(cell, inner, sizes, params, initial, carry, steps)
-    whole, rest = cut(steps, T - T % sizes[0])
+    whole, rest = split_at(steps, T - T % sizes[0])
     carry, ys = _recomputed(cell, inner, sizes, params, initial, carry, whole)
     carry, rest_ys = run_segments(cell, inner, sizes[1:], params, initial, carry, rest)
     return carry, jnp.concatenate([ys, rest_ys])

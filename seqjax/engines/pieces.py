@@ -24,7 +24,7 @@ def near_divisor(n: int, target: float) -> int:
     return min(divisors, key=lambda d: abs(math.log(d / target)), default=max(1, round(target)))
 
 
-def cut(tree: Any, T: int) -> tuple[Any, Any]:
+def split_at(tree: Any, T: int) -> tuple[Any, Any]:
     """The first `T` steps of every array, and those after them."""
     return jax.tree.map(lambda a: a[:T], tree), jax.tree.map(lambda a: a[T:], tree)
 
@@ -88,7 +88,7 @@ def scan_pieces(
 ) -> tuple[Any, tuple[Any, Any]]:
     """`lax.scan` over pieces of a sequence.
 
-    Pieces enter the loop as `flat_pieces` has them, and leave it so.
+    In the loop pieces have no axes of size 1 (see `flat_pieces`); `body` and the caller see the arrays' own shapes.
 
     Args:
       body: `body(carry, piece, beside) -> (carry, (outputs, kept))`.
@@ -108,7 +108,7 @@ def scan_pieces(
         shaped = jax.tree.map(lambda a, like: a.reshape(size, *like.shape[1:]), flat, steps)
         carry, (outputs, kept) = body(carry, shaped, beside)
         shapes[:] = [jax.tree.map(lambda a: a.shape[1:], outputs)]
-        return carry, (jax.tree.map(lambda a: a.reshape(size, *_long(a)), outputs), kept)
+        return carry, (jax.tree.map(lambda a: a.reshape(size, *_without_ones(a)), outputs), kept)
 
     flat = jax.tree.map(lambda a: flat_pieces(a, size), steps)
     carry, (outputs, kept) = loop(piece, carry, (flat, beside), reverse=reverse)
@@ -116,12 +116,12 @@ def scan_pieces(
 
 
 def flat_pieces(a: Array, size: int) -> Array:
-    """`[T, ...]` as `[T / size, size, ...]` without axes of size 1: XLA may give pieces with one, a batch of one say, a
-    layout that is no view of the whole, and copy it."""
+    """`[T, ...]` as `[T / size, size, ...]` without axes of size 1: with one, a batch of one say, XLA may lay out a
+    piece so that it has to be copied."""
     pieces = a.reshape(a.shape[0] // size, size, *a.shape[1:])  # no more at once: see `join`
-    return pieces.reshape(*pieces.shape[:2], *_long(a))
+    return pieces.reshape(*pieces.shape[:2], *_without_ones(a))
 
 
-def _long(a: Array) -> list[int]:
+def _without_ones(a: Array) -> list[int]:
     """The sizes of all axes but the first, without ones."""
     return [size for size in a.shape[1:] if size != 1]

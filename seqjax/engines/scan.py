@@ -11,18 +11,20 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.pieces import delayed, loop, scan_pieces
+from seqjax.engines.pieces import delayed, loop, scan_pieces, split_at
 from seqjax.engines.residuals import Stored, recall, store
 from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps, add, leave, masked_step, reset, select, visible, zeros_like
 from seqjax.plan import Plan, is_known, residual_bytes, tree_bytes
+from seqjax.sequences import hide
 
 BLOCK_BYTES, WHOLE_BYTES = 2**20, 2**21
-"""Of projected inputs at once, at most, or the params' own size; and of those that are not cut into blocks, as one loop
-compiles in two thirds of the time that two take. Measured on CPUs with 1 to 2 MiB of cache a core."""
+"""The most that the projected inputs of a block may take, or the size of the params if that is more; and up to where a
+sequence is one block, as one loop compiles in two thirds of the time of two. Measured on CPUs with 1 to 2 MiB of cache
+a core."""
 LONGEST_BLOCK, SHORTEST_BLOCK = 64, 8
 LARGE_BYTES = 2**28
-"""The same on other backends, where there is no such cache, and every operation of a loop is a launch."""
+"""`BLOCK_BYTES` off the CPU, where there is no such cache, and every operation of a loop is a launch."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -31,9 +33,9 @@ class Scan(SequentialEngine):
 
     Where a cell offers the adjoint capability the reverse pass is hand-written: the forward pass
     keeps what the cell chooses, outputs once, the reverse loop computes no weight gradient, and a matmul for a
-    block of steps does, as one projects their inputs. Blocks are divisors of T whose projections fit
-    the cache; where there is none, weight gradients take one matmul for all steps. Numbers are those
-    of autodiff. Other cells, and `adjoint=False`, go through autodiff.
+    block of steps does, as one projects their inputs. The projections of a block fit the cache; where blocks do
+    not divide T, the steps after the last one have a loop of their own. Numbers are those of autodiff.
+    Other cells, and `adjoint=False`, go through autodiff.
 
     Memory of a gradient is O(T). Forward-mode differentiation (`jvp`, `jacfwd`) needs
     `adjoint=False`, as JAX refuses it for hand-written reverse rules; gradients of gradients work with either.
@@ -58,6 +60,7 @@ class Scan(SequentialEngine):
 
     def __post_init__(self):
         require.positive("Scan", unroll=self.unroll)
+        require.boolean("Scan", adjoint=self.adjoint)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T, how = xs.shape[0], "hand-written reverse pass" if self._by_hand(cell) else "reverse pass by autodiff"
@@ -90,13 +93,13 @@ class Scan(SequentialEngine):
     def run_steps(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
-        run = scan_adjoint if self._by_hand(cell) else scan
+        run = functools.partial(in_whole_blocks, scan_adjoint) if self._by_hand(cell) else scan
         return run(cell, self.unroll, params, initial, carry, steps)
 
     def run_without_rule(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
-        run = scan_blocks if self._by_hand(cell) else scan
+        run = functools.partial(in_whole_blocks, scan_blocks) if self._by_hand(cell) else scan
         return run(cell, self.unroll, params, initial, carry, steps)
 
 
@@ -106,6 +109,25 @@ def scan(
     """The plain loop, differentiated by JAX."""
     step = functools.partial(masked_step, cell, params, initial)
     return loop(step, carry, steps, unroll=unroll)
+
+
+def in_whole_blocks(
+    run: Callable[..., tuple[Carry, Array]],
+    cell: Cell,
+    unroll: int,
+    params: Params,
+    initial: Carry | None,
+    carry: Carry,
+    steps: Steps,
+) -> tuple[Carry, Array]:
+    """`run` on as many steps as blocks hold, and then on the rest, where there is one."""
+    T, size = steps.x.shape[0], block_size(cell, params, steps.x)
+    if size == 1 or T % size == 0:
+        return run(cell, unroll, params, initial, carry, steps)
+    whole, rest = split_at(steps, T - T % size)
+    carry, ys = run(cell, unroll, params, initial, carry, whole)
+    carry, last_ys = run(cell, unroll, params, initial, carry, rest)
+    return carry, jnp.concatenate([ys, last_ys])
 
 
 Kept = tuple[Stored, Array | None, Array | None]
@@ -149,7 +171,7 @@ def _reverse(cell: Cell, unroll: int, kept: tuple, cotangents: tuple[Carry, Arra
     def step(state: tuple[Carry, Carry | None], inputs: tuple[Steps, Kept, Array]):
         (d_carry, d_initial), (step, kept, d_y) = state, inputs
         d_after = select(step.mask, d_carry, zeros_like(d_carry))
-        d_y = select(step.mask, d_y, jnp.zeros_like(d_y))
+        d_y = hide(d_y, step.mask)
         d_before, d_z, extra = cell.step_transpose(params, recall(*kept), d_after, d_y)
         if step.mask is not None:
             d_before = add(d_before, select(step.mask, zeros_like(d_carry), d_carry))
@@ -215,26 +237,25 @@ def blockwise(
 
 
 def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> int:
-    """Steps in a block; 1 where there are none, as where a size is symbolic."""
+    """Steps in a block; all where they fit in one, 1 where their number is symbolic."""
     T = xs.shape[0]
     if not is_known(xs) or T == 0:
         return 1
-    step_bytes = tree_bytes(jax.eval_shape(cell.project, params, xs)) // T
+    step_bytes = max(1, tree_bytes(jax.eval_shape(cell.project, params, xs)) // T)
     if jax.default_backend() != "cpu":
-        return divisor(T, step_bytes, LARGE_BYTES, longest=T)
-    if T * step_bytes <= WHOLE_BYTES:
+        return block_steps(T, LARGE_BYTES // step_bytes)
+    own = tree_bytes(params)  # large weights are worth reading less often
+    if T * step_bytes <= max(WHOLE_BYTES, own):
         return T
-    return divisor(T, step_bytes, max(BLOCK_BYTES, tree_bytes(params)))  # large weights are worth reading less often
+    return block_steps(T, min(LONGEST_BLOCK, max(BLOCK_BYTES, own) // step_bytes))
 
 
-def divisor(T: int, step_bytes: int, most_bytes: int, longest: int = LONGEST_BLOCK) -> int:
-    """The largest divisor of `T` with which a block's projections take at most so many bytes, or 1 if it is short.
+def block_steps(T: int, most: int) -> int:
+    """Steps in a block, at most so many: the largest divisor of `T`, or `most` where that leaves blocks too short.
 
-    A few steps are not short where they are large.
-
-    >>> divisor(1000, 8192, 2**20), divisor(50, 10_000, 2**20), divisor(100, 2**18, 2**20), divisor(998, 8192, 2**20)
-    (50, 50, 4, 1)
+    >>> block_steps(1000, 64), block_steps(1000, 9), block_steps(997, 16), block_steps(100, 4), block_steps(7, 0)
+    (50, 8, 16, 4, 1)
     """
-    most = min(T, longest, most_bytes // max(step_bytes, 1))
-    size = next((size for size in range(most, 0, -1) if T % size == 0), 1)
-    return size if size >= SHORTEST_BLOCK or 4 * size * step_bytes >= most_bytes else 1
+    most = max(1, min(T, most))
+    divisor = next(size for size in range(most, 0, -1) if T % size == 0)
+    return divisor if divisor >= min(SHORTEST_BLOCK, most / 4) else most

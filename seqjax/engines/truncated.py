@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.pieces import cut, scan_pieces
+from seqjax.engines.pieces import scan_pieces, split_at
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
 from seqjax.engines.stepping import Steps, prepare
@@ -87,7 +87,7 @@ class Truncated(Engine):
 
         if not count:
             return self.inner.run_steps(cell, params, initial, carry, steps)
-        whole, last = cut(steps, count * self.window)
+        whole, last = split_at(steps, count * self.window)
         carry, (ys, _) = scan_pieces(window, carry, whole, self.window, jnp.arange(count))
         if not rest:
             return carry, ys

@@ -26,7 +26,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("flags", [(), ("mask",), ("resets",), ("mask", "resets")], ids=lambda flags: "+".join(flags))
-@pytest.mark.parametrize(("T", "size"), [(74, 37), (67, 1)], ids=["two blocks", "a prime: none"])
+@pytest.mark.parametrize(("T", "size"), [(74, 37), (67, 64)], ids=["two blocks", "a block and a rest"])
 @pytest.mark.parametrize("name", CELLS)
 def test_blocks_of_steps_equal_the_reference_loop(name, T, size, flags, monkeypatch):
     """From a carry of other than zeros; masks and resets decide which residuals are outputs."""
