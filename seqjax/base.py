@@ -212,8 +212,9 @@ class Engine(Described):
         """
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
-        """What `run` would do with such inputs; estimates from shapes alone."""
-        return Plan(repr(cell), repr(self), "as asked for", tree_bytes(xs), xs.shape[0])
+        """What `run` would do with such inputs, estimated from shapes alone; by default a gradient keeps the carry of
+        every step."""
+        return Plan(repr(cell), repr(self), "as asked for", xs.shape[0] * tree_bytes(carry), xs.shape[0])
 
 
 class Layer(Described):

@@ -22,7 +22,8 @@ def global_norm(tree: Any) -> Array:
 
 
 def scaled(tree: Any) -> tuple[Array, Any, Array]:
-    """The largest absolute value, `tree` divided by it, and the norm of that: 1 or more, NaN where that is infinite."""
+    """`(largest, tree / largest, norm of tree / largest)`, `largest` in absolute value; the norm is at least 1, and NaN
+    where `largest` is infinite."""
     wide = jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), tree)
     peaks = jax.tree.map(lambda leaf: jnp.max(jnp.abs(leaf), initial=0), wide)
     largest = jax.tree.reduce(jnp.maximum, peaks, jnp.asarray(0.0))

@@ -35,14 +35,19 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
     return steps < lengths.astype(steps.dtype)
 
 
+def expand(flag: Array, like: Array) -> Array:
+    """`flag [...]` with trailing axes, to select between arrays `[..., ...]` like `like`."""
+    return flag.reshape(flag.shape + (1,) * (like.ndim - flag.ndim))
+
+
 def hide(xs: Array, mask: Array | None) -> Array:
-    """`xs [T, ...]`, or `[T, ..., D]`, with zeros in the steps where `mask [T, ...]` is False.
+    """`xs [T, ...]`, or `[T, ..., D]`, with zeros in the steps where `mask [T, ...]` is False; one step likewise.
 
     >>> import jax.numpy as jnp
     >>> hide(jnp.array([[1.0], [jnp.nan]]), jnp.array([True, False])).tolist()
     [[1.0], [0.0]]
     """
-    return xs if mask is None else jnp.where(mask.reshape(mask.shape + (1,) * (xs.ndim - mask.ndim)), xs, 0)
+    return xs if mask is None else jnp.where(expand(mask, xs), xs, jnp.zeros_like(xs))
 
 
 def last_step(mask: Array) -> Array:
@@ -66,7 +71,7 @@ def step_shape(xs: Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 
 def as_sequence(xs: Array, mask: Array | None = None, resets: Array | None = None) -> Array:
-    """`xs` that `check_sequence` lets pass, as `jax.jit` would hand it on: NumPy's float64 becomes float32, say."""
+    """`xs`, checked by `check_sequence`, as a JAX array: without x64 NumPy's float64 becomes float32."""
     check_sequence(xs, mask, resets)
     return jnp.asarray(xs)
 

@@ -40,8 +40,8 @@ def batch_alike(carries: Any, x: Array) -> Any:
     return jax.tree.map(lambda leaf: _over(leaf, (*batch, *jax.typeof(leaf).sharding.spec[len(batch) :])), carries)
 
 
-def settled(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
-    """The carry of `lax.scan(step, carry, xs)`, under a mesh with explicit axes spread as the step leaves it."""
+def step_alike(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
+    """`carry` spread as `step` returns it: under a mesh with explicit axes `lax.scan(step, carry, xs)` requires it."""
     if not in_explicit_mesh():
         return carry
     first = jax.eval_shape(lambda carry, xs: step(carry, jax.tree.map(lambda a: a[0], xs))[0], carry, xs)

@@ -12,6 +12,7 @@ import numpy as np
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.dtypes import widest
 from seqjax.engines.scan import Scan
+from seqjax.engines.stepping import without_float0
 
 
 def reference_loop(
@@ -129,13 +130,9 @@ def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array
 
     Leaves that are not differentiable, a count of steps in the carry say, have no gradient: None stands there.
     """
-    leaves, structure = jax.tree.flatten((params, carry, xs))
-    smooth = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
 
-    def loss(varied, flags):
-        given = iter(varied)
-        whole = [next(given) if differentiable else leaf for leaf, differentiable in zip(leaves, smooth, strict=True)]
-        out = run(cell, *jax.tree.unflatten(structure, whole), **flags)
+    def loss(inputs, flags):
+        out = run(cell, *inputs, **flags)
         random = np.random.default_rng(0)
         terms = []
         for leaf in jax.tree.leaves(out):
@@ -146,12 +143,8 @@ def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array
         dtype = widest(*(term.dtype for term in terms))
         return sum(term.astype(dtype) for term in terms), out
 
-    varied = [leaf for leaf, differentiable in zip(leaves, smooth, strict=True) if differentiable]
-    (_, out), found = jax.value_and_grad(loss, has_aux=True)(varied, flags)
-    gradients = iter(found)
-    return out, jax.tree.unflatten(
-        structure, [next(gradients) if differentiable else None for differentiable in smooth]
-    )
+    (_, out), gradients = jax.value_and_grad(loss, has_aux=True, allow_int=True)((params, carry, xs), flags)
+    return out, without_float0(gradients)
 
 
 def assert_close(actual, expected, tolerance: float) -> None:

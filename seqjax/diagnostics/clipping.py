@@ -22,9 +22,9 @@ class ClipHistory(NamedTuple):
     norms: np.ndarray
     """`[blocks]`: the median of its gradient norms before clipping; NaN where none was finite."""
     clip_fraction: float
-    """Over the whole run."""
+    """The part of all logged steps whose gradient was clipped."""
     skip_count: int
-    """Over the whole run, steps that were not logged too."""
+    """Steps skipped in the whole run, logged or not."""
 
 
 def clip_history(lines: Iterable[Line], blocks: int = 50) -> ClipHistory:

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.diagnostics.probe import StateLayout
 from seqjax.diagnostics.trajectory import Trajectory
 
 
-def push(trajectory: Trajectory, layout: StateLayout, state: Array, x: Array, tangents: Array) -> Array:
+def push(trajectory: Trajectory, state: Array, x: Array, tangents: Array) -> Array:
     """J_t times tangents `[K, ..., N]` at one step, from its state `[..., N]` and input `[..., D]`."""
-    cell, params = trajectory.cell, trajectory.params
+    cell, params, layout = trajectory.cell, trajectory.params, trajectory.layout
 
     def step(state: Array) -> Array:
         return layout.pack(cell.step(params, layout.unpack(state), cell.project(params, x))[0])
@@ -51,7 +50,7 @@ def _jacobian(trajectory: Trajectory, state: Array, x: Array) -> Array:
     unit = jnp.eye(state.shape[-1], dtype=state.dtype)
     columns = unit.reshape(len(unit), *[1] * (state.ndim - 1), -1)
     tangents = jnp.broadcast_to(columns, (len(unit), *state.shape))
-    return jnp.moveaxis(push(trajectory, trajectory.layout, state, x, tangents), 0, -1)
+    return jnp.moveaxis(push(trajectory, state, x, tangents), 0, -1)
 
 
 class Spectrum(NamedTuple):

@@ -59,7 +59,7 @@ def lyapunov_exponents(trajectory: Trajectory, count: int = 1, *, discard: int =
 
     def step(state: tuple[Array, Array], at: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
         (vectors, total), (before, x, taken, counted) = state, at
-        pushed = push(trajectory, layout, before, x, jnp.moveaxis(vectors, -1, 0))
+        pushed = push(trajectory, before, x, jnp.moveaxis(vectors, -1, 0))
         turned, triangle = jnp.linalg.qr(jnp.moveaxis(pushed, 0, -1))
         growth = jnp.log(jnp.abs(jnp.diagonal(triangle, axis1=-2, axis2=-1)))
         vectors = jnp.where(taken[..., None, None], turned, vectors)

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax.activations import Activation, activation_function
 from seqjax.base import Array
 from seqjax.cells import gates
-from seqjax.cells.activations import Activation, activation_function
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.gru import GRU
 from seqjax.cells.heads import MultiHead
 from seqjax.cells.indrnn import IndRNN
 from seqjax.cells.lstm import LSTMFamily
+from seqjax.cells.lstm_equations import memory_after
 from seqjax.cells.minimal import MinGRU, MinLSTM
 from seqjax.cells.noise import RecurrentDropout, Zoneout
 from seqjax.cells.rg_lru import RGLRU
@@ -106,8 +107,8 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
         if name in ("i", "f", "g", "o", "z", "r")
     }
     if isinstance(cell, LSTMFamily):
-        c = kept.f * kept.c_before + kept.i * kept.g
-        found["phi_c"] = GateValues(activation_function(cell.activation)(c), cell.activation)
+        squashed = activation_function(cell.activation)(memory_after(kept))
+        found["phi_c"] = GateValues(squashed, cell.activation)
     if isinstance(cell, DiagonalLSTM):
         found["phi_c"] = GateValues(kept.squashed, cell.activation)
     return found

@@ -19,7 +19,7 @@ from seqjax.engines.relaxed import Relaxed
 from seqjax.engines.scan import Scan
 from seqjax.engines.sharded import Sharded
 from seqjax.engines.truncated import Truncated
-from seqjax.layers.compose import time_major
+from seqjax.layers.compose import map_layers, time_major
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names
@@ -145,14 +145,7 @@ def with_probes(model: Layer) -> Layer:
         return Probed(dataclasses.replace(model, engine=_sequential(model.engine)))
     if isinstance(model, Wavefront):
         return with_probes(model.serial)
-    inside: dict[str, Any] = {}
-    for field in dataclasses.fields(model):  # type: ignore[arg-type]
-        value = getattr(model, field.name)
-        if isinstance(value, Layer):
-            inside[field.name] = with_probes(value)
-        elif isinstance(value, tuple) and any(isinstance(item, Layer) for item in value):
-            inside[field.name] = tuple(with_probes(item) if isinstance(item, Layer) else item for item in value)
-    return dataclasses.replace(model, **inside) if inside else model  # type: ignore[type-var]
+    return map_layers(with_probes, model)
 
 
 def _sequential(engine: Engine) -> Engine:

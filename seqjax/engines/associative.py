@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import linear
-from seqjax.engines.pieces import cut, scan_pieces
-from seqjax.engines.stepping import Steps, expand, prepare, select, visible, zeros_like
+from seqjax.engines.pieces import scan_pieces, split_at
+from seqjax.engines.stepping import Steps, prepare, visible
 from seqjax.plan import Plan, residual_bytes, tree_bytes
+from seqjax.sequences import expand, hide
 
 CACHED = 256
 """Steps, at most, in a segment of the loop: their coefficients stay in cache."""
@@ -91,7 +92,7 @@ class Associative(Engine):
             carry, ys = jax.checkpoint(run, prevent_cse=False)(carry, piece)
             return carry, (ys, None)
 
-        whole, last = cut(steps, count * size)
+        whole, last = split_at(steps, count * size)
         carry, (ys, _) = scan_pieces(piece, carry, whole, size)
         if rest == 0:
             return carry, ys
@@ -159,7 +160,7 @@ def run_affine(
     restart = carry if initial is None else initial  # read only where there are resets
     states = jax.tree.map(recur, decay, drive, carry, restart)
     ys = cell.readout(params, states, z)
-    return jax.tree.map(lambda leaf: leaf[-1], states), select(steps.mask, ys, zeros_like(ys))
+    return jax.tree.map(lambda leaf: leaf[-1], states), hide(ys, steps.mask)
 
 
 def _recurrence(method: str) -> Recurrence:

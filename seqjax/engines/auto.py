@@ -17,8 +17,8 @@ from seqjax.spread import is_spread
 LONG = 1024
 """Steps from which a sequence may be run in segments."""
 KEPT, KEPT_ELSEWHERE = 2**26, 2**30
-"""Bytes of residuals up to which a long sequence is run whole, on a CPU and elsewhere (there not measured): beyond, the
-memory that segments save is worth the forward pass that they cost, of which being in cache wins back most."""
+"""Bytes of residuals up to which a long sequence is run whole, on a CPU and elsewhere (not measured there). Beyond, the
+memory that segments save is worth their second forward pass."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -4,17 +4,18 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import gates
 from seqjax.cells.heads import MultiHead
-from seqjax.engines.fusion import fused, kernel, loop, too_large, unsupported
+from seqjax.engines.fusion import fused, fused_by_loop, kernel, too_large, unsupported
 from seqjax.engines.sequential import SequentialEngine
-from seqjax.engines.stepping import Steps, select, visible
+from seqjax.engines.stepping import Steps, visible
 from seqjax.kernels.triton import recurrence
 from seqjax.kernels.triton.launch import SMALLEST, available
 from seqjax.plan import Plan, tree_bytes
+from seqjax.sequences import hide
 from seqjax.spread import is_spread
 
 OTHERS = "run it with Scan or Checkpointed, or let Auto pick an engine"
@@ -37,9 +38,9 @@ class Fused(SequentialEngine):
     Larger layers fit as heads, `cells.MultiHead(LSTM(128), 4)`, each of which is run by programs of its own.
 
     Inputs are projected before and weight gradients contracted after it, each by one matmul over all steps.
-    Gradients of gradients are those of the loop; JAX refuses forward-mode differentiation, also of the gradient,
-    for which `Scan(adjoint=False)` is there. It runs cells with the activations `"tanh"`, `"sigmoid"`,
-    `"relu"`, `"identity"`, without normalization or projection.
+    Gradients of gradients work, by the loop. Forward mode is refused, also through a gradient: use
+    `Scan(adjoint=False)`. It runs cells with the activations `"tanh"`, `"sigmoid"`, `"relu"`, `"identity"`, without
+    normalization or projection.
 
     Args:
       rows: not on a Hopper: sequences of a program, a power of two from 16; more share the reading of weights.
@@ -66,9 +67,11 @@ class Fused(SequentialEngine):
     interpret: bool = False
 
     def __post_init__(self):
+        require.positive("Fused", rows=self.rows, warps=self.warps)
+        require.boolean("Fused", interpret=self.interpret)
         for name, least in (("rows", SMALLEST), ("warps", 1)):
             given = getattr(self, name)
-            if not isinstance(given, int) or given < least or given & (given - 1):
+            if given < least or given & (given - 1):
                 raise ValueError(f"Fused: {name} must be a power of two from {least}, got {given!r}.")
 
     def run_steps(
@@ -84,10 +87,10 @@ class Fused(SequentialEngine):
             return cell.run_heads(lambda p, i, c: self.run_steps(inner, p, i, c, steps), params, initial, carry)
         zs = gates.project_input(cell, params, visible(steps))
         if not zs.size:
-            return loop(cell, params, initial, carry, steps._replace(x=zs))
+            return fused_by_loop(cell, params, initial, carry, steps._replace(x=zs))
         how = recurrence.Launch(self.rows, self.warps, self.interpret)
         carry, ys = fused(cell, how, params, initial, carry, steps._replace(x=zs))
-        return carry, select(steps.mask, ys, jnp.zeros_like(ys))
+        return carry, hide(ys, steps.mask)
 
     def check(self, cell: Cell, platform: str | None = None) -> None:
         """Refuses a cell or a platform, by default that of the default backend, that there is no kernel for.

@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax.activations import activation_function, slope_from_output
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.cells.activations import activation_function, slope_from_output
 from seqjax.cells.gru import GRU, GRUCarry, GRUResiduals
 from seqjax.cells.heads import MultiHead
 from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
 from seqjax.engines.pieces import delayed
-from seqjax.engines.stepping import Steps, leave, reset, select, zeros_like
+from seqjax.engines.stepping import Steps, leave, reset, zeros_like
 from seqjax.kernels import equations, operands
 from seqjax.kernels.hopper import recurrence as hopper
 from seqjax.kernels.hopper import tiles
 from seqjax.kernels.triton import recurrence as triton
+from seqjax.sequences import hide
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
 
@@ -161,7 +162,7 @@ def _gradient_reverse(cell: Cell, how: triton.Launch, kept: tuple, d: tuple):
 gradient.defvjp(_gradient_forward, _gradient_reverse)
 
 
-def loop(cell: Cell, params: Params, initial: Carry | None, carry: Carry, now: Steps) -> tuple[Carry, Array]:
+def fused_by_loop(cell: Cell, params: Params, initial: Carry | None, carry: Carry, now: Steps) -> tuple[Carry, Array]:
     """`fused` by a loop, for derivatives of derivatives."""
 
     def step(carry: Carry, now: Steps) -> tuple[Carry, Array]:
@@ -172,11 +173,11 @@ def loop(cell: Cell, params: Params, initial: Carry | None, carry: Carry, now: S
 
 
 def loop_gradient(cell: Cell, given: tuple, cotangents: tuple[Carry, Array]) -> tuple:
-    """The gradient of `loop`."""
+    """The gradient of `fused_by_loop`."""
     params, initial, carry, now = given
 
     def run(params: Params, initial: Carry | None, carry: Carry, x: Array) -> tuple[Carry, Array]:
-        return loop(cell, params, initial, carry, now._replace(x=x))
+        return fused_by_loop(cell, params, initial, carry, now._replace(x=x))
 
     *d_given, d_x = jax.vjp(run, params, initial, carry, now.x)[1](cotangents)
     return (*d_given, Steps(d_x, None, None, None))
@@ -200,7 +201,7 @@ def launch_reverse(cell: Any, how: triton.Launch, given: tuple, left: operands.L
     d_carry, d_ys = cotangents
     T, *batch, width = now.x.shape
     zs, flat = _flatten(params, initial, carry, now)
-    d_hs = select(now.mask, d_ys, jnp.zeros_like(d_ys)).reshape(T, zs.shape[1], -1)
+    d_hs = hide(d_ys, now.mask).reshape(T, zs.shape[1], -1)
     kind, functions = kernel(cell)
     if isinstance(left.kept, hopper.Kept):
         out = hopper.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry))

@@ -67,18 +67,35 @@ def iterate(
     def judged(states: Array, defects: Array) -> tuple[Array, Array]:
         return judge(packing.unpack(defects), packing.unpack(states), engine.tol, batch_ndim)
 
-    def wide(flag: Array) -> Array:
+    def over_features(flag: Array) -> Array:
         return flag.reshape(flag.shape + (1,) * packing.trailing)
 
     def restrain(states: Array, defects: Array, direction: Array) -> Array:
         largest = jnp.where(jnp.isfinite(states), jnp.abs(states), 0).max((0, *features))
         within = jnp.abs(direction).max(features) <= largest
         within = jax.lax.cummin(within.astype(jnp.int32)) == 1
-        return jnp.where(wide(within), direction, defects)
+        return jnp.where(over_features(within), direction, defects)
 
     def unfinished(state: tuple) -> Array:
         n, *_, active = state
         return (n < limit) & active.any()
+
+    def line_search(states: Array, defects: Array, merit: Array, active: Array, direction: Array) -> tuple:
+        restrained = restrain(states, defects, direction)
+
+        def shorten(search: tuple) -> tuple:
+            step, *_, accepted = search
+            step = jnp.where(accepted, step, step / 2)
+            last = step < SHORTEST
+            moved = states + jnp.where(over_features(last), restrained, over_features(step) * direction)
+            new_defects, new_merit = measure(moved)
+            return step, moved, new_defects, new_merit, accepted | last | (new_merit < merit) | (merit == 0)
+
+        usable = jnp.isfinite(direction).all((0, *features))
+        step = jnp.where(usable, 2.0, SHORTEST).astype(states.dtype)
+        search = step, states, defects, merit, ~active
+        _, *moved, _ = jax.lax.while_loop(lambda search: ~search[-1].all(), shorten, search)
+        return tuple(moved)
 
     def move(state: tuple) -> tuple:
         n, states, defects, merit, active = state
@@ -87,23 +104,9 @@ def iterate(
             moved = states + direction
             new_defects, new_merit = measure(moved)
         else:
-            restrained = restrain(states, defects, direction)
-
-            def shorten(search: tuple) -> tuple:
-                step, *_, accepted = search
-                step = jnp.where(accepted, step, step / 2)
-                last = step < SHORTEST
-                moved = states + jnp.where(wide(last), restrained, wide(step) * direction)
-                new_defects, new_merit = measure(moved)
-                return step, moved, new_defects, new_merit, accepted | last | (new_merit < merit) | (merit == 0)
-
-            usable = jnp.isfinite(direction).all((0, *features))
-            step = jnp.where(usable, 2.0, SHORTEST).astype(states.dtype)
-            search = step, states, defects, merit, ~active
-            search = jax.lax.while_loop(lambda search: ~search[-1].all(), shorten, search)
-            _, moved, new_defects, new_merit, _ = search
-        states = jnp.where(wide(active), moved, states)
-        defects = jnp.where(wide(active), new_defects, defects)
+            moved, new_defects, new_merit = line_search(states, defects, merit, active, direction)
+        states = jnp.where(over_features(active), moved, states)
+        defects = jnp.where(over_features(active), new_defects, defects)
         merit = jnp.where(active, new_merit, merit)
         good, _ = judged(states, defects)
         hopeful = jnp.isfinite(defects).all((0, *features))

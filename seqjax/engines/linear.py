@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.engines.pieces import loop
-from seqjax.engines.stepping import expand
 from seqjax.kernels.triton import launch
 from seqjax.kernels.triton import linear as kernel
+from seqjax.sequences import expand
 
 METHODS = ("scan", "tree", "kernel", "interpreter")
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry
 from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import solve_recurrence
-from seqjax.engines.stepping import Steps, expand
+from seqjax.engines.stepping import Steps
+from seqjax.sequences import expand
 from seqjax.spread import varying_alike
 
 

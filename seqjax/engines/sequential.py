@@ -42,8 +42,8 @@ class SequentialEngine(Engine):
     def run_without_rule(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
-        """`run_steps` for the forward pass of another engine's reverse rule: without one of its own, where it can, as
-        JAX refuses forward-mode differentiation of such, and with it Hessian-vector products."""
+        """`run_steps` without a `custom_vjp` of its own, where possible. Engines that recompute use it forward:
+        Hessian-vector products need forward mode, which JAX refuses through a `custom_vjp`."""
         return self.run_steps(cell, params, initial, carry, steps)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets
 from seqjax.engines.checks import check_run
+from seqjax.sequences import expand, hide
 from seqjax.spread import batch_alike, varying_alike
 
 
@@ -40,11 +41,6 @@ def prepare(
     x, mask, resets = jax.tree.map(jnp.asarray, (xs, mask, resets))  # NumPy's arrays have no traced indices
     initial, carry = batch_alike((None if resets is None else initial, carry), x)
     return varying_alike(params, initial, carry, Steps(x, mask, resets, keys))
-
-
-def expand(flag: Array, like: Array) -> Array:
-    """`flag [...]` with trailing axes, to select between arrays `[..., ...]` like `like`."""
-    return flag.reshape(flag.shape + (1,) * (like.ndim - flag.ndim))
 
 
 def select(flag: Array | None, on_true: Any, on_false: Any) -> Any:
@@ -85,12 +81,12 @@ def reset(initial: Carry | None, carry: Carry, step: Steps) -> Carry:
 
 def visible(steps: Steps) -> Array:
     """The inputs with padding replaced by zeros, so that it poisons nothing."""
-    return select(steps.mask, steps.x, zeros_like(steps.x))
+    return hide(steps.x, steps.mask)
 
 
 def leave(before: Carry, after: Carry, y: Array, step: Steps) -> tuple[Carry, Array]:
     """The carry kept and the output zero where the step is masked."""
-    return select(step.mask, after, before), select(step.mask, y, zeros_like(y))
+    return select(step.mask, after, before), hide(y, step.mask)
 
 
 def masked_step(cell: Cell, params: Params, initial: Carry | None, carry: Carry, step: Steps) -> tuple[Carry, Array]:

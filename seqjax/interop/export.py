@@ -30,7 +30,7 @@ from jax.typing import DTypeLike
 from seqjax.base import Array, Carry, Engine, Layer, Mask, Params, Resets
 from seqjax.engines.scan import Scan
 from seqjax.layers.bidirectional import Bidirectional
-from seqjax.layers.compose import BatchMajor, Residual, Serial
+from seqjax.layers.compose import BatchMajor, Residual, Serial, map_layers
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names
@@ -168,18 +168,11 @@ def length_agnostic(model: Layer) -> Layer:
     >>> length_agnostic(seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1)))
     Serial(RNN(GRU(4), engine=Scan(adjoint=False)), Dense(1))
     """
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, Engine):
-            return LOOP
-        if isinstance(value, Layer):
-            return length_agnostic(value)
-        return tuple(map(replaced, value)) if type(value) is tuple else value
-
     if isinstance(model, Wavefront):
         return length_agnostic(model.serial)
     layer: Any = model
-    return dataclasses.replace(layer, **{f.name: replaced(getattr(layer, f.name)) for f in dataclasses.fields(layer)})
+    engines = {f.name: LOOP for f in dataclasses.fields(layer) if isinstance(getattr(layer, f.name), Engine)}
+    return map_layers(length_agnostic, dataclasses.replace(layer, **engines))
 
 
 def least_steps(model: Layer, outputs: int = 1) -> int:

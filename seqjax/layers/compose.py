@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +32,18 @@ def outputs_like(layer: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct)
         return layer.apply(params, layer.initial_carry(params, layer.batch_shape(xs)), xs)[1]
 
     return jax.eval_shape(outputs, params, xs)
+
+
+def map_layers(fn: Callable[[Layer], Layer], layer: Layer) -> Layer:
+    """`layer` with `fn` applied to each of the layers directly inside it."""
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, Layer):
+            return fn(value)
+        return tuple(map(mapped, value)) if type(value) is tuple else value
+
+    fields: Any = dataclasses.fields(layer)  # type: ignore[arg-type]
+    return dataclasses.replace(layer, **{f.name: mapped(getattr(layer, f.name)) for f in fields})  # type: ignore[type-var]
 
 
 def fold_key(key: Key, index: int) -> Key:

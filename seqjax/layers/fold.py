@@ -12,7 +12,7 @@ from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.engines.pieces import flat_pieces
 from seqjax.layers.compose import check_layers
 from seqjax.sequences import check_sequence
-from seqjax.spread import settled, varying_alike
+from seqjax.spread import step_alike, varying_alike
 
 
 def fold(
@@ -104,7 +104,7 @@ def fold(
         # inside a scan the loop itself keeps XLA from merging the two forward passes
         body = jax.checkpoint(piece, prevent_cse=False)
         pieces = (jnp.arange(count), *jax.tree.map(whole, sliced))
-        state, _ = jax.lax.scan(body, settled(piece, state, pieces), pieces)
+        state, _ = jax.lax.scan(body, step_alike(piece, state, pieces), pieces)
     if rest:
         state, _ = jax.checkpoint(piece)(state, (jnp.asarray(count), *jax.tree.map(remainder, sliced)))
     return state
