@@ -48,7 +48,7 @@ def _rounded(draw: Callable[..., Array], key: Array, shape: Shape, dtype: DTypeL
 
 
 def _named(initializer: str) -> Callable[..., Array]:
-    if initializer not in (*_BARE, *_MADE):
+    if not isinstance(initializer, str) or initializer not in _BARE + _MADE:
         raise ValueError(f"unknown initializer {initializer!r}; give a function or one of {sorted(_BARE + _MADE)}.")
     found = getattr(jax.nn.initializers, initializer)
     return found if initializer in _BARE else found()
@@ -221,6 +221,7 @@ class Ring(Described):
     max_phase: float = 2 * math.pi
 
     def __post_init__(self):
+        _check_finite("Ring", r_min=self.r_min, r_max=self.r_max, max_phase=self.max_phase)
         if not 0 <= self.r_min < self.r_max < 1:
             raise ValueError(f"Ring needs 0 <= r_min < r_max < 1, got r_min={self.r_min}, r_max={self.r_max}.")
         if not 0 < self.max_phase <= 2 * math.pi:

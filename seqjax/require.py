@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from seqjax.activations import Activation, activation_function
 from seqjax.base import Cell
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, resolve
@@ -60,6 +61,17 @@ def is_number(given: Any) -> bool:
     return isinstance(given, numbers.Real) and not isinstance(given, bool)
 
 
+def boolean(owner: str, **given: bool) -> None:
+    """Refuses what is neither True nor False.
+
+    Raises:
+      ValueError: naming the field and what was given.
+    """
+    for name, flag in given.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise ValueError(f"{owner}: {name} must be True or False, got {flag!r}.")
+
+
 def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
     """Refuses an option that is not among the known ones.
 
@@ -69,6 +81,19 @@ def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
     for name, (given, known) in choices.items():
         if given not in known:
             raise ValueError(f"{owner}: {name} must be one of {list(known)}, got {given!r}.")
+
+
+def activations(owner: str, **given: Activation) -> None:
+    """Refuses the names of unknown activations.
+
+    Raises:
+      ValueError: naming the field, what was given and the choices.
+    """
+    for name, activation in given.items():
+        try:
+            activation_function(activation)
+        except ValueError as error:
+            raise ValueError(f"{owner}: {name}: {error}") from None
 
 
 def initializers(owner: str, **given: Initializer) -> None:

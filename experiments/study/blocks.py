@@ -2,8 +2,8 @@
 """Residual blocks around a cell, in which the gated and diagonal recurrences are published."""
 
 import seqjax
+from seqjax.activations import Activation
 from seqjax.base import Cell
-from seqjax.cells.activations import Activation
 
 
 def blocks(cell: Cell, count: int, width: int, activation: Activation | None = None) -> list[seqjax.Residual]:

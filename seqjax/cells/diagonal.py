@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
+from seqjax.activations import Activation, activation_function, gate_function, has_slopes, slopes
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
-from seqjax.cells.activations import Activation, activation_function, gate_function, has_slopes, slopes
 from seqjax.cells.gru import GRUCarry
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, KeepGate, Uniform, resolve
@@ -33,15 +33,15 @@ class DiagonalGRUResiduals(NamedTuple):
     z: Array
     r: Array
     g: Array
-    before: Array  # h_{t-1}
+    h_before: Array
 
 
 class DiagonalLSTMResiduals(NamedTuple):
     f: Array
     g: Array
     o: Array
-    before: Array  # c_{t-1}
-    after: Array  # c_t
+    c_before: Array
+    c_after: Array
     squashed: Array  # φ(c_t)
 
 
@@ -77,14 +77,14 @@ def diagonal_lstm_residuals(
     gate = gate_function(gate)
     f_x, g_x, o_x = z
     w_f, w_g, w_o = params.w_rec.astype(g_x.dtype)
-    before = carry.c.astype(g_x.dtype)
-    f = gate(f_x + w_f * before)
-    g = activation(g_x + w_g * before)
+    c_before = carry.c.astype(g_x.dtype)
+    f = gate(f_x + w_f * c_before)
+    g = activation(g_x + w_g * c_before)
     c = f.astype(carry.c.dtype) * carry.c + ((1 - f) * g).astype(carry.c.dtype)
-    after = c.astype(before.dtype)
-    o = gate(o_x + w_o * after)
-    squashed = activation(after)
-    return DiagonalLSTMCarry(c), o * squashed, DiagonalLSTMResiduals(f, g, o, before, after, squashed)
+    c_after = c.astype(c_before.dtype)
+    o = gate(o_x + w_o * c_after)
+    squashed = activation(c_after)
+    return DiagonalLSTMCarry(c), o * squashed, DiagonalLSTMResiduals(f, g, o, c_before, c_after, squashed)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -101,12 +101,12 @@ class DiagonalFamily(Cell):
     dtypes: DTypes = DTypes()
 
     def __post_init__(self):
-        require.positive(type(self).__name__, hidden_dim=self.hidden_dim)
-        require.dtypes(type(self).__name__, self.dtypes)
-        self._options()
-        require.initializers(
-            type(self).__name__, w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init
-        )
+        owner = type(self).__name__
+        require.positive(owner, hidden_dim=self.hidden_dim)
+        require.activations(owner, activation=self.activation, recurrent_activation=self.recurrent_activation)
+        require.dtypes(owner, self.dtypes)
+        require.boolean(owner, use_bias=self.use_bias)
+        require.initializers(owner, w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -194,8 +194,8 @@ class DiagonalGRU(DiagonalFamily):
         slope, gate_slope = self._slopes("jacobian")
         _, _, kept = self.step_residuals(params, carry, z)
         w_z, w_r, w_g = params.w_rec.astype(kept.g.dtype)
-        through_z = (kept.before - kept.g) * gate_slope(kept.z) * w_z
-        through_g = (1 - kept.z) * slope(kept.g) * w_g * (kept.r + kept.before * gate_slope(kept.r) * w_r)
+        through_z = (kept.h_before - kept.g) * gate_slope(kept.z) * w_z
+        through_g = (1 - kept.z) * slope(kept.g) * w_g * (kept.r + kept.h_before * gate_slope(kept.r) * w_r)
         return GRUCarry((kept.z + through_z + through_g).astype(carry.h.dtype))
 
     def step_transpose(
@@ -204,17 +204,17 @@ class DiagonalGRU(DiagonalFamily):
         slope, gate_slope = self._slopes("adjoint")
         kept, (w_z, w_r, w_g) = residuals, params.w_rec.astype(d_y.dtype)
         d_h = d_carry.h.astype(d_y.dtype) + d_y
-        d_zgate = d_h * (kept.before - kept.g) * gate_slope(kept.z)
+        d_zgate = d_h * (kept.h_before - kept.g) * gate_slope(kept.z)
         d_g = d_h * (1 - kept.z) * slope(kept.g)
         d_gated = d_g * w_g
-        d_r = d_gated * kept.before * gate_slope(kept.r)
+        d_r = d_gated * kept.h_before * gate_slope(kept.r)
         d_before = d_h * kept.z + d_zgate * w_z + d_gated * kept.r + d_r * w_r
         return GRUCarry(d_before.astype(d_carry.h.dtype)), jnp.concatenate([d_zgate, d_r, d_g], -1), ()
 
     def accumulate(
         self, params: DiagonalParams, residuals: DiagonalGRUResiduals, d_zs: Array, extras: tuple
     ) -> DiagonalParams:
-        h = residuals.before
+        h = residuals.h_before
         return accumulate_diagonal(params, d_zs, [h, h, residuals.r * h])
 
 
@@ -272,7 +272,7 @@ class DiagonalLSTM(DiagonalFamily):
         slope, gate_slope = self._slopes("jacobian")
         _, _, kept = self.step_residuals(params, carry, z)
         w_f, w_g, _ = params.w_rec.astype(kept.g.dtype)
-        through_f = (kept.before - kept.g) * gate_slope(kept.f) * w_f
+        through_f = (kept.c_before - kept.g) * gate_slope(kept.f) * w_f
         through_g = (1 - kept.f) * slope(kept.g) * w_g
         return DiagonalLSTMCarry((kept.f + through_f + through_g).astype(carry.c.dtype))
 
@@ -284,7 +284,7 @@ class DiagonalLSTM(DiagonalFamily):
         d_o = d_y * kept.squashed * gate_slope(kept.o)
         d_c = d_carry.c + (d_y * kept.o * slope(kept.squashed) + d_o * w_o).astype(d_carry.c.dtype)
         d = d_c.astype(d_y.dtype)
-        d_f = d * (kept.before - kept.g) * gate_slope(kept.f)
+        d_f = d * (kept.c_before - kept.g) * gate_slope(kept.f)
         d_g = d * (1 - kept.f) * slope(kept.g)
         d_before = d_c * kept.f.astype(d_c.dtype) + (d_f * w_f + d_g * w_g).astype(d_c.dtype)
         return DiagonalLSTMCarry(d_before), jnp.concatenate([d_f, d_g, d_o], -1), ()
@@ -292,4 +292,4 @@ class DiagonalLSTM(DiagonalFamily):
     def accumulate(
         self, params: DiagonalParams, residuals: DiagonalLSTMResiduals, d_zs: Array, extras: tuple
     ) -> DiagonalParams:
-        return accumulate_diagonal(params, d_zs, [residuals.before, residuals.before, residuals.after])
+        return accumulate_diagonal(params, d_zs, [residuals.c_before, residuals.c_before, residuals.c_after])

@@ -55,7 +55,7 @@ by XLA on CPU, those on a slice of an input of the loop are not: they take four 
 computed together."""
 
 
-def cut(z: Array | Gates, *counts: int) -> Gates:
+def in_pieces(z: Array | Gates, *counts: int) -> Gates:
     """All gates, or pieces of them, in pieces of so many gates each."""
     if isinstance(z, tuple) and len(z) == len(counts):
         return z
@@ -73,12 +73,13 @@ def add_gates(z: Gates, recurrent: Array) -> Gates:
 def project_gates(cell: Any, params: Any, x: Array, *counts: int) -> Gates:
     """`W_x x + b`, in pieces of so many gates each.
 
-    With one input the product is a multiplication, which XLA fuses with what reads it unless it has to be cut then.
+    With one input the product is elementwise, and XLA fuses it with what reads it, but not through a split: so the
+    weights are split.
     """
     if params.w_in.shape[0] > 1:
-        return cut(project_input(cell, params, x), *counts)
-    weights = cut(_outside_the_loop(params.w_in), *counts)
-    biases = [None] * len(counts) if params.bias is None else cut(_outside_the_loop(params.bias), *counts)
+        return in_pieces(project_input(cell, params, x), *counts)
+    weights = in_pieces(_outside_the_loop(params.w_in), *counts)
+    biases = [None] * len(counts) if params.bias is None else in_pieces(_outside_the_loop(params.bias), *counts)
     pieces = (params._replace(w_in=w, bias=b) for w, b in zip(weights, biases, strict=True))
     return tuple(project_input(cell, piece, x) for piece in pieces)
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
+from seqjax.activations import Activation, activation_function, gate_function, has_slopes, slopes
 from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
-from seqjax.cells.activations import Activation, activation_function, gate_function, has_slopes, slopes
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer
 
@@ -54,7 +54,7 @@ def gru_residuals(
 ) -> tuple[GRUCarry, Array, GRUResiduals]:
     """One step and all that its transpose needs; the recurrent products see `h`, by default the carry's."""
     hidden = params.w_rec.shape[0]
-    z_x, r_x, g_x = gates.cut(z, 1, 1, 1)
+    z_x, r_x, g_x = gates.in_pieces(z, 1, 1, 1)
     dtype = g_x.dtype
     gate = gate_function(gate)
     h_before = carry.h.astype(dtype)
@@ -218,7 +218,8 @@ class GRU(Cell):
         require.one_of("GRU", reset=(self.reset, ("before", "after")), normalize=(self.normalize, (None, "layer")))
         require.positive_number("GRU", epsilon=self.epsilon)
         require.dtypes("GRU", self.dtypes)
-        self._options()
+        require.boolean("GRU", use_bias=self.use_bias)
+        require.activations("GRU", activation=self.activation, recurrent_activation=self.recurrent_activation)
         require.initializers("GRU", w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     def _options(self) -> dict:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
+from seqjax.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
-from seqjax.cells.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, Uniform, resolve
 
@@ -78,7 +78,8 @@ class IndRNN(Cell):
     def __post_init__(self):
         require.positive("IndRNN", hidden_dim=self.hidden_dim)
         require.dtypes("IndRNN", self.dtypes)
-        activation_function(self.activation)
+        require.boolean("IndRNN", use_bias=self.use_bias)
+        require.activations("IndRNN", activation=self.activation)
         require.initializers("IndRNN", w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     @property

@@ -107,6 +107,7 @@ class LRU(Cell):
         require.positive("LRU", hidden_dim=self.hidden_dim)
         require.positive_if_given("LRU", state_dim=self.state_dim)
         check_state("LRU", self.dtypes)
+        require.boolean("LRU", skip=self.skip)
         require.initializers(
             "LRU", eigenvalue_init=self.eigenvalue_init, b_init=self.b_init, c_init=self.c_init, d_init=self.d_init
         )

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
+from seqjax.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates, normalization
-from seqjax.cells.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.cells.lstm_equations import (
     LSTMCarry,
     LSTMParams,
@@ -51,7 +51,8 @@ class LSTMFamily(Cell):
         require.one_of(name, normalize=(self.normalize, (None, "layer")))
         require.positive_number(name, epsilon=self.epsilon)
         require.dtypes(name, self.dtypes)
-        self._options()
+        require.boolean(name, use_bias=self.use_bias)
+        require.activations(name, activation=self.activation, recurrent_activation=self.recurrent_activation)
         require.initializers(name, w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     def _options(self) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.activations import activation_function, gate_function
 from seqjax.base import Array, Option, Shape
 from seqjax.cells import gates, normalization
-from seqjax.cells.activations import activation_function, gate_function
 from seqjax.dtypes import DTypes, at_least_float32
 
 
@@ -42,7 +42,7 @@ class LSTMResiduals(NamedTuple):
     o: Array
     c_before: Array
     h_before: Array
-    output: Option  # o ⊗ φ(c_t), with projection
+    unprojected: Option  # o ⊗ φ(c_t), with projection
     normalized: Option  # i, f, g, o, with layer normalization
 
 
@@ -88,7 +88,7 @@ def lstm_residuals(
     epsilon: float = normalization.EPSILON,
 ) -> tuple[LSTMCarry, Array, LSTMResiduals]:
     """One step and all that its transpose needs; the recurrent product sees `h`, by default the carry's."""
-    pieces = gates.cut(z, *lstm_pieces(params, activation, gate))
+    pieces = gates.in_pieces(z, *lstm_pieces(params, activation, gate))
     dtype = pieces[0].dtype
     pre = gates.add_gates(pieces, gates.recur(carry.h if h is None else h, params.w_rec, dtype))
     candidate, gate = activation, gate_function(gate)
@@ -105,11 +105,11 @@ def lstm_residuals(
     c = f.astype(carry.c.dtype) * carry.c + (i * g).astype(carry.c.dtype)
     c_after = c.astype(dtype)
     o, kept_o = activate(3, gate, pre[3] if peep is None else pre[3] + peep[2] * c_after)
-    output = o * activation(c_after)
-    y = output if params.w_proj is None else output @ params.w_proj.astype(dtype)
+    unprojected = o * activation(c_after)
+    y = unprojected if params.w_proj is None else unprojected @ params.w_proj.astype(dtype)
     residuals = LSTMResiduals(
         i, f, g, o, c_before, carry.h.astype(dtype),
-        output=None if params.w_proj is None else output,
+        unprojected=None if params.w_proj is None else unprojected,
         normalized=None if params.scale is None else (kept_i, kept_f, kept_g, kept_o),
     )  # fmt: skip
     return LSTMCarry(y.astype(carry.h.dtype), c), y, residuals
@@ -163,14 +163,14 @@ def lstm_transpose(
 
     φ(c_t) is computed again: in a loop that waits for memory that is cheaper than to store it.
     """
-    squashed = activation(_c_after(kept))
+    squashed = activation(memory_after(kept))
     d_projected = d_carry.h.astype(d_y.dtype) + d_y
-    d_output = d_projected if params.w_proj is None else gates.recur_transpose(d_projected, params.w_proj)
+    d_unprojected = d_projected if params.w_proj is None else gates.recur_transpose(d_projected, params.w_proj)
     peep = None if params.peephole is None else params.peephole.astype(d_y.dtype)
 
     through = functools.partial(normalization.activate_transpose, params, kept.normalized)
-    d_o, d_ao = through(3, gate_slope(kept.o), d_output * squashed)
-    d_c = d_carry.c + (d_output * kept.o * slope(squashed)).astype(d_carry.c.dtype)
+    d_o, d_ao = through(3, gate_slope(kept.o), d_unprojected * squashed)
+    d_c = d_carry.c + (d_unprojected * kept.o * slope(squashed)).astype(d_carry.c.dtype)
     if peep is not None:
         d_c = d_c + (peep[2] * d_o).astype(d_c.dtype)
     d = d_c.astype(d_y.dtype)
@@ -187,7 +187,8 @@ def lstm_transpose(
     return LSTMCarry(d_h.astype(d_carry.h.dtype), d_c), d_z, extra
 
 
-def _c_after(kept: LSTMResiduals) -> Array:
+def memory_after(kept: LSTMResiduals) -> Array:
+    """c_t, which is not stored."""
     return kept.f * kept.c_before + kept.i * kept.g
 
 
@@ -198,11 +199,11 @@ def lstm_accumulate(params: LSTMParams, kept: LSTMResiduals, d_zs: Array, extras
     d_peephole = d_proj = None
     if params.peephole is not None:
         d_i, d_f, _, d_o = gates.split_gates(d_zs, 4)
-        pairs = ((d_i, kept.c_before), (d_f, kept.c_before), (d_o, _c_after(kept)))
+        pairs = ((d_i, kept.c_before), (d_f, kept.c_before), (d_o, memory_after(kept)))
         d_peephole = jnp.stack([gates.leading_sum(d * c, dtype) for d, c in pairs])
     d_scale, d_offset = normalization.accumulate(kept.normalized, d_activated, dtype)
     if d_projected is not None:
-        d_proj = gates.outer_sum(kept.output, d_projected, params.w_proj)
+        d_proj = gates.outer_sum(kept.unprojected, d_projected, params.w_proj)
     return LSTMParams(
         w_in=jnp.zeros_like(params.w_in),
         w_rec=gates.outer_sum(kept.h_before, d_zs, params.w_rec),

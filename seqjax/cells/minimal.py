@@ -75,6 +75,7 @@ class MinimalFamily(Cell):
         require.positive(name, hidden_dim=self.hidden_dim)
         require.one_of(name, mode=(self.mode, MODES))
         check_state(name, self.dtypes)
+        require.boolean(name, use_bias=self.use_bias)
         require.initializers(name, w_in_init=self.w_in_init, bias_init=self.bias_init)
 
     @property

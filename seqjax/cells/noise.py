@@ -72,7 +72,7 @@ class Zoneout(Cell):
         def zone(name: str, before: Array, after: Array, key: Key) -> Array:
             if not jnp.issubdtype(after.dtype, jnp.inexact):
                 return after  # a count of steps, say
-            rate = self.c_rate if name == "c" and self.c_rate is not None else self.rate
+            rate = float(self.c_rate if name == "c" and self.c_rate is not None else self.rate)
             if key is None:
                 return rate * before + (1 - rate) * after
             return jnp.where(alike(jax.random.bernoulli(key, rate, after.shape), after), before, after)
@@ -133,6 +133,7 @@ class RecurrentDropout(Cell):
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
         if key is None:
             return self.cell.step(params, carry, z)
-        keep = alike(jax.random.bernoulli(key, 1 - self.rate, carry.h.shape), carry.h)
-        seen = jnp.where(keep, carry.h / (1 - self.rate), jnp.zeros_like(carry.h))
+        kept = float(1 - self.rate)
+        keep = alike(jax.random.bernoulli(key, kept, carry.h.shape), carry.h)
+        seen = jnp.where(keep, carry.h / kept, jnp.zeros_like(carry.h))
         return self.cell.step_seen(params, carry, seen, z)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
+from seqjax.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
-from seqjax.cells.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer
 
@@ -113,7 +113,7 @@ def batch_normalized_step(
     a = z + gates.recur(carry.h, params.w_rec, z.dtype)
     moments = batch_moments(a) if training else jax.lax.stop_gradient((params.mean, params.var))
     mean, var = (m.astype(a.dtype) for m in moments)
-    unit = (a - mean) * jax.lax.rsqrt(var + epsilon)
+    unit = (a - mean) * jax.lax.rsqrt(var + float(epsilon))
     y = activation(params.scale.astype(a.dtype) * unit + params.offset.astype(a.dtype))
     return SimpleCarry(y.astype(carry.h.dtype)), y
 
@@ -185,7 +185,8 @@ class Simple(Cell):
         require.one_of("Simple", normalize=(self.normalize, (None, "layer", "batch")))
         require.positive_number("Simple", epsilon=self.epsilon)
         require.dtypes("Simple", self.dtypes)
-        self._options()
+        require.boolean("Simple", use_bias=self.use_bias)
+        require.activations("Simple", activation=self.activation)
         require.initializers("Simple", w_in_init=self.w_in_init, w_rec_init=self.w_rec_init, bias_init=self.bias_init)
 
     def _options(self) -> dict[str, Any]:

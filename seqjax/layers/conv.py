@@ -7,9 +7,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax import require
+from seqjax import activations, require
 from seqjax.base import Array, Key, Layer, Mask, Resets, Shape
-from seqjax.cells import activations
 from seqjax.dtypes import DTypes, at_least_float32
 from seqjax.initializers import Initializer, resolve
 from seqjax.layers.pointwise import activate
@@ -99,9 +98,9 @@ class Conv1D(Layer):
         require.positive("Conv1D", features=self.features, width=self.width, stride=self.stride, dilation=self.dilation)
         require.one_of("Conv1D", padding=(self.padding, ("causal", "same", "valid")))
         require.dtypes("Conv1D", self.dtypes)
+        require.boolean("Conv1D", use_bias=self.use_bias)
         require.initializers("Conv1D", kernel_init=self.kernel_init, bias_init=self.bias_init)
-        if self.activation is not None:
-            activations.activation_function(self.activation)
+        require.activations("Conv1D", activation=self.activation or "identity")
 
     @property
     def streams(self) -> bool:

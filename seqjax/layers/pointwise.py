@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from seqjax import require
+from seqjax import activations, require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
-from seqjax.cells import activations
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
 from seqjax.sequences import as_sequence, check_sequence, hide
@@ -83,9 +82,9 @@ class Dense(Layer):
     def __post_init__(self):
         require.positive("Dense", features=self.features)
         require.dtypes("Dense", self.dtypes)
+        require.boolean("Dense", use_bias=self.use_bias)
         require.initializers("Dense", kernel_init=self.kernel_init, bias_init=self.bias_init)
-        if self.activation is not None:
-            activations.activation_function(self.activation)
+        require.activations("Dense", activation=self.activation or "identity")
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> DenseParams:
         check_sequence(xs)
@@ -152,6 +151,7 @@ class LayerNorm(Layer):
     def __post_init__(self):
         require.positive_number("LayerNorm", epsilon=self.epsilon)
         require.dtypes("LayerNorm", self.dtypes)
+        require.boolean("LayerNorm", use_scale=self.use_scale, use_offset=self.use_offset)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> LayerNormParams:
         check_sequence(xs)
@@ -287,7 +287,7 @@ class Activation(Layer):
     function: activations.Activation
 
     def __post_init__(self):
-        activations.activation_function(self.function)
+        require.activations("Activation", function=self.function)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> tuple[()]:
         check_sequence(xs)

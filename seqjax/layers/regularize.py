@@ -51,6 +51,7 @@ class Dropout(Layer):
 
     def __post_init__(self):
         require.rate("Dropout", rate=self.rate)
+        require.boolean("Dropout", variational=self.variational)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> tuple[()]:
         check_sequence(xs)
@@ -72,8 +73,9 @@ class Dropout(Layer):
         ys = hide(xs, mask)
         if key is None or self.rate == 0:
             return carry, ys
-        keep = jax.random.bernoulli(key, 1 - self.rate, xs.shape[1:] if self.variational else xs.shape)
-        return carry, jnp.where(keep, ys / (1 - self.rate), 0)
+        kept = float(1 - self.rate)  # NumPy's numbers would promote
+        keep = jax.random.bernoulli(key, kept, xs.shape[1:] if self.variational else xs.shape)
+        return carry, jnp.where(keep, ys / kept, 0)
 
 
 class BatchNormParams(NamedTuple):
@@ -122,8 +124,11 @@ class BatchNorm(Layer):
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> BatchNormParams:
         check_sequence(xs)
-        ones, zeros = jnp.ones(xs.shape[-1], self.dtypes.params), jnp.zeros(xs.shape[-1], self.dtypes.params)
-        return BatchNormParams(scale=ones, offset=zeros, mean=zeros, var=ones)
+
+        def filled(value: int) -> Array:  # each by itself: params that share a buffer cannot be donated
+            return jnp.full(xs.shape[-1], value, self.dtypes.params)
+
+        return BatchNormParams(scale=filled(1), offset=filled(0), mean=filled(0), var=filled(1))
 
     def apply(
         self,

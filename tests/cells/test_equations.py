@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import seqjax
-from seqjax.cells import activations, gates
+from seqjax import activations
+from seqjax.cells import gates
 
 H, D, B = 3, 2, 4
 F64 = seqjax.DTypes("float64")

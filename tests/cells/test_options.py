@@ -89,7 +89,12 @@ def test_a_wrong_number_of_features_is_named(cell):
         (lambda: seqjax.LSTM(8, proj_dim=-1), "proj_dim must be a positive integer, got -1"),
         (lambda: seqjax.GRU(8, reset="later"), "reset must be one of .*'before', 'after'.*, got 'later'"),
         (lambda: seqjax.GRU(8, normalize="batch"), "normalize must be one of"),
-        (lambda: seqjax.Simple(8, activation="tahn"), "unknown activation 'tahn'"),
+        (lambda: seqjax.Simple(8, activation="tahn"), "Simple: activation: unknown activation 'tahn'"),
+        (lambda: seqjax.GRU(8, recurrent_activation="tahn"), "GRU: recurrent_activation: unknown activation 'tahn'"),
+        (lambda: seqjax.LSTM(8, use_bias="no"), "LSTM: use_bias must be True or False, got 'no'"),
+        (lambda: Scan(adjoint=None), "Scan: adjoint must be True or False, got None"),
+        (lambda: seqjax.LSTM(8, bias_init=np.zeros(8)), "LSTM: bias_init: unknown initializer array"),
+        (lambda: seqjax.initializers.Ring("a"), "Ring: r_min must be a finite number, got 'a'"),
         (lambda: seqjax.Simple(8, w_in_init="glorot"), "Simple: w_in_init: unknown initializer 'glorot'"),
         (lambda: seqjax.LSTM(8, bias_init="constant"), "LSTM: bias_init: unknown initializer 'constant'.*'zeros'"),
         (lambda: seqjax.Dense(8, kernel_init="glorot"), "Dense: kernel_init: unknown initializer 'glorot'"),
@@ -154,6 +159,20 @@ def test_zoneout_needs_the_output_in_the_carry():
     params = init(cell)
     with pytest.raises(ValueError, match=r"has the output as `h`; that of LRU\(8\) has not"):
         Scan().run(cell, params, cell.initial_carry(params, (2,)), jnp.ones((3, 2, 5), jnp.float32))
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_numbers_of_numpy_promote_nothing(number):
+    dtypes = seqjax.DTypes("bfloat16")
+    cell = seqjax.Simple(4, normalize="batch", epsilon=number(1e-3), dtypes=dtypes)
+    for noisy in (
+        seqjax.cells.Zoneout(cell, number(0.5)),
+        seqjax.cells.RecurrentDropout(seqjax.GRU(4, dtypes=dtypes), number(0.5)),
+    ):
+        layer, xs = seqjax.Serial(seqjax.RNN(noisy), seqjax.Dropout(number(0.5))), jnp.ones((3, 2, 5), "bfloat16")
+        params = layer.init(jax.random.key(0), xs)
+        for key in (None, jax.random.key(1)):
+            assert layer.apply(params, layer.initial_carry(params, (2,)), xs, key=key)[1].dtype == "bfloat16"
 
 
 def test_replace_changes_one_option():

@@ -110,6 +110,12 @@ def test_batch_norm_begins_as_the_identity_of_evaluation():
     np.testing.assert_allclose(layer.apply(layer.init(KEY, xs), (), xs)[1], xs, rtol=1e-11)
 
 
+def test_batch_norm_params_may_be_donated():
+    params = BatchNorm().init(KEY, jnp.ones((4, 2, 3), "float32"))
+    doubled = jax.jit(lambda params: jax.tree.map(lambda leaf: 2 * leaf, params), donate_argnums=0)(params)
+    assert doubled.var.tolist() == [2, 2, 2]
+
+
 def test_batch_statistics_leave_out_padding():
     xs, mask, params = random(0, 5, 3, 2), lengths_mask(5, 5, 2, 0), batch_norm_params(2)
     layer = BatchNorm(dtypes=DOUBLE)

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax.activations import activation_function
 from seqjax.base import Cell, Layer, Params
 from seqjax.cells import GRU, LSTM, Simple
-from seqjax.cells.activations import activation_function
 from seqjax.engines.auto import Auto
 from seqjax.engines.scan import Scan
 from seqjax.interop.flax.cells import only_params

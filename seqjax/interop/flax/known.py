@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax.activations import FUNCTIONS, Activation
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import GRU, LSTM, Simple
-from seqjax.cells.activations import FUNCTIONS, Activation
 from seqjax.cells.gru import GRUCarry
 from seqjax.cells.lstm_equations import LSTMCarry
 from seqjax.cells.simple import SimpleCarry

@@ -4,8 +4,8 @@
 import jax
 import jax.numpy as jnp
 
+from seqjax.activations import Activation
 from seqjax.base import Array
-from seqjax.cells.activations import Activation
 from seqjax.interop.layout import unsupported
 
 

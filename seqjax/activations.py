@@ -96,5 +96,5 @@ sigmoid.defjvps(lambda d_x, y, x: d_x * y * (1 - y))
 
 
 def gate_function(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """What a step computes for the activation `gate`."""
+    """`gate`, but the `sigmoid` above in place of `jax.nn.sigmoid`."""
     return sigmoid if gate is jax.nn.sigmoid else gate
