@@ -12,6 +12,7 @@ import pytest
 
 import seqjax
 from seqjax.training import TrainState, init_state, latest, load, read_manifest, restore, save, steps, storage
+from tests.training.runs import assert_same_bits
 
 MODEL = seqjax.Serial(seqjax.RNN(seqjax.Simple(3)), seqjax.Dense(1))
 INPUTS = jax.ShapeDtypeStruct((5, 2, 2), jnp.float32)
@@ -30,15 +31,6 @@ def at(state, step):
 def write(run_dir, state, *steps, **options):
     for step in steps:
         save(run_dir, at(state, step), model=MODEL, inputs=INPUTS, **options)
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path, state):

@@ -21,6 +21,7 @@ from seqjax.training import (
     mean_absolute_error,
     mean_squared_error,
 )
+from tests.training.runs import assert_same_bits
 
 SGD = optax.sgd(0.1)
 ADAM = clipped(optax.adam(0.1), norm=1e-3)
@@ -38,10 +39,6 @@ def draw(T=4, B=2, D=3, F=1, seed=0):
 
 def start(model, optimizer, batch, seed=0):
     return init_state(model.init(jax.random.key(seed), batch.xs), optimizer)
-
-
-def assert_same_bits(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def linear_gradient(kernel, batch):
