@@ -61,13 +61,12 @@ def test_step_jacobians_are_those_of_autodiff_with_masks_and_resets(cell, struct
     )
     at = jax.jit(lambda carry, step: dense(cell, params, initial, carry, step))
     expected = [at(*jax.tree.map(lambda a, t=t: a[t], (carries, steps))) for t in range(4)]
-    if structure == "diagonal":
-        np.testing.assert_allclose(got, [np.diag(matrix) for matrix in expected], atol=1e-13)
-    else:
-        np.testing.assert_allclose(got[:, 0], expected, atol=1e-13)
+    full = got[:, 0] if structure == "dense" else [np.diag(diagonal) for diagonal in got]
     eye = np.eye(expected[0].shape[0])
-    np.testing.assert_array_equal(expected[1], eye)  # masked: kept
-    np.testing.assert_array_equal(expected[3], 0 * eye)  # masked and reset: forgotten
+    wanted = expected if structure == "dense" else [eye * matrix for matrix in expected]
+    np.testing.assert_allclose(full, wanted, atol=1e-13)
+    np.testing.assert_array_equal(full[1], eye)  # masked: kept
+    np.testing.assert_array_equal(full[3], 0 * eye)  # masked and reset: forgotten
 
 
 @pytest.mark.parametrize("structure", ["dense", "block", "diagonal"])
