@@ -5,7 +5,7 @@ import functools
 
 import seqjax
 from experiments.adding import data
-from experiments.study.task import Evaluator, Task
+from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Cell, Layer, Params
 
@@ -27,11 +27,9 @@ def task(
     Raises:
       ValueError: a number out of range.
     """
-    for name, given, least in (
-        ("length", length, 2), ("batch_size", batch_size, 1), ("curriculum", curriculum, 0), ("fresh", fresh, 1),
-    ):  # fmt: skip
-        if given < least:
-            raise ValueError(f"the adding problem: {name} must be at least {least}, got {given}.")
+    require("the adding problem", batch_size=batch_size, fresh=fresh)
+    require("the adding problem", least=2, length=length)
+    require("the adding problem", least=0, curriculum=curriculum)
     return Task(
         name=f"adding problem, T = {length:,}",
         make_batch=data.batches(length, batch_size, curriculum=curriculum),

@@ -5,6 +5,8 @@ import dataclasses
 import json
 from typing import Literal, Self
 
+from experiments.study.command import check_numbers
+
 PROGRAM = "scripts/run distributed"
 Model = Literal["gru", "lstm", "min-gru", "lru", "wavefront"]
 
@@ -39,12 +41,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("processes", "devices", "steps", "batch_size", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
-        for name in ("tolerance", "timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} must be positive, got {getattr(self, name)}.")
+        counts = ("processes", "devices", "steps", "batch_size", "hidden_dim")
+        check_numbers(self, counts=counts, positive=("tolerance", "timeout"))
         if not self.models:
             raise ValueError("--models must name at least one.")
 

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import seqjax
+from experiments.study.command import check_names
 from seqjax.base import Cell
 from seqjax.initializers import Chrono
 
@@ -37,15 +38,11 @@ def cells(names: str | Sequence[str], hidden_dim: int) -> dict[str, Cell]:
       hidden_dim: units of each.
 
     Raises:
-      ValueError: a name that is not known, or given twice, or none.
+      ValueError: a name that is not known, or given twice.
 
     >>> cells("gru,lru", 8)
     {'gru': GRU(8), 'lru': LRU(8)}
     """
     asked = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
-    unknown = [name for name in asked if name not in CELLS]
-    if unknown or not asked:
-        raise ValueError(f"There is no cell named {', '.join(unknown)!r}; choose from {', '.join(CELLS)}.")
-    if len(set(asked)) < len(asked):
-        raise ValueError(f"A cell is named twice in {', '.join(asked)}.")
+    check_names("--cells", asked, CELLS)
     return {name: CELLS[name](hidden_dim) for name in asked}

@@ -233,7 +233,7 @@ def check_names(option: str, names: Sequence[str], known: Collection[str]) -> No
       ValueError: naming the option and what was given.
     """
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{option}: there is no {', '.join(unknown)}; choose from {', '.join(known)}.")
+        raise ValueError(f"{option}: there is no {', '.join(map(repr, unknown))}; choose from {', '.join(known)}.")
     if len(set(names)) < len(names):
         raise ValueError(f"{option}: one is named twice in {', '.join(names)}.")
 
