@@ -102,8 +102,7 @@ def run(cell: Cell, T: int, batch: int, config: Config) -> list[dict]:
         for name in compiled:
             row = {"cell": repr(cell), "T": T, "batch": batch, "way": way, "engine": name}
             row |= {"temporary_bytes": memory[name], "input_bytes": tree_bytes(arguments)}
-            if PEER in memory:
-                row["memory_ratio"] = memory[PEER] / max(memory[name], 1)
+            row["memory_ratio"] = memory[PEER] / max(memory[name], 1)
             if name in seconds:
                 row["seconds"] = float(np.median(seconds[name]))
                 if PEER in seconds:
@@ -155,9 +154,9 @@ def main(config: Config) -> None:
     path = measure.start(RESULTS / "engines.jsonl")
     for cell in (seqjax.GRU(config.hidden_dim), seqjax.LSTM(config.hidden_dim)):
         for T, batch in [*((T, 8) for T in config.steps), (config.longest, 1)]:
-            rows += run(cell, T, batch, config)
-            for row in rows[-7:]:
+            for row in run(cell, T, batch, config):
                 measure.record(path, row)
+                rows.append(row)
     plot(rows, RESULTS / "engines.png")
 
 
