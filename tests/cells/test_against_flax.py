@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import seqjax
+from tests.common import F64
 
 H, D = 5, 3
-F64 = seqjax.DTypes("float64")
 
 
 def flax_weights(module, carry, x):

@@ -10,13 +10,9 @@ from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.dtypes import DTypes
 from seqjax.engines.scan import Scan
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+from tests.common import F64, sigmoid
 
-DOUBLE = DTypes("float64")
-CELLS = [DiagonalGRU(3, dtypes=DOUBLE), DiagonalLSTM(3, dtypes=DOUBLE)]
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+CELLS = [DiagonalGRU(3, dtypes=F64), DiagonalLSTM(3, dtypes=F64)]
 
 
 def numpy_gru(params, h, x):
@@ -46,7 +42,7 @@ def test_steps_follow_the_equations(cell, oracle):
         np.testing.assert_allclose(y, output, rtol=1e-12)
 
 
-@pytest.mark.parametrize("cell", [*CELLS, DiagonalGRU(3, activation="relu", use_bias=False, dtypes=DOUBLE)])
+@pytest.mark.parametrize("cell", [*CELLS, DiagonalGRU(3, activation="relu", use_bias=False, dtypes=F64)])
 def test_the_hand_written_transpose_gives_autodiffs_gradients(cell):
     assert "adjoint" in cell.capabilities
     params, carry, xs, mask, resets = example(cell, T=4, masked=True, with_resets=True)

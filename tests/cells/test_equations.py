@@ -9,13 +9,9 @@ import pytest
 import seqjax
 from seqjax import activations
 from seqjax.cells import gates
+from tests.common import F64, sigmoid
 
 H, D, B = 3, 2, 4
-F64 = seqjax.DTypes("float64")
-
-
-def sigmoid(a):
-    return 1 / (1 + np.exp(-a))
 
 
 def layer_norm(a, scale, offset):

@@ -13,8 +13,8 @@ import seqjax
 from seqjax.cells import MultiHead, RecurrentDropout, Zoneout
 from seqjax.engines import Auto, Checkpointed, Fused, Scan
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+from tests.common import F64
 
-F64 = seqjax.DTypes("float64")
 CELLS = {
     "simple": (1, lambda units: seqjax.Simple(units, dtypes=F64)),
     "lstm": (4, lambda units: seqjax.LSTM(units, dtypes=F64)),

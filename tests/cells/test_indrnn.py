@@ -11,12 +11,11 @@ from seqjax.dtypes import DTypes
 from seqjax.engines.scan import Scan
 from seqjax.initializers import Uniform
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-
-DOUBLE = DTypes("float64")
+from tests.common import F64
 
 
 def test_steps_follow_the_published_equation():
-    cell = IndRNN(3, dtypes=DOUBLE)
+    cell = IndRNN(3, dtypes=F64)
     params, carry, xs, *_ = example(cell, T=5, batch_shape=(2,))
     w_in, u, b, h = (np.asarray(a) for a in (*params, carry.h))
     for x in xs:
@@ -26,9 +25,7 @@ def test_steps_follow_the_published_equation():
         np.testing.assert_array_equal(carry.h, y)
 
 
-@pytest.mark.parametrize(
-    "cell", [IndRNN(3, dtypes=DOUBLE), IndRNN(3, activation="tanh", use_bias=False, dtypes=DOUBLE)]
-)
+@pytest.mark.parametrize("cell", [IndRNN(3, dtypes=F64), IndRNN(3, activation="tanh", use_bias=False, dtypes=F64)])
 def test_the_hand_written_transpose_gives_autodiffs_gradients(cell):
     assert "adjoint" in cell.capabilities
     params, carry, xs, mask, resets = example(cell, T=4, masked=True, with_resets=True)
@@ -42,7 +39,7 @@ def test_the_hand_written_transpose_gives_autodiffs_gradients(cell):
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_step_jacobian_is_that_of_autodiff(activation):
-    cell = IndRNN(4, activation=activation, dtypes=DOUBLE)
+    cell = IndRNN(4, activation=activation, dtypes=F64)
     params, carry, xs, *_ = example(cell, batch_shape=())
     z = cell.project(params, xs[0])
     dense = jax.jacfwd(lambda h: cell.step(params, carry._replace(h=h), z)[0].h)(carry.h)

@@ -13,9 +13,9 @@ from seqjax.cells.lru import LRU, LRUCarry, LRUParams, lru_eigenvalues
 from seqjax.engines.associative import Associative
 from seqjax.engines.linear import linear_recurrence
 from seqjax.initializers import Ring
+from tests.common import F64
 
 D, N, H, B = 2, 4, 3, 5
-F64 = seqjax.DTypes("float64")
 
 
 def draw(steps):

@@ -11,13 +11,9 @@ import pytest
 import seqjax
 from seqjax.cells.minimal import MinCarry, MinGRU, MinGRUParams, MinLSTM, MinLSTMParams, min_lstm_coefficients
 from seqjax.engines.associative import Associative
+from tests.common import F64, sigmoid
 
 D, H, B = 2, 3, 4
-F64 = seqjax.DTypes("float64")
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def positive(x):

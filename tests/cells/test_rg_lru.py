@@ -11,13 +11,9 @@ import pytest
 import seqjax
 from seqjax.cells.rg_lru import RGLRU, RGLRUCarry, RGLRUInput, RGLRUParams, complement_root, rg_lru_coefficients
 from seqjax.engines.associative import Associative
+from tests.common import F64, sigmoid
 
 H, B = 3, 4
-F64 = seqjax.DTypes("float64")
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def draw(steps, in_dim, project):

@@ -6,18 +6,14 @@ import numpy as np
 
 import seqjax
 from seqjax.cells.indrnn import IndRNNParams
+from tests.common import F64, sigmoid
 
-DOUBLE = seqjax.DTypes("float64")
-LEAKY = seqjax.IndRNN(1, activation="identity", dtypes=DOUBLE)
+LEAKY = seqjax.IndRNN(1, activation="identity", dtypes=F64)
 
 
 def leaky(a):
     """Params of h_t = a h_{t-1} + x_t."""
     return IndRNNParams(np.ones((1, 1)), np.array([a]), np.zeros(1))
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def lstm_gates(params, h, c, x):

@@ -13,7 +13,8 @@ from seqjax.cells.simple import SimpleParams
 from seqjax.diagnostics import jacobian_spectrum, lyapunov_exponents, step_jacobians, trajectories
 from seqjax.diagnostics.trajectory import probed_carry, probed_params, with_probes
 from seqjax.testing import example
-from tests.diagnostics.by_hand import DOUBLE, differences, lstm_step, random_params
+from tests.common import F64
+from tests.diagnostics.by_hand import differences, lstm_step, random_params
 
 
 def looked_at(cell, function, params, xs, **flags):
@@ -27,7 +28,7 @@ def looked_at(cell, function, params, xs, **flags):
 def linear(matrix):
     """h_t = A h_{t-1} + x_t."""
     n = len(matrix)
-    cell = seqjax.Simple(n, activation="identity", dtypes=DOUBLE)
+    cell = seqjax.Simple(n, activation="identity", dtypes=F64)
     return cell, SimpleParams(np.eye(n), np.asarray(matrix).T, np.zeros(n))
 
 
@@ -35,7 +36,7 @@ def scalar(step, start):
     return LambdaCell(lambda key, in_dim: (), step, lambda params, batch: jnp.full((*batch, 1), start))
 
 
-LSTM = seqjax.LSTM(2, dtypes=DOUBLE)
+LSTM = seqjax.LSTM(2, dtypes=F64)
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +69,13 @@ def test_trajectory_holds_what_each_step_started_from(lstm):
 @pytest.mark.parametrize(
     "cell",
     [
-        Zoneout(seqjax.LSTM(2, dtypes=DOUBLE), 0.3),
-        seqjax.LRU(2, state_dim=3, dtypes=DOUBLE),
+        Zoneout(seqjax.LSTM(2, dtypes=F64), 0.3),
+        seqjax.LRU(2, state_dim=3, dtypes=F64),
     ],
 )
 def test_probes_change_no_number(cell):
     params, carry, xs, mask, resets = example(cell, masked=True, with_resets=True)
-    model = seqjax.Residual(seqjax.Serial(seqjax.RNN(cell), seqjax.Dense(2, dtypes=DOUBLE)))
+    model = seqjax.Residual(seqjax.Serial(seqjax.RNN(cell), seqjax.Dense(2, dtypes=F64)))
     dense = jax.eval_shape(model.init, jax.random.key(0), xs)[1]
     params = params, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.7), dense)
 
@@ -148,7 +149,7 @@ def test_masked_steps_do_not_count():
 
 
 def test_complex_state_turns_in_a_plane():
-    cell = seqjax.LRU(1, state_dim=1, dtypes=DOUBLE)
+    cell = seqjax.LRU(1, state_dim=1, dtypes=F64)
     params = random_params(cell, 1)
     exponents, spectrum = looked_at(
         cell, lambda s: (lyapunov_exponents(s, 2), jacobian_spectrum(s)), params, np.ones((6, 1))

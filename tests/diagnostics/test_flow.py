@@ -13,7 +13,8 @@ from seqjax.diagnostics import gradient_flow
 from seqjax.diagnostics.trajectory import with_probes
 from seqjax.engines.fused import Fused
 from seqjax.layers import Wavefront
-from tests.diagnostics.by_hand import DOUBLE, LEAKY, leaky, lstm_step, random_params
+from tests.common import F64, sigmoid
+from tests.diagnostics.by_hand import LEAKY, leaky, lstm_step, random_params
 
 A, T = 0.7, 9
 
@@ -98,7 +99,7 @@ def test_batch_major_is_taken_as_it_is():
 
 
 def test_memory_cell_of_an_lstm_has_the_path_through_its_output():
-    cell, steps = seqjax.LSTM(2, dtypes=DOUBLE), 4
+    cell, steps = seqjax.LSTM(2, dtypes=F64), 4
     params = random_params(cell, 1)
     xs = np.random.default_rng(1).normal(size=(steps, 1))
 
@@ -119,7 +120,7 @@ def test_memory_cell_of_an_lstm_has_the_path_through_its_output():
 
 
 def test_complex_state_counts_both_parts():
-    cell = seqjax.LRU(1, state_dim=1, dtypes=DOUBLE)
+    cell = seqjax.LRU(1, state_dim=1, dtypes=F64)
     params = random_params(cell, 1)
     modulus = np.exp(-np.exp(params.nu_log[0]))
     norms = flow(seqjax.RNN(cell), params, np.ones((T, 1)))
@@ -128,12 +129,12 @@ def test_complex_state_counts_both_parts():
 
 
 def test_output_made_of_the_state_sees_it():
-    cell = seqjax.DiagonalLSTM(1, dtypes=DOUBLE)
+    cell = seqjax.DiagonalLSTM(1, dtypes=F64)
     params = random_params(cell, 1)
     w_o = params.w_rec[2, 0]
     f, g, o = (params.w_in + params.bias)[0]  # of one step from c = 0 with x = 1
-    c = (1 - 1 / (1 + np.exp(-f))) * np.tanh(g)
-    gate = 1 / (1 + np.exp(-(o + w_o * c)))
+    c = (1 - sigmoid(f)) * np.tanh(g)
+    gate = sigmoid(o + w_o * c)
     slope = gate * (1 - gate) * w_o * np.tanh(c) + gate * (1 - np.tanh(c) ** 2)
     np.testing.assert_allclose(flow(seqjax.RNN(cell), params, np.ones((1, 1)))["c"], [abs(slope)], rtol=1e-10)
 

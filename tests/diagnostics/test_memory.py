@@ -9,7 +9,8 @@ import pytest
 import seqjax
 from seqjax.diagnostics import memory_horizon, memory_profile
 from seqjax.layers.conv import ConvParams
-from tests.diagnostics.by_hand import DOUBLE, LEAKY, differences, leaky, lstm_step, random_params
+from tests.common import F64
+from tests.diagnostics.by_hand import LEAKY, differences, leaky, lstm_step, random_params
 
 
 def profile(model, params, xs, **flags):
@@ -25,7 +26,7 @@ def test_linear_recurrence_is_forgotten_by_its_factor():
 
 
 def test_lags_behind_a_strided_front_end_are_input_steps():
-    front = seqjax.Conv1D(1, 2, stride=2, dtypes=DOUBLE)  # outputs at x_0, x_2, ...: x[2o - 1] + x[2o]
+    front = seqjax.Conv1D(1, 2, stride=2, dtypes=F64)  # outputs at x_0, x_2, ...: x[2o - 1] + x[2o]
     params = (ConvParams(np.ones((2, 1, 1)), np.zeros(1)), leaky(0.5))
     got = profile(seqjax.Serial(front, seqjax.RNN(LEAKY)), params, np.ones((8, 1)))
     np.testing.assert_allclose(got, [0, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125], rtol=1e-12)  # no output has seen x_7
@@ -61,7 +62,7 @@ def test_what_explodes_is_remembered():
 
 
 def test_norm_is_that_of_finite_differences():
-    cell, steps = seqjax.LSTM(2, dtypes=DOUBLE), 4
+    cell, steps = seqjax.LSTM(2, dtypes=F64), 4
     params = random_params(cell, 3)
     xs = np.random.default_rng(1).normal(size=(steps, 3))
 

@@ -7,7 +7,8 @@ import pytest
 import seqjax
 from seqjax.cells import LambdaCell, RecurrentDropout, Zoneout
 from seqjax.diagnostics import gate_values, saturation, trajectories
-from tests.diagnostics.by_hand import DOUBLE, LEAKY, leaky, lstm_gates, lstm_step, random_params
+from tests.common import F64
+from tests.diagnostics.by_hand import LEAKY, leaky, lstm_gates, lstm_step, random_params
 
 
 def look(cell, params, xs, function=saturation, **flags):
@@ -19,7 +20,7 @@ def look(cell, params, xs, function=saturation, **flags):
 
 
 def test_gates_of_an_lstm_are_those_of_its_equations():
-    cell = seqjax.LSTM(2, dtypes=DOUBLE)
+    cell = seqjax.LSTM(2, dtypes=F64)
     params = random_params(cell, 1, scale=2.0)
     xs = np.random.default_rng(1).normal(size=(6, 3, 1))
     mask = np.random.default_rng(2).random((6, 3)) < 0.7
@@ -86,7 +87,7 @@ def test_gates_of_heads_are_side_by_side():
 
 
 def test_relu_that_is_off_is_at_its_lower_bound():
-    cell = seqjax.IndRNN(2, dtypes=DOUBLE)
+    cell = seqjax.IndRNN(2, dtypes=F64)
     params = cell.init(jax.random.key(0), 1)._replace(w_in=np.array([[1.0, -1.0]]), w_rec=np.zeros(2), bias=np.zeros(2))
     found = look(cell, params, np.array([[2.0], [2.0], [-2.0], [0.01]]))["h"]
     np.testing.assert_allclose(found.low, [0.25, 0.75])

@@ -12,16 +12,21 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import seqjax
-from seqjax import GRU, LRU, LSTM, DTypes, MinGRU, Simple, mask_from_lengths
+from seqjax import GRU, LRU, LSTM, MinGRU, Simple, mask_from_lengths
 from seqjax.base import Cell
 from seqjax.cells import LambdaCell, Zoneout
 from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, Scan
 from seqjax.engines.sharded import Sharded, sharded_solve
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+from tests.common import F64
 
-D = DTypes("float64")
 UNEVEN = {"T": 13, "batch_shape": (4,), "masked": True, "with_resets": True}
-CELLS = {"gru": GRU(3, dtypes=D), "lstm": LSTM(3, dtypes=D), "min-gru": MinGRU(3, dtypes=D), "lru": LRU(3, dtypes=D)}
+CELLS = {
+    "gru": GRU(3, dtypes=F64),
+    "lstm": LSTM(3, dtypes=F64),
+    "min-gru": MinGRU(3, dtypes=F64),
+    "lru": LRU(3, dtypes=F64),
+}
 
 
 def mesh_of(*sizes: int) -> Mesh:
@@ -187,7 +192,7 @@ def test_derivatives_of_a_relaxed_gradient_are_refused():
 
 def test_a_fold_may_be_split_by_shard_map():
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
-    model = seqjax.Serial(seqjax.RNN(CELLS["gru"]), seqjax.Dense(2, dtypes=D))
+    model = seqjax.Serial(seqjax.RNN(CELLS["gru"]), seqjax.Dense(2, dtypes=F64))
 
     def gradient(params, xs):
         def loss(params):
@@ -210,7 +215,7 @@ def test_any_inner_engine_gives_the_same_numbers(inner):
     assert_close(Sharded(PLANE, "time", inner).run(CELLS["lru"], *arrays, **flags), expected, 1e-10)
 
 
-@pytest.mark.parametrize("cell", [Zoneout(GRU(3, dtypes=D), 0.3), Simple(3, normalize="batch", dtypes=D)])
+@pytest.mark.parametrize("cell", [Zoneout(GRU(3, dtypes=F64), 0.3), Simple(3, normalize="batch", dtypes=F64)])
 def test_training_draws_the_noise_and_takes_the_statistics_of_the_loop(cell):
     params, carry, xs, *_ = example(cell, **(UNEVEN | {"masked": False}))
     key = jax.random.key(1)
@@ -373,7 +378,7 @@ def test_a_batch_that_cannot_be_split_is_refused():
             engine.run(CELLS["gru"], params, carry, xs)
 
 
-@pytest.mark.parametrize("cell", [Zoneout(GRU(3, dtypes=D), 0.3), Simple(3, normalize="batch", dtypes=D)])
+@pytest.mark.parametrize("cell", [Zoneout(GRU(3, dtypes=F64), 0.3), Simple(3, normalize="batch", dtypes=F64)])
 def test_training_that_needs_the_whole_batch_is_refused_where_it_is_split(cell):
     params, carry, xs, *_ = example(cell, batch_shape=(4,))
     engine = Sharded(PLANE, "time", batch_axis="batch")

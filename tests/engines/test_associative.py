@@ -17,6 +17,7 @@ from seqjax.cells.lru import LRU
 from seqjax.cells.minimal import MinGRU, MinGRUParams, MinLSTM
 from seqjax.cells.rg_lru import RGLRU
 from seqjax.engines.associative import Associative
+from tests.common import F64
 
 ENGINES = {
     "scan": Associative("scan"),
@@ -26,7 +27,6 @@ ENGINES = {
 }
 
 
-F64 = seqjax.DTypes("float64")
 CELLS = [MinLSTM(3, mode="log", dtypes=F64), LRU(3, state_dim=4, dtypes=F64), RGLRU(3, dtypes=F64)]
 
 

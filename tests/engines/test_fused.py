@@ -14,9 +14,9 @@ from seqjax import testing
 from seqjax.engines import Auto, Checkpointed, Scan, Truncated, fused
 from seqjax.engines.fused import Fused
 from seqjax.kernels.triton import recurrence
+from tests.common import F64
 from tests.kernels.cuda import kernels_launched
 
-F64 = seqjax.DTypes("float64")
 CELLS = {
     "simple": seqjax.Simple(3, dtypes=F64),
     "lstm": seqjax.LSTM(3, dtypes=F64),

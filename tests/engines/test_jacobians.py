@@ -6,13 +6,11 @@ import pytest
 
 from seqjax.cells import GRU, LSTM
 from seqjax.cells.diagonal import DiagonalGRU
-from seqjax.dtypes import DTypes
 from seqjax.engines.jacobians import Packing, packed_jacobians, recurrence_loop, recurrence_tree, solve_recurrence
 from seqjax.engines.pieces import split_steps
 from seqjax.engines.stepping import Steps, masked_step, prepare
 from seqjax.testing import example
-
-DOUBLE = DTypes("float64")
+from tests.common import F64
 
 
 @pytest.mark.parametrize("solve", [recurrence_loop, recurrence_tree, solve_recurrence])
@@ -44,10 +42,10 @@ def dense(cell, params, initial, carry, step):
 @pytest.mark.parametrize(
     ("cell", "structure"),
     [
-        (LSTM(3, dtypes=DOUBLE), "dense"),
-        (GRU(20, dtypes=DOUBLE), "diagonal"),  # more columns than are taken at a time
-        (DiagonalGRU(3, dtypes=DOUBLE), "diagonal"),  # closed form
-        (DiagonalGRU(3, activation=jnp.sin, dtypes=DOUBLE), "diagonal"),  # one product
+        (LSTM(3, dtypes=F64), "dense"),
+        (GRU(20, dtypes=F64), "diagonal"),  # more columns than are taken at a time
+        (DiagonalGRU(3, dtypes=F64), "diagonal"),  # closed form
+        (DiagonalGRU(3, activation=jnp.sin, dtypes=F64), "diagonal"),  # one product
     ],
 )
 def test_step_jacobians_are_those_of_autodiff_with_masks_and_resets(cell, structure):

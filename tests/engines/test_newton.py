@@ -15,12 +15,10 @@ from seqjax.base import Cell
 from seqjax.cells import GRU, LambdaCell, Simple, Zoneout
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.indrnn import IndRNN
-from seqjax.dtypes import DTypes
 from seqjax.engines.newton import Newton, newton_solve
 from seqjax.engines.scan import Scan
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-
-DOUBLE = DTypes("float64")
+from tests.common import F64
 
 
 class BlockCarry(NamedTuple):
@@ -76,12 +74,12 @@ def at_initialization(cell, T, gain=1.0, in_dim=4):
 @pytest.mark.parametrize(
     ("cell", "engine", "T", "batch_shape", "masked", "with_resets"),
     [
-        (Simple(3, dtypes=DOUBLE), Newton(), 64, (3,), True, True),
-        (GRU(3, dtypes=DOUBLE), Newton("diagonal"), 13, (), False, False),
-        (DiagonalGRU(3, dtypes=DOUBLE), Newton(window=5), 13, (3,), True, True),
-        (DiagonalGRU(3, dtypes=DOUBLE), Newton("dense"), 2, (), False, True),
-        (DiagonalLSTM(3, dtypes=DOUBLE), Newton(), 1, (3,), True, False),
-        (IndRNN(3, dtypes=DOUBLE), Newton(), 13, (3,), False, True),
+        (Simple(3, dtypes=F64), Newton(), 64, (3,), True, True),
+        (GRU(3, dtypes=F64), Newton("diagonal"), 13, (), False, False),
+        (DiagonalGRU(3, dtypes=F64), Newton(window=5), 13, (3,), True, True),
+        (DiagonalGRU(3, dtypes=F64), Newton("dense"), 2, (), False, True),
+        (DiagonalLSTM(3, dtypes=F64), Newton(), 1, (3,), True, False),
+        (IndRNN(3, dtypes=F64), Newton(), 13, (3,), False, True),
         (ParaLSTM(3), Newton(window=10), 13, (2,), True, True),
     ],
 )
@@ -97,7 +95,7 @@ def test_newton_equals_the_reference_loop(cell, engine, T, batch_shape, masked, 
 @settings(max_examples=3, deadline=None)
 @given(T=st.integers(1, 24), window=st.none() | st.integers(1, 30), seed=st.integers(0, 99))
 def test_any_length_window_mask_and_resets_give_the_loops_answer(T, window, seed):
-    cell = DiagonalGRU(2, dtypes=DOUBLE)
+    cell = DiagonalGRU(2, dtypes=F64)
     params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True, seed=seed)
     solution = solve(cell, Newton(window=window), params, carry, xs, mask=mask, resets=resets)
     expected = reference_loop(cell, params, carry, xs, mask=mask, resets=resets)
@@ -123,7 +121,7 @@ def test_cells_at_initialization_take_few_iterations_whatever_the_length(cell, e
 
 
 def test_what_leaves_its_linearization_is_kept_from_running_away():
-    cell = Simple(16, dtypes=DOUBLE)
+    cell = Simple(16, dtypes=F64)
     params, carry, xs = at_initialization(cell, 300, gain=1.3)
     solution = solve(cell, Newton(), params, carry, xs)
     assert bool(solution.converged.all())
@@ -137,7 +135,7 @@ def test_what_leaves_its_linearization_is_kept_from_running_away():
 
 @pytest.mark.parametrize("jacobian", ["dense", "diagonal"])
 def test_an_expanding_recurrence_is_flagged_and_falls_back_to_the_right_answer(jacobian):
-    cell = GRU(16, dtypes=DOUBLE)
+    cell = GRU(16, dtypes=F64)
     params, carry, xs = at_initialization(cell, 30, gain=4.0)
     engine = Newton(jacobian, max_iterations=5)
     solution = solve(cell, engine, params, carry, xs)
@@ -161,7 +159,7 @@ def test_a_block_jacobian_takes_as_few_iterations_as_a_dense_one():
 
 
 def test_states_that_overflow_are_reported():
-    cell = IndRNN(2, dtypes=DOUBLE)
+    cell = IndRNN(2, dtypes=F64)
     params, carry, xs = at_initialization(cell, 60)
     params = params._replace(w_rec=jnp.array([1e12, 0.5]), bias=jnp.ones(2))
     solution = solve(cell, Newton(), params, carry, xs)
@@ -171,7 +169,7 @@ def test_states_that_overflow_are_reported():
 
 
 def test_a_nan_input_is_reported_and_stays_in_its_sequence():
-    cell = DiagonalGRU(3, dtypes=DOUBLE)
+    cell = DiagonalGRU(3, dtypes=F64)
     params, carry, xs, *_ = example(cell, T=20, batch_shape=(3,))
     xs = xs.at[7, 1].set(jnp.nan)
     solution = solve(cell, Newton(), params, carry, xs)
@@ -181,7 +179,7 @@ def test_a_nan_input_is_reported_and_stays_in_its_sequence():
 
 
 def test_windows_report_for_all_of_them():
-    cell = DiagonalGRU(3, dtypes=DOUBLE)
+    cell = DiagonalGRU(3, dtypes=F64)
     params, carry, xs, *_ = example(cell, T=20, batch_shape=(2,))
     whole = solve(cell, Newton(), params, carry, xs)
     windows = solve(cell, Newton(window=5), params, carry, xs)
@@ -194,7 +192,7 @@ def test_windows_report_for_all_of_them():
 
 
 def test_raise_raises_at_once_and_under_jit():
-    cell = GRU(8, dtypes=DOUBLE)
+    cell = GRU(8, dtypes=F64)
     params, carry, xs = at_initialization(cell, 20, gain=4.0)
     engine = Newton(max_iterations=2, on_failure="raise")
     with pytest.raises(FloatingPointError, match=r"forward pass of GRU.* did not converge"):
@@ -204,7 +202,7 @@ def test_raise_raises_at_once_and_under_jit():
 
 
 def test_nan_answers_nan_for_what_did_not_converge():
-    cell = GRU(8, dtypes=DOUBLE)
+    cell = GRU(8, dtypes=F64)
     params, carry, xs = at_initialization(cell, 20, gain=4.0)
     solution = solve(cell, Newton(max_iterations=2, on_failure="nan"), params, carry, xs)
     assert not bool(solution.fell_back)
@@ -213,7 +211,7 @@ def test_nan_answers_nan_for_what_did_not_converge():
 
 
 def test_a_stochastic_cell_gets_the_loops_keys():
-    cell = Zoneout(GRU(3, dtypes=DOUBLE), 0.3)
+    cell = Zoneout(GRU(3, dtypes=F64), 0.3)
     params, carry, xs, *_ = example(cell, T=7)
     key = jax.random.key(5)
     solution = solve(cell, Newton(), params, carry, xs, key=key)
@@ -231,7 +229,7 @@ def test_a_complex_carry_is_refused():
 
 
 def test_a_cell_that_mixes_its_batch_is_refused_in_training():
-    cell = Simple(3, normalize="batch", dtypes=DOUBLE)
+    cell = Simple(3, normalize="batch", dtypes=F64)
     params, carry, xs, *_ = example(cell)
     with pytest.raises(ValueError, match="use Scan"):
         Newton().run(cell, params, carry, xs, key=jax.random.key(0))
@@ -268,7 +266,7 @@ def test_the_plan_refuses_what_the_run_refuses():
 
 @pytest.mark.parametrize("engine", [Newton(max_iterations=1, on_failure="nan"), Newton(on_failure="raise")], ids=repr)
 def test_a_derivative_of_the_gradient_is_nan_where_the_answer_is(engine):
-    cell = GRU(3, dtypes=DOUBLE)
+    cell = GRU(3, dtypes=F64)
     params = jax.tree.map(lambda a: 6 * a, cell.init(jax.random.key(0), 2))
     xs = 3 * jax.random.normal(jax.random.key(0), (20, 2), "float64")
     converges = engine.max_iterations is None
@@ -284,7 +282,7 @@ def hessian_product(engine, cell, params, xs):
     return jax.jit(lambda xs: jax.jvp(jax.grad(loss), (xs,), (jnp.ones_like(xs),))[1])(xs)
 
 
-@pytest.mark.parametrize("cell", [GRU(4, dtypes=DOUBLE), DiagonalGRU(4, dtypes=DOUBLE)], ids=repr)
+@pytest.mark.parametrize("cell", [GRU(4, dtypes=F64), DiagonalGRU(4, dtypes=F64)], ids=repr)
 def test_a_derivative_of_the_gradient_is_exact_or_refused(cell):
     """Without inputs and biases the first guess is the answer: what stops by the answer has no derivative yet."""
     params, xs = cell.init(jax.random.key(0), 3), jnp.zeros((12, 2, 3))

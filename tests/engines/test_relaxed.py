@@ -16,8 +16,7 @@ from seqjax.engines.relaxation import relax
 from seqjax.engines.relaxed import Relaxed, relaxed_solve
 from seqjax.initializers import Chrono
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-
-DOUBLE = DTypes("float64")
+from tests.common import F64, sigmoid
 
 
 @functools.cache
@@ -35,7 +34,7 @@ def gradients(run, cell, params, carry, xs, **flags):
 
 def expanding(T=18, batch_shape=(2,)):
     """A GRU with recurrent gain 4, whose trajectories fly apart."""
-    cell = GRU(16, dtypes=DOUBLE)
+    cell = GRU(16, dtypes=F64)
     params, carry, xs, *_ = example(cell, T=T, batch_shape=batch_shape, in_dim=4)
     params = cell.init(jax.random.key(0), 4)
     return cell, params._replace(w_rec=4 * params.w_rec), carry, xs
@@ -44,13 +43,13 @@ def expanding(T=18, batch_shape=(2,)):
 @pytest.mark.parametrize(
     ("cell", "engine", "T", "batch_shape", "masked", "with_resets"),
     [
-        (Simple(3, dtypes=DOUBLE), Relaxed(), 64, (3,), True, True),
-        (Simple(3, dtypes=DOUBLE), Relaxed(coupling="diagonal"), 2, (), False, False),
-        (LSTM(3, dtypes=DOUBLE), Relaxed(chunk=4, coupling="diagonal"), 13, (2, 3), True, True),
-        (GRU(3, dtypes=DOUBLE), Relaxed(chunk=5), 13, (), True, False),
-        (DiagonalGRU(3, dtypes=DOUBLE), Relaxed(chunk=1, coupling="diagonal"), 2, (3,), True, False),
-        (DiagonalLSTM(3, dtypes=DOUBLE), Relaxed(), 1, (), False, True),
-        (IndRNN(3, dtypes=DOUBLE), Relaxed(chunk=3), 13, (3,), False, True),
+        (Simple(3, dtypes=F64), Relaxed(), 64, (3,), True, True),
+        (Simple(3, dtypes=F64), Relaxed(coupling="diagonal"), 2, (), False, False),
+        (LSTM(3, dtypes=F64), Relaxed(chunk=4, coupling="diagonal"), 13, (2, 3), True, True),
+        (GRU(3, dtypes=F64), Relaxed(chunk=5), 13, (), True, False),
+        (DiagonalGRU(3, dtypes=F64), Relaxed(chunk=1, coupling="diagonal"), 2, (3,), True, False),
+        (DiagonalLSTM(3, dtypes=F64), Relaxed(), 1, (), False, True),
+        (IndRNN(3, dtypes=F64), Relaxed(chunk=3), 13, (3,), False, True),
     ],
 )
 def test_relaxation_equals_the_reference_loop(cell, engine, T, batch_shape, masked, with_resets):
@@ -65,16 +64,12 @@ def test_relaxation_equals_the_reference_loop(cell, engine, T, batch_shape, mask
 @settings(max_examples=3, deadline=None)
 @given(T=st.integers(1, 24), chunk=st.integers(1, 30), seed=st.integers(0, 99), diagonal=st.booleans())
 def test_any_length_chunk_mask_and_resets_give_the_loops_answer(T, chunk, seed, diagonal):
-    cell = GRU(2, dtypes=DOUBLE)
+    cell = GRU(2, dtypes=F64)
     params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True, seed=seed)
     engine = Relaxed(chunk=chunk, coupling="diagonal" if diagonal else "none")
     solution = solve(cell, engine, params, carry, xs, mask=mask, resets=resets)
     expected = reference_loop(cell, params, carry, xs, mask=mask, resets=resets)
     assert_close((solution.carry, solution.ys), expected, 1e-10)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def numpy_gru(params, xs):
@@ -164,7 +159,7 @@ def test_an_expanding_recurrence_is_flagged_and_falls_back_to_the_right_answer()
 
 
 def test_coupled_chunks_of_a_long_memory_take_fewer_sweeps():
-    cell = LSTM(8, bias_init=Chrono(1000), dtypes=DOUBLE)
+    cell = LSTM(8, bias_init=Chrono(1000), dtypes=F64)
     params, carry, xs, *_ = example(cell, T=1000, batch_shape=(1,))
     params = cell.init(jax.random.key(0), 2)
     plain, coupled = (
@@ -178,7 +173,7 @@ def test_coupled_chunks_of_a_long_memory_take_fewer_sweeps():
 
 
 def test_padding_takes_no_sweeps():
-    cell = GRU(4, dtypes=DOUBLE)
+    cell = GRU(4, dtypes=F64)
     params, carry, xs, *_ = example(cell, T=200, batch_shape=(2,))
     mask = jnp.asarray(np.arange(200)[:, None] < np.array([35, 200]))
     short, long = (jax.tree.map(lambda a, b=b: a[b : b + 1], carry) for b in (0, 1))
@@ -191,7 +186,7 @@ def test_padding_takes_no_sweeps():
 
 
 def test_the_tolerance_of_the_reverse_pass_does_not_depend_on_the_size_of_the_loss():
-    cell = LSTM(4, dtypes=DOUBLE)
+    cell = LSTM(4, dtypes=F64)
     params, carry, xs, *_ = example(cell, T=60)
 
     def gradient(scale):
@@ -205,7 +200,7 @@ def test_the_tolerance_of_the_reverse_pass_does_not_depend_on_the_size_of_the_lo
 
 
 def test_a_nan_input_is_reported_and_stays_in_its_sequence():
-    cell = GRU(3, dtypes=DOUBLE)
+    cell = GRU(3, dtypes=F64)
     params, carry, xs, *_ = example(cell, T=40, batch_shape=(3,))
     xs = xs.at[17, 1].set(jnp.nan)
     solution = solve(cell, Relaxed(chunk=5), params, carry, xs)
@@ -217,7 +212,7 @@ def test_a_nan_input_is_reported_and_stays_in_its_sequence():
 
 
 def test_a_nan_that_a_reset_forgets_is_still_reported():
-    cell = GRU(3, dtypes=DOUBLE)
+    cell = GRU(3, dtypes=F64)
     params, carry, xs, *_ = example(cell, T=20, batch_shape=(1,))
     xs = xs.at[11].set(jnp.nan)
     resets = jnp.zeros((20, 1), bool).at[13].set(True)
@@ -277,14 +272,14 @@ def test_nan_answers_nan_for_what_did_not_converge():
 
 
 def test_a_stochastic_cell_gets_the_loops_keys():
-    cell = Zoneout(LSTM(3, dtypes=DOUBLE), 0.3)
+    cell = Zoneout(LSTM(3, dtypes=F64), 0.3)
     params, carry, xs, *_ = example(cell, T=7)
     key = jax.random.key(5)
     solution = solve(cell, Relaxed(chunk=3, coupling="diagonal"), params, carry, xs, key=key)
     assert_close((solution.carry, solution.ys), reference_loop(cell, params, carry, xs, key=key), 1e-10)
 
 
-@pytest.mark.parametrize("cell", [GRU(3, dtypes=DOUBLE), Zoneout(GRU(3, dtypes=DOUBLE), 0.3)], ids=repr)
+@pytest.mark.parametrize("cell", [GRU(3, dtypes=F64), Zoneout(GRU(3, dtypes=F64), 0.3)], ids=repr)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_derivatives_of_the_gradient_are_refused_whatever_the_cell(cell, weighted):
     """Those in a weight of the loss, which reaches the reverse pass alone, as well."""
@@ -308,7 +303,7 @@ def test_a_bfloat16_cell_gives_the_loops_numbers():
 
 
 def test_a_cell_that_mixes_its_batch_is_refused_in_training_alone():
-    cell = Simple(3, normalize="batch", dtypes=DOUBLE)
+    cell = Simple(3, normalize="batch", dtypes=F64)
     params, carry, xs, *_ = example(cell)
     with pytest.raises(ValueError, match="use Scan"):
         Relaxed().run(cell, params, carry, xs, key=jax.random.key(0))

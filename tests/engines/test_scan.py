@@ -16,12 +16,12 @@ from seqjax.engines.residuals import recall, store
 from seqjax.engines.scan import Scan, block_size
 from seqjax.plan import tree_bytes
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+from tests.common import F64
 
-DOUBLE = DTypes("float64")
 CELLS = {
-    "lstm": seqjax.LSTM(3, dtypes=DOUBLE),
-    "gru": seqjax.GRU(3, dtypes=DOUBLE),
-    "simple": seqjax.Simple(3, dtypes=DOUBLE),
+    "lstm": seqjax.LSTM(3, dtypes=F64),
+    "gru": seqjax.GRU(3, dtypes=F64),
+    "simple": seqjax.Simple(3, dtypes=F64),
 }
 
 
@@ -178,12 +178,12 @@ def test_off_the_cpu_blocks_are_large(monkeypatch):
 @pytest.mark.parametrize(
     "cell",
     [
-        seqjax.Simple(3, normalize="layer", dtypes=DOUBLE),
-        seqjax.LSTM(3, dtypes=DOUBLE),
-        seqjax.PeepholeLSTM(3, normalize="layer", proj_dim=2, dtypes=DOUBLE),
-        seqjax.GRU(3, reset="after", normalize="layer", dtypes=DOUBLE),
-        seqjax.IndRNN(3, dtypes=DOUBLE),
-        seqjax.DiagonalLSTM(3, dtypes=DOUBLE),
+        seqjax.Simple(3, normalize="layer", dtypes=F64),
+        seqjax.LSTM(3, dtypes=F64),
+        seqjax.PeepholeLSTM(3, normalize="layer", proj_dim=2, dtypes=F64),
+        seqjax.GRU(3, reset="after", normalize="layer", dtypes=F64),
+        seqjax.IndRNN(3, dtypes=F64),
+        seqjax.DiagonalLSTM(3, dtypes=F64),
     ],
     ids=repr,
 )

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import seqjax
 from seqjax.engines import Auto, Checkpointed, Scan, Truncated, auto
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+from tests.common import F64
 
-F64 = seqjax.DTypes("float64")
 LSTM = seqjax.LSTM(3, dtypes=F64)
 
 

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.common import sigmoid
+
 pytest.importorskip("nitime")
 
 from experiments.spikes import cost, data, glm, run, task
@@ -132,7 +134,7 @@ def test_linear_model_finds_a_known_filter_and_beats_the_constant():
     draw = np.random.default_rng(0)
     xs = draw.normal(size=(20_000, 1, 3))
     truth = np.array([1.5, -1.0, 0.0, -2.0])  # the last one is the bias
-    chance = 1 / (1 + np.exp(-(xs @ truth[:3] + truth[3])))
+    chance = sigmoid(xs @ truth[:3] + truth[3])
     ys = (draw.uniform(size=chance.shape) < chance).astype(float)
     inner = np.arange(20_000)[:, None] < 16_000
     weights = glm.learn(xs, ys, inner)

@@ -17,15 +17,13 @@ from seqjax.testing import assert_close, check_cell
 from tests.interop.flax_models import B, D, H, T, flax_cell, inputs, linen_cell, nnx_cell, run_flax
 from tests.interop.test_flax_rnn import Dropping
 
-F64 = jnp.float64
-
 
 def test_a_linen_cell_keeps_the_laws():
-    check_cell(LinenCell(nn.SimpleCell(3, param_dtype=F64)))
+    check_cell(LinenCell(nn.SimpleCell(3, param_dtype=jnp.float64)))
 
 
 def test_an_nnx_cell_keeps_the_laws():
-    make = functools.partial(nnx.OptimizedLSTMCell, hidden_features=3, param_dtype=F64)
+    make = functools.partial(nnx.OptimizedLSTMCell, hidden_features=3, param_dtype=jnp.float64)
     cell, _ = from_flax_cell(nnx.eval_shape(lambda: make(2, rngs=nnx.Rngs(0))), make=make)
     check_cell(cell)
 

@@ -14,6 +14,7 @@ import seqjax
 from seqjax.engines import Scan
 from seqjax.interop.flax import from_flax, to_flax
 from seqjax.testing import assert_close, reference_loop
+from tests.common import F64
 from tests.interop.flax_models import (
     CELLS,
     B,
@@ -102,8 +103,8 @@ def test_both_directions_go_and_come_back(api):
     trees = {"forward_rnn": {"cell": tree}, "backward_rnn": {"cell": other}}
     model, params = from_flax(module, {"params": trees}) if api == "linen" else from_flax(module)
     assert model == seqjax.Bidirectional(
-        seqjax.RNN(seqjax.GRU(H, "after", dtypes=seqjax.DTypes("float64"))),
-        seqjax.RNN(seqjax.LSTM(H, dtypes=seqjax.DTypes("float64"))),
+        seqjax.RNN(seqjax.GRU(H, "after", dtypes=F64)),
+        seqjax.RNN(seqjax.LSTM(H, dtypes=F64)),
     )
     back = to_flax(model, params, api=api, time_major=True, optimized=False)
     run = functools.partial(nn.Module.apply, back[0], back[1]) if api == "linen" else back
@@ -115,7 +116,7 @@ def test_both_directions_go_and_come_back(api):
 
 
 def test_biases_that_flax_has_not_are_merged_where_they_are_summed_anyway():
-    cell = seqjax.GRU(H, "after", dtypes=seqjax.DTypes("float64"))
+    cell = seqjax.GRU(H, "after", dtypes=F64)
     params = drawn(cell)
     xs = inputs(T, B, D)
     _, expected = reference_loop(cell, params, cell.initial_carry(params, (B,)), xs)

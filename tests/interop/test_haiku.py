@@ -9,6 +9,7 @@ import pytest
 import seqjax
 from seqjax.interop.haiku import from_haiku, to_haiku
 from seqjax.testing import assert_close
+from tests.common import F64
 
 hk = pytest.importorskip("haiku")
 
@@ -74,7 +75,7 @@ def test_padding_is_skipped_where_haiku_stops():
 def test_params_written_to_haiku_give_its_own_numbers(core):
     cells = {"VanillaRNN": seqjax.Simple, "LSTM": seqjax.LSTM, "GRU": seqjax.GRU}
     options = {"activation": "relu"} if core == "VanillaRNN" else {}
-    cell = cells[core](H, dtypes=seqjax.DTypes("float64"), **options)
+    cell = cells[core](H, dtypes=F64, **options)
     params = jax.tree.map(
         lambda a: inputs(*a.shape, seed=a.size), jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
     )

@@ -3,6 +3,8 @@
 
 import os
 
+from tests.common import F64
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import contextlib
@@ -454,7 +456,7 @@ def test_a_mask_that_keras_makes_of_ids_is_refused_with_advice():
     built(layer, (None, None))
     with pytest.raises(ValueError, match=r"mask_zero=True.*mask=\(ids != 0\)"):
         from_keras(layer)
-    assert from_keras(layer, ignore=("mask_zero",))[0] == seqjax.Embed(5, 2, dtypes=seqjax.DTypes("float64"))
+    assert from_keras(layer, ignore=("mask_zero",))[0] == seqjax.Embed(5, 2, dtypes=F64)
 
 
 def test_ignore_leaves_out_what_is_the_callers_business_and_nothing_else():

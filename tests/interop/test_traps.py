@@ -30,6 +30,7 @@ from seqjax import engines
 from seqjax.interop.flax import from_flax, to_flax
 from seqjax.interop.flax import linen as ours_linen
 from seqjax.interop.flax import nnx as ours_nnx
+from tests.common import F64, sigmoid
 from tests.interop.flax_models import B, D, H, T, drawn, flax_cell, inputs, linen_cell, nnx_cell, run_flax
 
 RNNS = {"linen": (nn.RNN, ours_linen.RNN), "nnx": (nnx.RNN, ours_nnx.RNN)}
@@ -144,13 +145,9 @@ def test_bfloat16_computation_returns_bfloat16(api, name):
     assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype("float32")}  # as asked for, by param_dtype
 
 
-def sigmoid(a):
-    return 1 / (1 + np.exp(-a))
-
-
 def test_the_second_bias_of_pytorch_is_representable():
     """PyTorch's equations: n = tanh(W_in x + b_in + r ⊗ (W_hn h + b_hn)), h = (1 - z) ⊗ n + z ⊗ h."""
-    cell = seqjax.GRU(H, reset="after", dtypes=seqjax.DTypes("float64"))
+    cell = seqjax.GRU(H, reset="after", dtypes=F64)
     params = drawn(cell)
     x, h = inputs(B, D), inputs(B, H, seed=2)
     a, b = np.array(x @ params.w_in + params.bias), np.array(h @ params.w_rec + params.bias_rec)
@@ -166,7 +163,7 @@ def test_the_second_bias_of_pytorch_is_representable():
 
 @pytest.mark.parametrize("reset", ["before", "after"])
 def test_both_conventions_of_reset_are_there(reset):
-    cell = seqjax.GRU(H, reset=reset, use_bias=False, dtypes=seqjax.DTypes("float64"))
+    cell = seqjax.GRU(H, reset=reset, use_bias=False, dtypes=F64)
     params = seqjax.cells.GRUParams(inputs(D, 3 * H), inputs(H, 3 * H, seed=2), None)
     x, h = np.array(inputs(B, D)), np.array(inputs(B, H, seed=3))
     w_in, w_rec = np.array(params.w_in), np.array(params.w_rec)

@@ -19,6 +19,7 @@ from seqjax.engines.fused import Fused
 from seqjax.kernels import equations
 from seqjax.kernels.hopper import recurrence as hopper
 from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles, fits
+from tests.common import F64
 from tests.kernels.cuda import lowered, shapes
 
 KINDS = [equations.SIMPLE, equations.LSTM, equations.GRU_AFTER, equations.GRU_BEFORE]
@@ -174,6 +175,6 @@ def test_auto_takes_the_kernel_on_one_gpu_and_where_there_is_one(monkeypatch):
     assert choose(seqjax.LSTM(128, dtypes=float32), 10_000)[0] == Fused()
     assert choose(seqjax.LSTM(256, dtypes=float32), 100)[0] == Scan()  # too large
     assert choose(seqjax.PeepholeLSTM(8, dtypes=float32), 100)[0] == Scan()  # no kernel
-    assert choose(seqjax.LSTM(8, dtypes=seqjax.DTypes("float64")), 100)[0] == Scan()
+    assert choose(seqjax.LSTM(8, dtypes=F64), 100)[0] == Scan()
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert choose(seqjax.LSTM(128, dtypes=float32), 100)[0] == Scan()

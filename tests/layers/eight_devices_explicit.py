@@ -9,14 +9,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import seqjax
-from seqjax import GRU, LSTM, RNN, Conv1D, DTypes, Embed, Serial, Simple
+from seqjax import GRU, LSTM, RNN, Conv1D, Embed, Serial, Simple
 from seqjax.cells import RecurrentDropout, Zoneout
 from seqjax.engines import Checkpointed, Scan, Truncated
 from seqjax.testing import assert_close, jitter
+from tests.common import F64
 
 MESH = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Explicit,))
-D = DTypes("float64")
-STRIDED = Serial(Conv1D(3, 4, stride=2, dtypes=D), RNN(GRU(3, dtypes=D)))
+STRIDED = Serial(Conv1D(3, 4, stride=2, dtypes=F64), RNN(GRU(3, dtypes=F64)))
 T, B = 11, 8
 
 
@@ -42,7 +42,7 @@ def flags():
 
 
 @pytest.mark.parametrize(
-    ("model", "features"), [(RNN(Simple(3, dtypes=D)), 2), (STRIDED, 1)], ids=["simple", "strided"]
+    ("model", "features"), [(RNN(Simple(3, dtypes=F64)), 2), (STRIDED, 1)], ids=["simple", "strided"]
 )
 def test_a_fold_with_a_rest_extras_mask_and_resets(model, features):
     steps = -(-T // model.stride)
@@ -70,7 +70,7 @@ def outputs_squared(model, key=None):
 
 @pytest.mark.parametrize("padding", ["causal", "same", "valid"])
 def test_a_convolution_with_mask_and_resets(padding):
-    model = Conv1D(3, 4, stride=2, padding=padding, dtypes=D)
+    model = Conv1D(3, 4, stride=2, padding=padding, dtypes=F64)
     check(model, outputs_squared(model), 2, *flags())
     if padding == "causal":
         check(STRIDED, outputs_squared(STRIDED), 1, *flags())  # which hands its flags on
@@ -79,9 +79,9 @@ def test_a_convolution_with_mask_and_resets(padding):
 @pytest.mark.parametrize(
     ("cell", "engine"),
     [
-        (Zoneout(LSTM(3, dtypes=D), 0.3, c_rate=0.5), Scan()),
-        (RecurrentDropout(Simple(3, dtypes=D), 0.3), Checkpointed(4)),
-        (Zoneout(Simple(3, dtypes=D), 0.3), Truncated(4)),
+        (Zoneout(LSTM(3, dtypes=F64), 0.3, c_rate=0.5), Scan()),
+        (RecurrentDropout(Simple(3, dtypes=F64), 0.3), Checkpointed(4)),
+        (Zoneout(Simple(3, dtypes=F64), 0.3), Truncated(4)),
     ],
     ids=["scan", "checkpointed", "truncated"],
 )
@@ -91,7 +91,7 @@ def test_noise_inside_a_recurrence(cell, engine):
 
 
 def test_ids():
-    model = Serial(Embed(5, 3, dtypes=D), RNN(GRU(3, dtypes=D)))
+    model = Serial(Embed(5, 3, dtypes=F64), RNN(GRU(3, dtypes=F64)))
     ids = jnp.asarray(np.random.default_rng(3).integers(0, 5, (T, B)))
     params = jitter(model.init(jax.random.key(0), ids), np.random.default_rng(0))
     gradient = jax.jit(jax.value_and_grad(outputs_squared(model)))

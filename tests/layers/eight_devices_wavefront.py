@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seqjax import GRU, LRU, RNN, DTypes, Serial
+from seqjax import GRU, LRU, RNN, Serial
 from seqjax.cells import Zoneout
 from seqjax.engines import Scan
 from seqjax.layers.wavefront import Wavefront
 from seqjax.testing import assert_close, jitter
-
-D = DTypes("float64")
+from tests.common import F64
 
 
 def mesh_of(*sizes: int) -> Mesh:
@@ -35,8 +34,8 @@ def case(model: Wavefront, T: int, B: int, masked: bool):
 @pytest.mark.parametrize(
     ("cell", "layers", "sizes", "T", "chunk", "masked"),
     [
-        (GRU(3, dtypes=D), 4, (4, 2), 11, 3, True),  # T not a multiple of the chunk, batch split
-        (LRU(3, dtypes=D), 4, (2,), 3, None, False),  # two layers on each device
+        (GRU(3, dtypes=F64), 4, (4, 2), 11, 3, True),  # T not a multiple of the chunk, batch split
+        (LRU(3, dtypes=F64), 4, (2,), 3, None, False),  # two layers on each device
     ],
     ids=["gru", "lru"],
 )
@@ -58,14 +57,14 @@ def test_values_and_gradients_are_those_of_one_layer_after_the_other(cell, layer
 
 
 def test_the_noise_of_each_layer_is_that_of_one_layer_after_the_other():
-    model = Wavefront(Zoneout(GRU(3, dtypes=D), 0.3), 2, mesh_of(2), "layer", chunk=2)
+    model = Wavefront(Zoneout(GRU(3, dtypes=F64), 0.3), 2, mesh_of(2), "layer", chunk=2)
     params, carry, xs, *_ = case(model, 5, 2, False)
     key = jax.random.key(1)
     assert_close(model.apply(params, carry, xs, key=key), model.serial.apply(params, carry, xs, key=key), 1e-10)
 
 
 def test_streaming_in_two_pieces_equals_the_whole():
-    model = Wavefront(GRU(3, dtypes=D), 4, mesh_of(4), "layer", chunk=3)
+    model = Wavefront(GRU(3, dtypes=F64), 4, mesh_of(4), "layer", chunk=3)
     params, carry, xs, mask, resets = case(model, 17, 2, True)
     run = jax.jit(model.apply)
     whole = run(params, carry, xs, mask=mask, resets=resets)
@@ -88,7 +87,7 @@ def test_layers_that_devices_do_not_divide_are_refused():
 
 
 def test_a_batch_that_cannot_be_split_is_refused():
-    model = Wavefront(GRU(3, dtypes=D), 4, mesh_of(4, 2), "layer", batch_axis="batch")
+    model = Wavefront(GRU(3, dtypes=F64), 4, mesh_of(4, 2), "layer", batch_axis="batch")
     params, carry, xs, *_ = case(model, 4, 3, False)
     with pytest.raises(ValueError, match=r"axis 1 of xs over the 2 devices of 'batch'"):
         model.apply(params, carry, xs)

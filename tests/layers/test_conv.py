@@ -15,9 +15,9 @@ from jax.test_util import check_grads
 
 from seqjax.dtypes import DTypes
 from seqjax.layers.conv import Conv1D, ConvCarry, ConvParams
+from tests.common import F64
 
-DOUBLE = DTypes(params="float64")
-conv = functools.partial(Conv1D, dtypes=DOUBLE)
+conv = functools.partial(Conv1D, dtypes=F64)
 
 
 def reference(layer, params, xs, mask=None, resets=None):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import seqjax
 from seqjax.testing import assert_close, jitter
+from tests.common import F64
 
-F64 = seqjax.DTypes("float64")
 MODEL = seqjax.Serial(seqjax.RNN(seqjax.LSTM(4, dtypes=F64)), seqjax.RNN(seqjax.GRU(3, dtypes=F64)))
 STRIDED = seqjax.Serial(
     seqjax.Conv1D(3, width=4, stride=2, padding="causal", dtypes=F64), seqjax.RNN(seqjax.GRU(3, dtypes=F64))

@@ -8,6 +8,7 @@ import pytest
 
 import seqjax
 from seqjax.layers.last import Last
+from tests.common import F64
 
 XS = np.random.default_rng(0).normal(size=(5, 4, 3))
 MASK = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 1, 0]], bool).T
@@ -54,7 +55,7 @@ def test_its_mask_says_which_sequences_have_a_step_and_its_reset_whether_one_beg
 
 
 def test_a_dense_layer_follows_under_masks():
-    model = seqjax.Serial(Last(), seqjax.Dense(2, dtypes=seqjax.DTypes("float64")))
+    model = seqjax.Serial(Last(), seqjax.Dense(2, dtypes=F64))
     params = model.init(jax.random.key(0), jnp.asarray(XS))
     _, ys = model.apply(params, model.initial_carry(params, (4,)), jnp.asarray(XS), mask=jnp.asarray(MASK))
     np.testing.assert_allclose(ys[0, 0], XS[1, 0] @ params[1].kernel + params[1].bias)
@@ -62,7 +63,7 @@ def test_a_dense_layer_follows_under_masks():
 
 
 def test_each_direction_ends_at_its_own_last_step():
-    cell = seqjax.Simple(2, dtypes=seqjax.DTypes("float64"))
+    cell = seqjax.Simple(2, dtypes=F64)
     rnn = seqjax.RNN(cell)
     forward, backward = (rnn.init(jax.random.key(k), jnp.asarray(XS)) for k in (0, 1))
     model = seqjax.layers.Bidirectional(seqjax.Serial(rnn, Last()))

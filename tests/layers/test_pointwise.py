@@ -12,16 +12,16 @@ from jax.test_util import check_grads
 import seqjax
 from seqjax.dtypes import DTypes
 from seqjax.layers.pointwise import Activation, Dense, DenseParams, Embed, EmbedParams, LayerNorm, LayerNormParams
+from tests.common import F64
 
-DOUBLE = DTypes(params="float64")
 LAYERS = [
-    Dense(3, activation="tanh", bias_init="normal", dtypes=DOUBLE),
-    Dense(2, use_bias=False, dtypes=DOUBLE),
-    LayerNorm(dtypes=DOUBLE),
-    LayerNorm(use_scale=False, use_offset=False, dtypes=DOUBLE),
+    Dense(3, activation="tanh", bias_init="normal", dtypes=F64),
+    Dense(2, use_bias=False, dtypes=F64),
+    LayerNorm(dtypes=F64),
+    LayerNorm(use_scale=False, use_offset=False, dtypes=F64),
     Activation("sigmoid"),
     Activation(jnp.sqrt),  # its slope at zero, where padding is hidden, is infinite
-    Dense(2, activation=jnp.sqrt, kernel_init="ones", dtypes=DOUBLE),
+    Dense(2, activation=jnp.sqrt, kernel_init="ones", dtypes=F64),
 ]
 NAMES = [f"{type(layer).__name__}-{i}" for i, layer in enumerate(LAYERS)]
 
@@ -38,14 +38,14 @@ def inputs(*shape, seed=0):
 def test_dense_is_the_affine_map_at_every_step(batch):
     xs = inputs(4, *batch, 2)
     kernel, bias = np.array([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]]), np.array([0.1, -0.2, 0.3])
-    _, ys = Dense(3, activation="tanh", dtypes=DOUBLE).apply(DenseParams(jnp.array(kernel), jnp.array(bias)), (), xs)
+    _, ys = Dense(3, activation="tanh", dtypes=F64).apply(DenseParams(jnp.array(kernel), jnp.array(bias)), (), xs)
     expected = np.tanh(np.einsum("...d,df->...f", xs, kernel) + bias)
     np.testing.assert_allclose(ys, expected, rtol=1e-14)
 
 
 def test_dense_by_hand():
     params = DenseParams(jnp.array([[2.0], [1.0]]), jnp.array([-1.0]))
-    _, ys = Dense(1, activation="relu", dtypes=DOUBLE).apply(params, (), jnp.array([[1.0, 3.0], [-4.0, 1.0]]))
+    _, ys = Dense(1, activation="relu", dtypes=F64).apply(params, (), jnp.array([[1.0, 3.0], [-4.0, 1.0]]))
     assert ys.tolist() == [[4.0], [0.0]]
 
 
@@ -65,7 +65,7 @@ def test_dense_draws_glorot_uniform_kernels_and_zero_biases():
 
 def test_layer_norm_against_numpy():
     xs, scale, offset = inputs(5, 3, 4), inputs(4, seed=1), inputs(4, seed=2)
-    layer = LayerNorm(epsilon=1e-3, dtypes=DOUBLE)
+    layer = LayerNorm(epsilon=1e-3, dtypes=F64)
     _, ys = layer.apply(LayerNormParams(jnp.array(scale), jnp.array(offset)), (), xs)
     mean, var = xs.mean(-1, keepdims=True), xs.var(-1, keepdims=True)
     np.testing.assert_allclose(ys, scale * (xs - mean) / np.sqrt(var + 1e-3) + offset, rtol=1e-12)
@@ -92,12 +92,12 @@ def test_layer_norm_takes_statistics_of_bfloat16_in_float32():
 def test_embed_looks_up_rows(dtype):
     table = np.arange(12.0).reshape(4, 3)
     ids = np.array([[3, 0], [1, 1]], dtype)
-    _, ys = Embed(4, 3, dtypes=DOUBLE).apply(EmbedParams(jnp.array(table)), (), ids)
+    _, ys = Embed(4, 3, dtypes=F64).apply(EmbedParams(jnp.array(table)), (), ids)
     np.testing.assert_array_equal(ys, table[ids])
 
 
 def test_embed_gradient_counts_the_uses_of_a_row():
-    layer, ids = Embed(4, 2, dtypes=DOUBLE), jnp.array([3, 1, 3])
+    layer, ids = Embed(4, 2, dtypes=F64), jnp.array([3, 1, 3])
     params = layer.init(jax.random.key(0), ids)
     gradient = jax.grad(lambda p: layer.apply(p, (), ids)[1].sum())(params)
     assert gradient.table.tolist() == [[0, 0], [1, 1], [0, 0], [2, 2]]

@@ -15,8 +15,8 @@ from seqjax.layers.conv import Conv1D
 from seqjax.layers.pointwise import Dense, Embed
 from seqjax.layers.regularize import BatchNorm, BatchNormParams, Dropout, calibrate
 from seqjax.testing import assert_close
+from tests.common import F64
 
-DOUBLE = DTypes(params="float64")
 KEY = jax.random.key(7)
 
 
@@ -89,7 +89,7 @@ def test_dropout_keeps_the_dtype(dtype):
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 def test_batch_norm_in_training_against_numpy(batch):
     xs, params = 5 + 2 * random(0, 6, *batch, 4), batch_norm_params(4)
-    _, ys = BatchNorm(epsilon=1e-3, dtypes=DOUBLE).apply(params, (), xs, key=KEY)
+    _, ys = BatchNorm(epsilon=1e-3, dtypes=F64).apply(params, (), xs, key=KEY)
     axes = tuple(range(xs.ndim - 1))
     unit = (xs - xs.mean(axes)) / np.sqrt(xs.var(axes) + 1e-3)
     np.testing.assert_allclose(ys, params.scale * unit + params.offset, rtol=1e-12, atol=1e-12)
@@ -97,16 +97,16 @@ def test_batch_norm_in_training_against_numpy(batch):
 
 def test_batch_norm_in_evaluation_uses_the_population():
     xs, params = random(0, 6, 2, 4), batch_norm_params(4)
-    _, ys = BatchNorm(epsilon=1e-3, dtypes=DOUBLE).apply(params, (), xs)
+    _, ys = BatchNorm(epsilon=1e-3, dtypes=F64).apply(params, (), xs)
     unit = (xs - np.asarray(params.mean)) / np.sqrt(np.asarray(params.var) + 1e-3)
     np.testing.assert_allclose(ys, params.scale * unit + params.offset, rtol=1e-12)
-    _, one = BatchNorm(epsilon=1e-3, dtypes=DOUBLE).apply(params, (), xs[:1, 0])
+    _, one = BatchNorm(epsilon=1e-3, dtypes=F64).apply(params, (), xs[:1, 0])
     np.testing.assert_allclose(one[0], ys[0, 0], rtol=1e-14)
 
 
 def test_batch_norm_begins_as_the_identity_of_evaluation():
     xs = random(0, 6, 2)
-    layer = BatchNorm(epsilon=1e-12, dtypes=DOUBLE)
+    layer = BatchNorm(epsilon=1e-12, dtypes=F64)
     np.testing.assert_allclose(layer.apply(layer.init(KEY, xs), (), xs)[1], xs, rtol=1e-11)
 
 
@@ -118,7 +118,7 @@ def test_batch_norm_params_may_be_donated():
 
 def test_batch_statistics_leave_out_padding():
     xs, mask, params = random(0, 5, 3, 2), lengths_mask(5, 5, 2, 0), batch_norm_params(2)
-    layer = BatchNorm(dtypes=DOUBLE)
+    layer = BatchNorm(dtypes=F64)
     _, ys = layer.apply(params, (), np.where(mask[..., None], xs, np.nan), mask=jnp.array(mask), key=KEY)
     _, alone = layer.apply(params, (), xs[mask], key=KEY)
     np.testing.assert_allclose(ys[mask], alone, rtol=1e-12)
@@ -128,7 +128,7 @@ def test_batch_statistics_leave_out_padding():
 @pytest.mark.parametrize("key", [None, KEY], ids=["evaluation", "training"])
 def test_padding_with_nan_poisons_no_gradient(key):
     xs, mask, params = random(0, 5, 2, 3), lengths_mask(5, 5, 3), batch_norm_params(3)
-    layer = BatchNorm(dtypes=DOUBLE)
+    layer = BatchNorm(dtypes=F64)
 
     @jax.jit
     def gradients(xs):
@@ -146,7 +146,7 @@ def test_padding_with_nan_poisons_no_gradient(key):
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["evaluation", "training"])
 def test_population_statistics_have_no_gradient(key):
-    xs, params, layer = random(0, 5, 2, 3), batch_norm_params(3), BatchNorm(dtypes=DOUBLE)
+    xs, params, layer = random(0, 5, 2, 3), batch_norm_params(3), BatchNorm(dtypes=F64)
     gradient = jax.grad(lambda p: jnp.sum(layer.apply(p, (), xs, key=key)[1] ** 3))(params)
     assert not gradient.mean.any()
     assert not gradient.var.any()
@@ -156,7 +156,7 @@ def test_population_statistics_have_no_gradient(key):
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["evaluation", "training"])
 def test_batch_norm_gradients_match_finite_differences(key):
-    layer, params, mask = BatchNorm(dtypes=DOUBLE), batch_norm_params(2), jnp.array(lengths_mask(4, 4, 2, 3))
+    layer, params, mask = BatchNorm(dtypes=F64), batch_norm_params(2), jnp.array(lengths_mask(4, 4, 2, 3))
 
     @jax.jit
     def outputs(scale, offset, xs):
@@ -179,7 +179,7 @@ def test_batch_norm_takes_statistics_of_bfloat16_in_float32():
 
 
 def test_chunks_equal_the_whole_in_evaluation():
-    xs, params, layer = random(0, 5, 2, 3), batch_norm_params(3), BatchNorm(dtypes=DOUBLE)
+    xs, params, layer = random(0, 5, 2, 3), batch_norm_params(3), BatchNorm(dtypes=F64)
     carry, first = layer.apply(params, layer.initial_carry(params, (2,)), xs[:2])
     _, second = layer.apply(params, carry, xs[2:])
     np.testing.assert_allclose(jnp.concatenate([first, second]), layer.apply(params, (), xs)[1], rtol=1e-14)
@@ -187,7 +187,7 @@ def test_chunks_equal_the_whole_in_evaluation():
 
 def test_an_all_masked_batch_is_zeros_not_nan():
     xs, mask = jnp.ones((3, 2, 1)), jnp.zeros((3, 2), bool)
-    layer = BatchNorm(dtypes=DOUBLE)
+    layer = BatchNorm(dtypes=F64)
     _, ys = jax.jit(layer.apply)(layer.init(KEY, xs), (), xs, mask=mask, key=KEY)
     assert not ys.any()
 
@@ -196,7 +196,7 @@ def test_an_all_masked_batch_is_zeros_not_nan():
 
 
 def test_calibrate_takes_statistics_over_all_batches_together():
-    layer, D = BatchNorm(dtypes=DOUBLE), 3
+    layer, D = BatchNorm(dtypes=F64), 3
     batches = [
         random(0, 5, 2, D),
         (random(1, 7, 3, D), lengths_mask(7, 7, 4, 1)),
@@ -215,7 +215,7 @@ def test_calibrate_takes_statistics_over_all_batches_together():
 
 
 def test_calibrated_evaluation_equals_training_on_the_same_batch():
-    layer, xs = BatchNorm(dtypes=DOUBLE), 3 + random(0, 6, 2, 4)
+    layer, xs = BatchNorm(dtypes=F64), 3 + random(0, 6, 2, 4)
     params = calibrate(layer, batch_norm_params(4), [xs])
     np.testing.assert_allclose(
         layer.apply(params, (), xs)[1], layer.apply(params, (), xs, key=KEY)[1], rtol=1e-12, atol=1e-12
@@ -223,7 +223,7 @@ def test_calibrated_evaluation_equals_training_on_the_same_batch():
 
 
 def test_calibrate_goes_through_a_model_layer_by_layer():
-    model = Serial(Dense(3, dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE), Dense(2, dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE))
+    model = Serial(Dense(3, dtypes=F64), BatchNorm(dtypes=F64), Dense(2, dtypes=F64), BatchNorm(dtypes=F64))
     xs = random(0, 6, 2, 4)
     params = calibrate(model, model.init(KEY, xs), [xs[:, :1], xs[:, 1:]])
     hidden = xs @ np.asarray(params[0].kernel)
@@ -236,7 +236,7 @@ def test_calibrate_goes_through_a_model_layer_by_layer():
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_calibrate_sees_the_mask_of_a_convolution_s_outputs(padding):
-    model = Serial(Conv1D(2, 3, stride=2, padding=padding, dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE))
+    model = Serial(Conv1D(2, 3, stride=2, padding=padding, dtypes=F64), BatchNorm(dtypes=F64))
     long, short = random(0, 9, 2), random(1, 5, 2)
     params = model.init(KEY, long)
     calibrated = calibrate(model, params, [long, short])
@@ -247,14 +247,14 @@ def test_calibrate_sees_the_mask_of_a_convolution_s_outputs(padding):
 
 
 def test_calibrate_takes_batches_as_the_model_does():
-    model, xs = Serial(Conv1D(2, 3, dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE)), random(0, 6, 4, 2)
+    model, xs = Serial(Conv1D(2, 3, dtypes=F64), BatchNorm(dtypes=F64)), random(0, 6, 4, 2)
     params = model.init(KEY, xs)
     found = calibrate(BatchMajor(model), params, [xs.swapaxes(0, 1), (xs[:3].swapaxes(0, 1), None)])
     assert_close(found, calibrate(model, params, [xs, xs[:3]]), 1e-12)
 
 
 def test_calibrate_knows_ids_by_their_dtype():
-    model = Serial(Embed(5, 3, dtypes=DOUBLE), BatchNorm(dtypes=DOUBLE))
+    model = Serial(Embed(5, 3, dtypes=F64), BatchNorm(dtypes=F64))
     ids = [np.array([[0, 1], [2, 3]]), np.array([4, 4, 4])]
     params = model.init(KEY, ids[0])
     table = np.asarray(params[0].table)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import seqjax
 from seqjax.testing import assert_close, jitter
+from tests.common import F64
 
-F64 = seqjax.DTypes("float64")
 RANDOM = np.random.default_rng(0)
 
 

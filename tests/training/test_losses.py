@@ -16,6 +16,7 @@ from seqjax.training import (
     mean_squared_error,
 )
 from seqjax.training.losses import last_valid
+from tests.common import sigmoid
 
 T, B, F = 5, 3, 4
 
@@ -30,7 +31,7 @@ def numpy_huber(p, y):
 
 
 def numpy_binary_cross_entropy(p, y):
-    q = 1 / (1 + np.exp(-p))
+    q = sigmoid(p)
     return -(y * np.log(q) + (1 - y) * np.log(1 - q))
 
 

@@ -21,15 +21,13 @@ from seqjax.training import (
     mean_absolute_error,
     mean_squared_error,
 )
+from tests.common import F64
 from tests.training.runs import assert_same_bits
 
 SGD = optax.sgd(0.1)
 ADAM = clipped(optax.adam(0.1), norm=1e-3)
-LINEAR = seqjax.Dense(1, use_bias=False, dtypes=seqjax.DTypes(params="float64"))
-RECURRENT = seqjax.Serial(
-    seqjax.RNN(seqjax.Simple(3, dtypes=seqjax.DTypes(params="float64"))),
-    seqjax.Dense(1, dtypes=seqjax.DTypes(params="float64")),
-)
+LINEAR = seqjax.Dense(1, use_bias=False, dtypes=F64)
+RECURRENT = seqjax.Serial(seqjax.RNN(seqjax.Simple(3, dtypes=F64)), seqjax.Dense(1, dtypes=F64))
 
 
 def draw(T=4, B=2, D=3, F=1, seed=0):
@@ -221,7 +219,7 @@ def test_training_on_padding_equals_training_on_the_trimmed_sequence():
 
 
 def test_the_loss_sees_the_mask_of_the_outputs():
-    model = seqjax.Conv1D(1, width=2, stride=2, padding="valid", dtypes=seqjax.DTypes(params="float64"))
+    model = seqjax.Conv1D(1, width=2, stride=2, padding="valid", dtypes=F64)
     seen = []
 
     def loss(predictions, targets, mask):
@@ -323,7 +321,7 @@ def test_ids_without_a_feature_axis_are_trained_on():
 
 
 def test_evaluation_weighs_batches_by_the_steps_each_mean_is_over():
-    model = seqjax.Dense(3, dtypes=seqjax.DTypes(params="float64"))
+    model = seqjax.Dense(3, dtypes=F64)
     rng = np.random.default_rng(0)
     batches = [
         Batch(rng.normal(size=(4, B, 2)), rng.integers(0, 3, (4, B)), mask=rng.uniform(size=(4, B)) < share)

@@ -11,8 +11,8 @@ import seqjax
 from seqjax.engines import Truncated
 from seqjax.testing import assert_close
 from seqjax.training import Batch, fit, init_state, make_train_step, mean_squared_error, windows
+from tests.common import F64
 
-F64 = seqjax.DTypes("float64")
 MODEL = seqjax.RNN(seqjax.LSTM(3, dtypes=F64))
 RANDOM = np.random.default_rng(0)
 XS, YS = RANDOM.normal(size=(24, 2)), RANDOM.normal(size=(24, 3))
