@@ -32,10 +32,12 @@ def test_blocks_of_steps_equal_the_reference_loop(name, T, size, flags, monkeypa
     """From a carry of other than zeros; masks and resets decide which residuals are outputs."""
     monkeypatch.setattr(scan, "WHOLE_BYTES", 0)  # as if this were long
     cell = CELLS[name]
-    params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True)
+    params, carry, xs, mask, resets = example(
+        cell, T=T, batch_shape=(2,), masked="mask" in flags, with_resets="resets" in flags
+    )
     assert block_size(cell, params, xs) == size
     assert all(jnp.abs(leaf).min() > 0 for leaf in jax.tree.leaves(carry))
-    flags = {name: given for name, given in {"mask": mask, "resets": resets}.items() if name in flags}
+    flags = {"mask": mask, "resets": resets}
     expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
     actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)
     assert_close(actual, expected, 1e-10)
