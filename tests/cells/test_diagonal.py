@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,8 @@ import pytest
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.dtypes import DTypes
 from seqjax.engines.scan import Scan
-from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64, sigmoid
+from seqjax.testing import example
+from tests.common import F64, assert_equals_loop, sigmoid
 
 CELLS = [DiagonalGRU(3, dtypes=F64), DiagonalLSTM(3, dtypes=F64)]
 
@@ -45,13 +44,7 @@ def test_steps_follow_the_equations(cell, oracle):
 @pytest.mark.parametrize("cell", [*CELLS, DiagonalGRU(3, activation="relu", use_bias=False, dtypes=F64)])
 def test_the_hand_written_transpose_gives_autodiffs_gradients(cell):
     assert "adjoint" in cell.capabilities
-    params, carry, xs, mask, resets = example(cell, T=4, masked=True, with_resets=True)
-
-    @partial(jax.jit, static_argnums=0)
-    def run(runner):
-        return value_and_gradients(runner, cell, params, carry, xs, mask=mask, resets=resets)
-
-    assert_close(run(Scan().run), run(reference_loop), 1e-12)
+    assert_equals_loop(cell, Scan(), *example(cell, T=4, masked=True, with_resets=True), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ from seqjax.cells.indrnn import IndRNN
 from seqjax.dtypes import DTypes
 from seqjax.engines.scan import Scan
 from seqjax.initializers import Uniform
-from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64
+from seqjax.testing import example
+from tests.common import F64, assert_equals_loop
 
 
 def test_steps_follow_the_published_equation():
@@ -28,13 +27,7 @@ def test_steps_follow_the_published_equation():
 @pytest.mark.parametrize("cell", [IndRNN(3, dtypes=F64), IndRNN(3, activation="tanh", use_bias=False, dtypes=F64)])
 def test_the_hand_written_transpose_gives_autodiffs_gradients(cell):
     assert "adjoint" in cell.capabilities
-    params, carry, xs, mask, resets = example(cell, T=4, masked=True, with_resets=True)
-
-    @partial(jax.jit, static_argnums=0)
-    def run(runner):
-        return value_and_gradients(runner, cell, params, carry, xs, mask=mask, resets=resets)
-
-    assert_close(run(Scan().run), run(reference_loop), 1e-12)
+    assert_equals_loop(cell, Scan(), *example(cell, T=4, masked=True, with_resets=True), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])

@@ -11,6 +11,7 @@ import pytest
 from seqjax.base import Cell
 from seqjax.engines import Newton, Relaxed
 from seqjax.testing import assert_close, check_step, example, reference_loop, value_and_gradients
+from tests.common import gradients
 from tests.contracts.table import ENGINES, cells, refusal
 
 # T, batch, masked, with resets: T is 1, 2, a prime, a power of two
@@ -56,16 +57,14 @@ def reference(name: str, dtype: str, case: str, training: bool):
 def test_every_engine_equals_the_reference_loop(name, engine, case):
     cell = CELLS["float64"][name]
     arguments, flags, expected = reference(name, "float64", case, training=False)
-    actual = jax.jit(functools.partial(value_and_gradients, ENGINES[engine].run, cell))(*arguments, **flags)
-    assert_close(actual, expected, TOLERANCE["float64"])
+    assert_close(gradients(ENGINES[engine], cell, *arguments, **flags), expected, TOLERANCE["float64"])
 
 
 @pytest.mark.parametrize(("name", "engine"), PAIRS)
 def test_every_engine_equals_the_reference_loop_in_float32(name, engine):
     cell = CELLS["float32"][name]
     arguments, flags, expected = reference(name, "float32", RICH, training=False)
-    actual = jax.jit(functools.partial(value_and_gradients, ENGINES[engine].run, cell))(*arguments, **flags)
-    assert_close(actual, expected, TOLERANCE["float32"])
+    assert_close(gradients(ENGINES[engine], cell, *arguments, **flags), expected, TOLERANCE["float32"])
 
 
 NOISY = [

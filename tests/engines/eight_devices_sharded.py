@@ -18,7 +18,7 @@ from seqjax.cells import LambdaCell, Zoneout
 from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, Scan
 from seqjax.engines.sharded import Sharded, sharded_solve
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64
+from tests.common import F64, gradients
 
 UNEVEN = {"T": 13, "batch_shape": (4,), "masked": True, "with_resets": True}
 CELLS = {
@@ -59,8 +59,7 @@ def check_equal(engine: Sharded, cell: Cell, tolerance: float = 1e-10, **options
 def test_mask_resets_and_a_split_batch_hold_where_devices_do_not_divide_the_length(name):
     arrays, flags, expected = uneven(CELLS[name])
     engine = Sharded(PLANE, "time", batch_axis="batch")
-    actual = jax.jit(functools.partial(value_and_gradients, engine.run, CELLS[name]))(*arrays, **flags)
-    assert_close(actual, expected, 1e-10)
+    assert_close(gradients(engine, CELLS[name], *arrays, **flags), expected, 1e-10)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -315,8 +314,7 @@ def test_arrays_may_be_split_already_and_outputs_stay_split(name):
         return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
 
     arrays = put(params), put(carry, "batch"), put(xs, "time", "batch")
-    run = jax.jit(functools.partial(value_and_gradients, engine.run, cell))
-    actual = run(*arrays, mask=put(mask, "time", "batch"))
+    actual = gradients(engine, cell, *arrays, mask=put(mask, "time", "batch"))
     assert_close(actual, expected, 1e-10)
     (after, ys), (_, _, d_xs) = actual
     assert {shard.data.shape for shard in ys.addressable_shards} == {(2, 2, 3)}

@@ -17,7 +17,7 @@ from seqjax.cells.lru import LRU
 from seqjax.cells.minimal import MinGRU, MinGRUParams, MinLSTM
 from seqjax.cells.rg_lru import RGLRU
 from seqjax.engines.associative import Associative
-from tests.common import F64
+from tests.common import F64, gradients
 
 ENGINES = {
     "scan": Associative("scan"),
@@ -68,10 +68,6 @@ class TwoSpeed(Cell):
         return carry, self.readout(params, carry, z)
 
 
-def gradients(run, cell, *arguments, **flags):
-    return jax.jit(functools.partial(testing.value_and_gradients, run, cell))(*arguments, **flags)
-
-
 @pytest.mark.parametrize("cell", [*CELLS, TwoSpeed()], ids=repr)
 def test_masked_resetting_gradients_equal_the_loop_to_1e_10(cell):
     """NaN in masked steps, resets to the initial carry, a carry to start from that is not the initial one."""
@@ -79,7 +75,7 @@ def test_masked_resetting_gradients_equal_the_loop_to_1e_10(cell):
     flags = {"mask": mask, "resets": resets}
     expected = testing.value_and_gradients(testing.reference_loop, cell, params, carry, xs, **flags)
     for engine in (ENGINES["scan-segments"], ENGINES["tree"]):
-        actual = gradients(engine.run, cell, params, carry, xs, **flags)
+        actual = gradients(engine, cell, params, carry, xs, **flags)
         testing.assert_close(actual, expected, 1e-10)
         d_xs = np.asarray(actual[1][2])
         assert np.isfinite(d_xs).all()
@@ -91,7 +87,7 @@ def test_gradients_equal_the_loop_in_float32(cell):
     params, carry, xs, *_ = testing.example(cell)
     expected = testing.value_and_gradients(testing.reference_loop, cell, params, carry, xs)
     for engine in (ENGINES["scan"], ENGINES["tree-segments"]):
-        testing.assert_close(gradients(engine.run, cell, params, carry, xs), expected, 1e-5)
+        testing.assert_close(gradients(engine, cell, params, carry, xs), expected, 1e-5)
 
 
 @pytest.mark.parametrize("engine", [ENGINES["scan-segments"], ENGINES["tree"]], ids=repr)

@@ -14,7 +14,7 @@ from seqjax import testing
 from seqjax.engines import Auto, Checkpointed, Scan, Truncated, fused
 from seqjax.engines.fused import Fused
 from seqjax.kernels.triton import recurrence
-from tests.common import F64
+from tests.common import F64, assert_equals_loop, gradients
 from tests.kernels.cuda import kernels_launched
 
 CELLS = {
@@ -31,33 +31,29 @@ def case(cell, **options):
     return (params, carry, xs), {"mask": mask, "resets": resets}
 
 
-def held_to_the_loop(cell, engine, tolerance, **options):
-    arguments, flags = case(cell, **options)
-    expected = testing.value_and_gradients(testing.reference_loop, cell, *arguments, **flags)
-    actual = jax.jit(functools.partial(testing.value_and_gradients, engine.run, cell))(*arguments, **flags)
-    testing.assert_close(actual, expected, tolerance)
+def held_to_the_loop(cell, engine, **options):
+    assert_equals_loop(cell, engine, *testing.example(cell, **options))
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_masked_resetting_gradients_equal_the_loop_to_1e_10(name):
     """NaN in masked steps, two batch axes, resets to an initial carry that is not where the run starts."""
-    held_to_the_loop(CELLS[name], ENGINE, 1e-10, T=13, batch_shape=(2, 3), masked=True, with_resets=True)
+    held_to_the_loop(CELLS[name], ENGINE, T=13, batch_shape=(2, 3), masked=True, with_resets=True)
 
 
 @pytest.mark.parametrize("segment", [None, 4])
 def test_segments_run_by_the_kernel_equal_the_loop(segment):
     """13 steps, so that segments of 4 leave one over."""
     engine = Checkpointed(segment, inner=ENGINE)
-    held_to_the_loop(CELLS["gru-after"], engine, 1e-10, T=13, batch_shape=(2,), masked=True, with_resets=True)
+    held_to_the_loop(CELLS["gru-after"], engine, T=13, batch_shape=(2,), masked=True, with_resets=True)
 
 
 def test_windows_run_by_the_kernel_cut_the_gradient_as_those_of_the_loop():
     arguments, flags = case(CELLS["lstm"], T=7, batch_shape=(2,), masked=True)
     by_kernel, by_loop = (
-        jax.jit(functools.partial(testing.value_and_gradients, Truncated(3, inner).run, CELLS["lstm"]))
-        for inner in (ENGINE, Scan(adjoint=False))
+        gradients(Truncated(3, inner), CELLS["lstm"], *arguments, **flags) for inner in (ENGINE, Scan(adjoint=False))
     )
-    testing.assert_close(by_kernel(*arguments, **flags), by_loop(*arguments, **flags), 1e-10)
+    testing.assert_close(by_kernel, by_loop, 1e-10)
 
 
 def test_engines_that_run_pieces_refuse_what_their_kernel_does():
@@ -69,17 +65,17 @@ def test_engines_that_run_pieces_refuse_what_their_kernel_does():
 
 
 def test_one_step_of_one_sequence_equals_the_loop():
-    held_to_the_loop(CELLS["gru-after"], ENGINE, 1e-10, T=1, batch_shape=())
+    held_to_the_loop(CELLS["gru-after"], ENGINE, T=1, batch_shape=())
 
 
 def test_other_activations_without_bias_equal_the_loop():
     """sigmoid(0) is not 0: padded units must not leak."""
     cell = seqjax.LSTM(3, activation="sigmoid", recurrent_activation="relu", use_bias=False, dtypes=F64)
-    held_to_the_loop(cell, ENGINE, 1e-10, T=2, batch_shape=(3,))
+    held_to_the_loop(cell, ENGINE, T=2, batch_shape=(3,))
 
 
 def test_more_sequences_than_a_program_owns_equal_the_loop():
-    held_to_the_loop(seqjax.Simple(17, activation="sigmoid", dtypes=F64), ENGINE, 1e-10, T=2, batch_shape=(17,))
+    held_to_the_loop(seqjax.Simple(17, activation="sigmoid", dtypes=F64), ENGINE, T=2, batch_shape=(17,))
 
 
 def test_bfloat16_gradients_with_a_float32_carry_are_near_those_of_float32():
@@ -101,7 +97,7 @@ def test_bfloat16_gradients_with_a_float32_carry_are_near_those_of_float32():
 
 def test_weights_that_are_streamed_equal_those_that_stay(monkeypatch):
     monkeypatch.setattr(recurrence, "ON_CHIP", 0)
-    held_to_the_loop(CELLS["gru-after"], ENGINE, 1e-10, T=2, batch_shape=(3,))
+    held_to_the_loop(CELLS["gru-after"], ENGINE, T=2, batch_shape=(3,))
 
 
 def test_two_pieces_equal_the_whole_and_vmap_equals_batched():
@@ -176,7 +172,7 @@ def test_cells_without_a_kernel_are_refused_by_name(why):
 
 
 def test_no_sequences_need_no_kernel():
-    held_to_the_loop(CELLS["lstm"], ENGINE, 1e-10, T=3, batch_shape=(0,))
+    held_to_the_loop(CELLS["lstm"], ENGINE, T=3, batch_shape=(0,))
 
 
 def test_without_a_gpu_it_is_refused_by_name():

@@ -17,8 +17,8 @@ from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.indrnn import IndRNN
 from seqjax.engines.newton import Newton, newton_solve
 from seqjax.engines.scan import Scan
-from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64
+from seqjax.testing import assert_close, example, reference_loop
+from tests.common import F64, assert_equals_loop
 
 
 class BlockCarry(NamedTuple):
@@ -59,10 +59,6 @@ def solve(cell, engine, params, carry, xs, **flags):
     return compiled(cell, engine)(params, carry, xs, **flags)
 
 
-def gradients(run, cell, params, carry, xs, **flags):
-    return jax.jit(functools.partial(value_and_gradients, run, cell))(params, carry, xs, **flags)
-
-
 def at_initialization(cell, T, gain=1.0, in_dim=4):
     """Params as drawn, recurrent ones times `gain`, a zero carry and standard normal inputs."""
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(T, 2, in_dim)).astype(cell.dtypes.params))
@@ -84,12 +80,8 @@ def at_initialization(cell, T, gain=1.0, in_dim=4):
     ],
 )
 def test_newton_equals_the_reference_loop(cell, engine, T, batch_shape, masked, with_resets):
-    params, carry, xs, mask, resets = example(
-        cell, T=T, batch_shape=batch_shape, masked=masked, with_resets=with_resets
-    )
-    flags = {"mask": mask, "resets": resets}
-    expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
-    assert_close(gradients(engine.run, cell, params, carry, xs, **flags), expected, 1e-10)
+    arguments = example(cell, T=T, batch_shape=batch_shape, masked=masked, with_resets=with_resets)
+    assert_equals_loop(cell, engine, *arguments)
 
 
 @settings(max_examples=3, deadline=None)
@@ -144,8 +136,7 @@ def test_an_expanding_recurrence_is_flagged_and_falls_back_to_the_right_answer(j
     if jacobian == "dense":
         assert_close((solution.carry, solution.ys), reference_loop(cell, params, carry, xs), 1e-10)
     else:  # the reverse pass, too, ends in the loop
-        expected = value_and_gradients(reference_loop, cell, params, carry, xs)
-        assert_close(gradients(engine.run, cell, params, carry, xs), expected, 1e-10)
+        assert_equals_loop(cell, engine, params, carry, xs)
 
 
 def test_a_block_jacobian_takes_as_few_iterations_as_a_dense_one():

@@ -16,7 +16,7 @@ from seqjax.engines.relaxation import relax
 from seqjax.engines.relaxed import Relaxed, relaxed_solve
 from seqjax.initializers import Chrono
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64, sigmoid
+from tests.common import F64, assert_equals_loop, gradients, sigmoid
 
 
 @functools.cache
@@ -26,10 +26,6 @@ def compiled(cell, engine):
 
 def solve(cell, engine, params, carry, xs, **flags):
     return compiled(cell, engine)(params, carry, xs, **flags)
-
-
-def gradients(run, cell, params, carry, xs, **flags):
-    return jax.jit(functools.partial(value_and_gradients, run, cell))(params, carry, xs, **flags)
 
 
 def expanding(T=18, batch_shape=(2,)):
@@ -53,12 +49,8 @@ def expanding(T=18, batch_shape=(2,)):
     ],
 )
 def test_relaxation_equals_the_reference_loop(cell, engine, T, batch_shape, masked, with_resets):
-    params, carry, xs, mask, resets = example(
-        cell, T=T, batch_shape=batch_shape, masked=masked, with_resets=with_resets
-    )
-    flags = {"mask": mask, "resets": resets}
-    expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
-    assert_close(gradients(engine.run, cell, params, carry, xs, **flags), expected, 1e-10)
+    arguments = example(cell, T=T, batch_shape=batch_shape, masked=masked, with_resets=with_resets)
+    assert_equals_loop(cell, engine, *arguments)
 
 
 @settings(max_examples=3, deadline=None)
@@ -149,13 +141,14 @@ def test_the_loop_finishes_from_the_exact_prefix():
 
 def test_an_expanding_recurrence_is_flagged_and_falls_back_to_the_right_answer():
     cell, params, carry, xs = expanding()
-    solution = solve(cell, Relaxed(chunk=3, max_sweeps=3), params, carry, xs)
+    engine = Relaxed(chunk=3, max_sweeps=3)
+    solution = solve(cell, engine, params, carry, xs)
     assert bool(solution.fell_back)
     assert not bool(solution.converged.any())
     assert int(solution.iterations) == 3
     expected = value_and_gradients(reference_loop, cell, params, carry, xs)
     assert_close((solution.carry, solution.ys), expected[0], 1e-10)
-    assert_close(gradients(Relaxed(chunk=3, max_sweeps=3).run, cell, params, carry, xs), expected, 1e-10)
+    assert_close(gradients(engine, cell, params, carry, xs), expected, 1e-10)
 
 
 def test_coupled_chunks_of_a_long_memory_take_fewer_sweeps():

@@ -2,7 +2,6 @@
 """Blocks of steps in the hand-written pass: lengths that the contract table does not reach."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from seqjax.engines.residuals import recall, store
 from seqjax.engines.scan import Scan, block_size
 from seqjax.plan import tree_bytes
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64
+from tests.common import F64, assert_equals_loop, gradients
 
 CELLS = {
     "lstm": seqjax.LSTM(3, dtypes=F64),
@@ -32,15 +31,11 @@ def test_blocks_of_steps_equal_the_reference_loop(name, T, size, flags, monkeypa
     """From a carry of other than zeros; masks and resets decide which residuals are outputs."""
     monkeypatch.setattr(scan, "WHOLE_BYTES", 0)  # as if this were long
     cell = CELLS[name]
-    params, carry, xs, mask, resets = example(
-        cell, T=T, batch_shape=(2,), masked="mask" in flags, with_resets="resets" in flags
-    )
+    arguments = example(cell, T=T, batch_shape=(2,), masked="mask" in flags, with_resets="resets" in flags)
+    params, carry, xs, *_ = arguments
     assert block_size(cell, params, xs) == size
     assert all(jnp.abs(leaf).min() > 0 for leaf in jax.tree.leaves(carry))
-    flags = {"mask": mask, "resets": resets}
-    expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
-    actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)
-    assert_close(actual, expected, 1e-10)
+    assert_equals_loop(cell, Scan(), *arguments)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -74,11 +69,7 @@ class Given(seqjax.Cell):
 
 def test_the_transpose_of_a_projection_may_be_left_to_autodiff():
     cell = Given(CELLS["gru"])  # whose projection is a tuple
-    params, carry, xs, mask, resets = example(cell, T=5, batch_shape=(2,), masked=True, with_resets=True)
-    flags = {"mask": mask, "resets": resets}
-    expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
-    actual = jax.jit(functools.partial(value_and_gradients, Scan().run, cell))(params, carry, xs, **flags)
-    assert_close(actual, expected, 1e-10)
+    assert_equals_loop(cell, Scan(), *example(cell, T=5, batch_shape=(2,), masked=True, with_resets=True))
 
 
 def test_a_sequence_that_the_cache_holds_is_one_block():
@@ -197,8 +188,7 @@ def test_residuals_that_lie_side_by_side_give_the_numbers_of_the_reference_loop(
     if size < T:
         monkeypatch.setattr(scan, "LARGE_BYTES", size * tree_bytes(cell.project(params, xs[0])))
     assert block_size(cell, params, xs) == size
-    gradients = functools.partial(value_and_gradients, Scan().run, cell)
-    assert_close(jax.jit(gradients)(params, carry, xs, **flags), expected, 1e-10)
+    assert_close(gradients(Scan(), cell, params, carry, xs, **flags), expected, 1e-10)
 
 
 def test_residuals_are_stored_in_one_array_where_each_is_a_launch(monkeypatch):

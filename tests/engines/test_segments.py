@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import seqjax
 from seqjax.engines import Auto, Checkpointed, Scan, Truncated, auto
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64
+from tests.common import F64, assert_equals_loop, gradients
 
 LSTM = seqjax.LSTM(3, dtypes=F64)
 
@@ -29,13 +29,8 @@ LSTM = seqjax.LSTM(3, dtypes=F64)
     adjoint=st.booleans(),
 )
 def test_segments_of_any_size_give_the_numbers_of_the_loop(T, segment, levels, batch, masked, with_resets, adjoint):
-    params, carry, xs, mask, resets = example(
-        LSTM, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
-    )
-    engine = Checkpointed(segment, levels, Scan(adjoint=adjoint))
-    expected = value_and_gradients(reference_loop, LSTM, params, carry, xs, mask=mask, resets=resets)
-    run = jax.jit(functools.partial(value_and_gradients, engine.run, LSTM))
-    assert_close(run(params, carry, xs, mask=mask, resets=resets), expected, 1e-10)
+    arguments = example(LSTM, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T)
+    assert_equals_loop(LSTM, Checkpointed(segment, levels, Scan(adjoint=adjoint)), *arguments)
 
 
 def detached_loop(cell, params, carry, xs, *, window, **flags):
@@ -56,8 +51,7 @@ def test_truncated_gradients_are_those_of_a_detached_loop(window, adjoint):
     flags = {"mask": mask, "resets": resets}
     engine = Truncated(window, Scan(adjoint=adjoint))
     expected = value_and_gradients(functools.partial(detached_loop, window=window), LSTM, params, carry, xs, **flags)
-    actual = jax.jit(functools.partial(value_and_gradients, engine.run, LSTM))(params, carry, xs, **flags)
-    assert_close(actual, expected, 1e-10)
+    assert_close(gradients(engine, LSTM, params, carry, xs, **flags), expected, 1e-10)
 
 
 def temporaries(engine, T, cell=None, reduce=False):
@@ -103,8 +97,7 @@ def test_auto_gives_the_numbers_of_the_loop(cell, T, most, monkeypatch):
     expected = value_and_gradients(
         reference_loop if T == 5 else Scan(adjoint=False).run, cell, params, carry, xs, **flags
     )
-    actual = jax.jit(functools.partial(value_and_gradients, Auto().run, cell))(params, carry, xs, **flags)
-    assert_close(actual, expected, 1e-10)
+    assert_close(gradients(Auto(), cell, params, carry, xs, **flags), expected, 1e-10)
 
 
 def test_auto_runs_what_explain_says(capsys):
