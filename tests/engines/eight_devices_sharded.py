@@ -328,9 +328,8 @@ def test_a_model_on_a_mesh_with_explicit_axes_gives_the_numbers_of_one_device(na
     cell = CELLS[name]
 
     def model(engine):
-        return seqjax.Serial(
-            seqjax.RNN(cell, engine), seqjax.Residual(seqjax.RNN(cell, engine)), seqjax.Dense(3, dtypes=D)
-        )
+        layer = seqjax.RNN(cell, engine)
+        return seqjax.Serial(layer, seqjax.Residual(layer), seqjax.Dense(3, dtypes=F64))
 
     def gradients(engine):
         def loss(params, xs, ys, mask):

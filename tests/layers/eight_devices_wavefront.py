@@ -95,7 +95,7 @@ def test_a_batch_that_cannot_be_split_is_refused():
 
 def test_inside_a_mesh_with_explicit_axes_it_gives_the_numbers_of_one_device():
     mesh = jax.make_mesh((4, 2), ("layer", "batch"), axis_types=(AxisType.Explicit,) * 2)
-    model = Wavefront(GRU(3, dtypes=D), 4, mesh, "layer", 3, "batch")
+    model = Wavefront(GRU(3, dtypes=F64), 4, mesh, "layer", 3, "batch")
     params, carry, xs, mask, resets = case(model, 11, 2, masked=True)
 
     def gradients(layer):
@@ -117,7 +117,7 @@ def test_inside_a_mesh_with_explicit_axes_it_gives_the_numbers_of_one_device():
 
 
 def test_an_empty_batch_is_one():
-    model = Wavefront(GRU(3, dtypes=D), 2, mesh_of(2), "layer")
+    model = Wavefront(GRU(3, dtypes=F64), 2, mesh_of(2), "layer")
     params, carry, xs, *_ = case(model, 6, 0, masked=False)
     _, ys = model.apply(params, carry, xs)
     assert ys.shape == (6, 0, 3)
