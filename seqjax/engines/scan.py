@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ BLOCK_BYTES, WHOLE_BYTES = 2**20, 2**21
 sequence is one block, as one loop compiles in two thirds of the time of two. Measured on CPUs with 1 to 2 MiB of cache
 a core."""
 LONGEST_BLOCK, SHORTEST_BLOCK = 64, 8
+LARGE_BATCH = 48
+"""Sequences from which on blocks of projected inputs do not pay: without them forward was 1.00 to 1.25 times as fast, a
+step 0.98 to 1.12, at H from 16 to 256."""
 LARGE_BYTES = 2**28
 """`BLOCK_BYTES` off the CPU, where there is no such cache, and every operation of a loop is a launch."""
 
@@ -215,12 +219,9 @@ scan_adjoint.defvjp(_forward, _reverse)
 def blockwise(
     cell: Cell, unroll: int, params: Params, step: Callable[..., tuple[Carry, Any]], carry: Carry, steps: Steps
 ) -> tuple[Carry, Any]:
-    """`loop` of `step(carry, step, z)`, the inputs of a block of steps projected by one matmul.
-
-    One input is projected by a multiplication, which is cheaper in the step than to be stored and read.
-    """
-    T, inputs = steps.x.shape[0], steps.x.shape[-1]
-    size = 1 if inputs == 1 else block_size(cell, params, steps.x)
+    """`loop` of `step(carry, step, z)`, the inputs of a block of steps projected by one matmul, where that pays."""
+    T = steps.x.shape[0]
+    size = 1 if in_step(carry, steps.x) else block_size(cell, params, steps.x)
 
     def alone(carry: Carry, now: Steps) -> tuple[Carry, Any]:
         return step(carry, now, cell.project(params, visible(now)))
@@ -234,6 +235,19 @@ def blockwise(
         return loop(alone, carry, steps, unroll=unroll)
     carry, (outputs, _) = block(carry, steps, None) if size == T else scan_pieces(block, carry, steps, size)
     return carry, outputs
+
+
+def in_step(carry: Carry, xs: Array) -> bool:
+    """Whether inputs `[T, ..., D]` are projected step by step.
+
+    One input is, by a multiplication; and on a CPU those of a batch whose product fills the processor by itself, unless
+    they are larger than the carry: then a projection costs more to store and to read than it saves.
+    """
+    *batch, inputs = xs.shape[1:]
+    if inputs == 1 or not is_known(xs):
+        return True
+    large = jax.default_backend() == "cpu" and math.prod(batch) >= LARGE_BATCH
+    return large and tree_bytes(xs) <= xs.shape[0] * tree_bytes(carry)
 
 
 def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> int:
