@@ -127,7 +127,8 @@ class Cell(Described):
         self, params: Params, residuals: Residuals, d_carry: Carry, d_y: Array
     ) -> tuple[Carry, Any, Any]:
         """Cotangents of one step's inputs: `(d_carry, d_z, extra)`; where z is a tuple, those of its
-        arrays side by side on the last axis, ready for one matmul.
+        arrays side by side on the last axis, ready for one matmul, or whatever the cell's own
+        `project_transpose` and `accumulate` take.
 
         No weight gradient is computed here; `extra` is whatever `accumulate` needs
         beside `d_z` (a pytree, `()` if nothing).
@@ -139,7 +140,7 @@ class Cell(Described):
         stacked on axis 0. What enters through `project` is left zero: `project_transpose` has it."""
         raise self.not_offered("adjoint")
 
-    def project_transpose(self, params: Params, x: Array, d_z: Array) -> tuple[Params, Array]:
+    def project_transpose(self, params: Params, x: Array, d_z: Any) -> tuple[Params, Array]:
         """Cotangents of the inputs of `project`, by autodiff where a cell has nothing better."""
         z, transpose = jax.vjp(self.project, params, x)
         arrays, structure = jax.tree.flatten(z)

@@ -121,8 +121,12 @@ def gru_transpose(
     *,
     slope: Callable[[Array], Array],
     gate_slope: Callable[[Array], Array],
-) -> tuple[GRUCarry, Array, tuple | None]:
-    """The transpose of one step: `(d_carry, d_z, d_activated)`."""
+) -> tuple[GRUCarry, tuple[Array, Array], tuple | None]:
+    """The transpose of one step: `(d_carry, (d_product, d_g), d_activated)`.
+
+    `d_product` is the cotangent of the recurrent product, where reset is before of that for z and r alone. Its first
+    two gates are those of the linear combinations of z and r, too; `d_g` is that of g's.
+    """
     hidden = params.w_rec.shape[0]
     w_gates, w_g = params.w_rec[:, : 2 * hidden], params.w_rec[:, 2 * hidden :]
     d_h = d_carry.h.astype(d_y.dtype) + d_y
@@ -133,27 +137,27 @@ def gru_transpose(
     if kept.recurrent is None:
         d_gated = gates.recur_transpose(d_g, w_g)
         d_r, d_ar = through(1, gate_slope(kept.r), d_gated * kept.h_before)
-        d_before = d_h * kept.z + d_gated * kept.r + gates.recur_transpose(jnp.concatenate([d_zgate, d_r], -1), w_gates)
+        d_product = jnp.concatenate([d_zgate, d_r], -1)
+        d_before = d_h * kept.z + d_gated * kept.r + gates.recur_transpose(d_product, w_gates)
     else:
         d_r, d_ar = through(1, gate_slope(kept.r), d_g * kept.recurrent)
         d_product = jnp.concatenate([d_zgate, d_r, d_g * kept.r], -1)
         d_before = d_h * kept.z + gates.recur_transpose(d_product, params.w_rec)
     d_activated = None if kept.normalized is None else (d_az, d_ar, d_ag)
-    d_z = jnp.concatenate([d_zgate, d_r, d_g], -1)
-    return GRUCarry(d_before.astype(d_carry.h.dtype)), d_z, d_activated
+    return GRUCarry(d_before.astype(d_carry.h.dtype)), (d_product, d_g), d_activated
 
 
-def gru_accumulate(params: GRUParams, kept: GRUResiduals, d_zs: Array, d_activated: tuple | None) -> GRUParams:
+def gru_accumulate(
+    params: GRUParams, kept: GRUResiduals, d_zs: tuple[Array, Array], d_activated: tuple | None
+) -> GRUParams:
     """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
     dtype = params.w_rec.dtype
-    hidden = params.w_rec.shape[0]
-    d_gates, d_g = d_zs[..., : 2 * hidden], d_zs[..., 2 * hidden :]
+    d_product, d_g = d_zs
     d_bias_rec = None
     if kept.recurrent is None:
-        products = (kept.h_before, d_gates), (kept.r * kept.h_before, d_g)
+        products = (kept.h_before, d_product), (kept.r * kept.h_before, d_g)
         d_rec = jnp.concatenate([gates.outer_sum(left, right, params.w_rec) for left, right in products], axis=1)
     else:
-        d_product = jnp.concatenate([d_gates, d_g * kept.r], -1)
         d_rec = gates.outer_sum(kept.h_before, d_product, params.w_rec)
         d_bias_rec = None if params.bias_rec is None else gates.leading_sum(d_product, dtype)
     d_scale, d_offset = normalization.accumulate(kept.normalized, d_activated, dtype)
@@ -268,12 +272,15 @@ class GRU(Cell):
 
     def step_transpose(
         self, params: GRUParams, residuals: GRUResiduals, d_carry: GRUCarry, d_y: Array
-    ) -> tuple[GRUCarry, Array, tuple | None]:
+    ) -> tuple[GRUCarry, tuple[Array, Array], tuple | None]:
         slope, gate_slope = slopes(self, "adjoint", self.activation, self.recurrent_activation)
         return gru_transpose(params, residuals, d_carry, d_y, slope=slope, gate_slope=gate_slope)
 
-    def project_transpose(self, params: GRUParams, x: Array, d_z: Array) -> tuple[GRUParams, Array]:
-        return gates.project_transpose(params, x, d_z)
+    def project_transpose(self, params: GRUParams, x: Array, d_z: tuple[Array, Array]) -> tuple[GRUParams, Array]:
+        d_product, d_g = d_z
+        return gates.project_transpose(params, x, jnp.concatenate([d_product[..., : 2 * self.hidden_dim], d_g], -1))
 
-    def accumulate(self, params: GRUParams, residuals: GRUResiduals, d_zs: Array, extras: tuple | None) -> GRUParams:
+    def accumulate(
+        self, params: GRUParams, residuals: GRUResiduals, d_zs: tuple[Array, Array], extras: tuple | None
+    ) -> GRUParams:
         return gru_accumulate(params, residuals, d_zs, extras)

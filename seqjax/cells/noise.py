@@ -24,7 +24,8 @@ class Zoneout(Cell):
       c_rate: the same for the memory cell `c` of an LSTM; `None`: as `rate`.
 
     Raises:
-      ValueError: a rate outside [0, 1); in a step, a cell whose output is not its carry's `h`.
+      ValueError: a rate outside [0, 1), a cell with batch normalization; in a step, a cell whose output is not its
+        carry's `h`.
 
     >>> import seqjax
     >>> Zoneout(seqjax.LSTM(20), 0.05, c_rate=0.5)
@@ -41,14 +42,15 @@ class Zoneout(Cell):
         require.cell("Zoneout", self.cell)
         require.rate("Zoneout", rate=self.rate)
         require.rate_if_given("Zoneout", c_rate=self.c_rate)
+        if self.cell.couples_batch:
+            raise ValueError(
+                f"Zoneout wraps no cell with batch normalization, got {self.cell!r}: its population statistics would "
+                "be those of another recurrence; use normalize='layer'."
+            )
 
     @property
     def stochastic(self) -> bool:
         return True
-
-    @property
-    def couples_batch(self) -> bool:
-        return self.cell.couples_batch
 
     def init(self, key: Array, in_dim: int) -> Params:
         return self.cell.init(key, in_dim)
@@ -58,9 +60,6 @@ class Zoneout(Cell):
 
     def project(self, params: Params, x: Array) -> Array:
         return self.cell.project(params, x)
-
-    def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:
-        return self.cell.calibrate(params, carry, xs)
 
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
         inner, *keys = [None] * (1 + len(carry)) if key is None else jax.random.split(key, 1 + len(carry))

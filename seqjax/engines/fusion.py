@@ -209,7 +209,8 @@ def launch_reverse(cell: Any, how: triton.Launch, given: tuple, left: operands.L
     else:
         out = triton.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry), how)
         kept = [left.kept[:, :, k] for k in range(kind.kept)]
-    d_params = cell.accumulate(params, residuals(cell, flat, left.sequences, kept, now), out.d_z, _extras(cell))
+    known = residuals(cell, flat, left.sequences, kept, now)
+    d_params = cell.accumulate(params, known, _cotangents(known, out.d_z), _extras(cell))
 
     def carries(states: tuple[Array, ...] | None) -> Carry | None:
         return None if states is None else _carry_like(carry, states, tuple(batch))
@@ -232,6 +233,15 @@ def residuals(cell: Cell, given: operands.Given, sequences: tuple[Array, ...], k
         return LSTMResiduals(i, f, g, o, sequences[1], h_before, None, None)
     z, r, g = kept[:3]
     return GRUResiduals(z, r, g, h_before, kept[3] if len(kept) == 4 else None, None)
+
+
+def _cotangents(kept: Any, d_z: Array) -> Any:
+    """Those of the projected inputs `[T, B, G*H]` as the cell's `accumulate` takes them."""
+    if not isinstance(kept, GRUResiduals):
+        return d_z
+    z, r, d_g = jnp.split(d_z, 3, axis=-1)
+    gates = (z, r) if kept.recurrent is None else (z, r, d_g * kept.r)
+    return jnp.concatenate(gates, axis=-1), d_g
 
 
 def _extras(cell: Cell) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
-from seqjax.layers.compose import BatchMajor, check_layers, fold_key, outputs_like
+from seqjax.layers.compose import check_inner, fold_key, outputs_like
 from seqjax.plan import Plan
 from seqjax.sequences import check_sequence
 
@@ -58,9 +58,7 @@ class Bidirectional(Layer):
     merge: str = "concat"
 
     def __post_init__(self):
-        check_layers("Bidirectional", *self.layers)
-        if any(isinstance(layer, BatchMajor) for layer in self.layers):
-            raise ValueError("Bidirectional reverses time, axis 0: write BatchMajor(Bidirectional(...)) instead.")
+        check_inner("Bidirectional", *self.layers)
         require.one_of("Bidirectional", merge=(self.merge, tuple(sorted(_MERGES))))
 
     @property

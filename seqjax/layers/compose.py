@@ -25,6 +25,18 @@ def check_layers(owner: str, *layers: Layer) -> None:
             raise ValueError(f"{owner} takes seqjax Layers, got {layer!r}; a Cell becomes one as RNN(cell).")
 
 
+def check_inner(owner: str, *layers: Layer) -> None:
+    """Refuses what cannot be inside another layer: what is not a layer, or takes batches `[B, T, ..., D]`.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    check_layers(owner, *layers)
+    for layer in layers:
+        if isinstance(layer, BatchMajor):
+            raise ValueError(f"{owner} takes time-major layers, got {layer!r}; put BatchMajor around the whole model.")
+
+
 def outputs_like(layer: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a layer's outputs, without computing them."""
 
@@ -76,7 +88,7 @@ class Serial(Layer):
         layers = (*args, *layers)
         if not layers:
             raise ValueError("Serial needs at least one layer.")
-        check_layers("Serial", *layers)
+        check_inner("Serial", *layers)
         object.__setattr__(self, "layers", layers)
 
     def __repr__(self) -> str:
@@ -175,7 +187,7 @@ class Residual(Layer):
     layer: Layer
 
     def __post_init__(self):
-        check_layers("Residual", self.layer)
+        check_inner("Residual", self.layer)
 
     @property
     def streams(self) -> bool:
@@ -237,7 +249,7 @@ class BatchMajor(Layer):
     layer: Layer
 
     def __post_init__(self):
-        check_layers("BatchMajor", self.layer)
+        check_inner("BatchMajor", self.layer)
 
     @property
     def streams(self) -> bool:

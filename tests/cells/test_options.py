@@ -106,6 +106,7 @@ def test_a_wrong_number_of_features_is_named(cell):
         (lambda: seqjax.cells.Zoneout(seqjax.GRU(8), 1.0), "must be a probability"),
         (lambda: seqjax.cells.RecurrentDropout(seqjax.Simple(8, normalize="batch"), 0.1), "recurrent products"),
         (lambda: seqjax.cells.Zoneout(seqjax.GRU(8), None), "must be a probability"),
+        (lambda: seqjax.cells.Zoneout(seqjax.Simple(8, normalize="batch"), 0.1), "no cell with batch normalization"),
         (lambda: seqjax.cells.RecurrentDropout(seqjax.GRU(8), "much"), "must be a probability"),
         (lambda: seqjax.GRU(8, dtypes="bfloat16"), "GRU: dtypes must be a seqjax.DTypes, .* got 'bfloat16'"),
         (lambda: seqjax.LRU(8, dtypes=jnp.bfloat16), "LRU: dtypes must be a seqjax.DTypes"),
@@ -162,17 +163,18 @@ def test_zoneout_needs_the_output_in_the_carry():
 
 
 @pytest.mark.parametrize("number", [np.float64, np.float32])
-def test_numbers_of_numpy_promote_nothing(number):
+@pytest.mark.parametrize("kind", ["zoneout", "dropout", "batch"])
+def test_numbers_of_numpy_promote_nothing(kind, number):
     dtypes = seqjax.DTypes("bfloat16")
-    cell = seqjax.Simple(4, normalize="batch", epsilon=number(1e-3), dtypes=dtypes)
-    for noisy in (
-        seqjax.cells.Zoneout(cell, number(0.5)),
-        seqjax.cells.RecurrentDropout(seqjax.GRU(4, dtypes=dtypes), number(0.5)),
-    ):
-        layer, xs = seqjax.Serial(seqjax.RNN(noisy), seqjax.Dropout(number(0.5))), jnp.ones((3, 2, 5), "bfloat16")
-        params = layer.init(jax.random.key(0), xs)
-        for key in (None, jax.random.key(1)):
-            assert layer.apply(params, layer.initial_carry(params, (2,)), xs, key=key)[1].dtype == "bfloat16"
+    cell = {
+        "zoneout": seqjax.cells.Zoneout(seqjax.GRU(4, dtypes=dtypes), number(0.5)),
+        "dropout": seqjax.cells.RecurrentDropout(seqjax.GRU(4, dtypes=dtypes), number(0.5)),
+        "batch": seqjax.Simple(4, normalize="batch", epsilon=number(1e-3), dtypes=dtypes),
+    }[kind]
+    layer, xs = seqjax.Serial(seqjax.RNN(cell), seqjax.Dropout(number(0.5))), jnp.ones((3, 2, 5), "bfloat16")
+    params = layer.init(jax.random.key(0), xs)
+    for key in (None, jax.random.key(1)):
+        assert layer.apply(params, layer.initial_carry(params, (2,)), xs, key=key)[1].dtype == "bfloat16"
 
 
 def test_replace_changes_one_option():
