@@ -43,7 +43,7 @@ from seqjax.sequences import mask_from_lengths
 
 __version__ = "0.1.0"
 
-_LAZY = ("diagnostics", "interop", "testing", "training")  # not needed to build and run a model; loaded at first use
+_LAZY = ("diagnostics", "interop", "testing", "training")  # not needed to build and run a model: loaded on first use
 
 __all__ = [
     "GRU",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations by name, and the slopes that a hand-written reverse pass can read off their outputs."""
+"""Activations by name, and the slopes that a hand-written reverse pass can compute from their outputs."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ _SLOPES: dict[str, Callable[[Array], Array]] = {
 def activation_function(activation: Activation) -> Callable[[Array], Array]:
     """The function behind an activation field: a name, or any elementwise function.
 
-    Names make a model printable, comparable and storable; a function is compared by identity.
+    Names keep a model printable, comparable and storable; functions are compared by identity.
     `hard_sigmoid` is that of JAX and PyTorch, relu6(x + 3) / 6.
 
     Raises:
@@ -56,7 +56,7 @@ def activation_function(activation: Activation) -> Callable[[Array], Array]:
 
 
 def slope_from_output(activation: Activation) -> Callable[[Array], Array] | None:
-    """φ'(x) as a function of y = φ(x); `None` where the output alone does not tell.
+    """φ'(x) as a function of y = φ(x); `None` where the output alone does not determine it.
 
     >>> slope_from_output("tanh")(0.5)
     0.75
@@ -65,7 +65,7 @@ def slope_from_output(activation: Activation) -> Callable[[Array], Array] | None
 
 
 def has_slopes(*activations: Activation) -> bool:
-    """Whether the hand-written reverse pass can read every slope off the stored outputs."""
+    """Whether the hand-written reverse pass can compute every slope from the stored outputs."""
     return all(slope_from_output(activation) is not None for activation in activations)
 
 
@@ -73,7 +73,7 @@ def slopes(cell: Cell, capability: str, *activations: Activation) -> list[Callab
     """The slopes of `activations` as functions of their outputs, for a capability of `cell` that needs them.
 
     Raises:
-      ValueError: one of them has none, so that the cell does not offer the capability.
+      ValueError: one of them has no such slope, so the cell does not offer the capability.
     """
     found = [slope for activation in activations if (slope := slope_from_output(activation)) is not None]
     if len(found) < len(activations):
@@ -83,10 +83,10 @@ def slopes(cell: Cell, capability: str, *activations: Activation) -> list[Callab
 
 @jax.custom_jvp
 def sigmoid(x: Array) -> Array:
-    """σ by a tanh, in at least float32: on CPU faster than XLA's own, which has an exponential and a division more.
+    """σ through tanh, in at least float32: faster on CPU than XLA's, which needs one more exponential and division.
 
-    It is as exact as 1 is, not as its value is: in float32 a gate of 1e-4 has three digits, one below 3e-8 none.
-    Its slope is read off the output, so that autodiff keeps nothing else.
+    Its absolute error is that of a number near 1: in float32 a gate of 1e-4 has three correct digits, one below 3e-8
+    none. Its slope is computed from the output, so autodiff stores nothing else.
     """
     wide = x.astype(at_least_float32(x.dtype))
     return (0.5 * jnp.tanh(0.5 * wide) + 0.5).astype(x.dtype)
@@ -96,5 +96,5 @@ sigmoid.defjvps(lambda d_x, y, x: d_x * y * (1 - y))
 
 
 def gate_function(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """`gate`, but the `sigmoid` above in place of `jax.nn.sigmoid`."""
+    """`gate`, with the `sigmoid` above in place of `jax.nn.sigmoid`."""
     return sigmoid if gate is jax.nn.sigmoid else gate

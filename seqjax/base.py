@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three words of seqjax: **Cell**, **Engine**, **Layer**.
 
-A cell is one step of a recurrence and knows no time axis. An engine is how a cell
-is run over time, never what it computes. A layer maps a sequence to a sequence
+A cell is one step of a recurrence and knows no time axis. An engine decides how a
+cell is run over time, never what it computes. A layer maps a sequence to a sequence
 with a carry, and layers compose. Each is a frozen dataclass whose fields are
 hyperparameters only: it prints as the code that makes it, compares and hashes by
-value, and is changed by `dataclasses.replace`. Everything that varies (params,
+value, and is changed with `dataclasses.replace`. Everything that varies (params,
 carry, inputs, keys) comes in as an argument.
 
-Axis 0 is time, axis -1 is features, everything between is batch: `[T, ..., D]`.
+Axis 0 is time, axis -1 is features, and everything between is batch: `[T, ..., D]`.
 """
 
 import abc
@@ -23,13 +23,13 @@ from seqjax.plan import Plan, tree_bytes
 from seqjax.sequences import step_shape
 
 Params = Any
-"""A NamedTuple or tuple of arrays, `None` where an option is off."""
+"""A NamedTuple or tuple of arrays, with `None` where an option is off."""
 Carry = Any
-"""What goes from one step to the next; its structure, shapes and dtypes never change."""
+"""What passes from one step to the next; its structure, shapes and dtypes never change."""
 Option = Any
 """An array, or `None` where the option it belongs to is off."""
 Residuals = Any
-"""What a forward step keeps for its reverse step."""
+"""What a forward step stores for its reverse step."""
 Shape = tuple[int, ...]
 Array = jax.Array
 Mask = jax.Array | None
@@ -41,7 +41,7 @@ Key = jax.Array | None
 
 
 def code(value: Any) -> str:
-    """The code that makes a frozen dataclass: fields at their default are left out.
+    """The code that makes a frozen dataclass, without the fields that have their default value.
 
     >>> import seqjax
     >>> print(seqjax.RNN(seqjax.GRU(20, normalize="layer")))
@@ -70,26 +70,26 @@ class Described(abc.ABC):  # noqa: B024
 class Cell(Described):
     """One recurrence: `carry_t, y_t = step(params, carry_{t-1}, project(params, x_t))`.
 
-    Beyond the four methods, a cell offers an engine more by naming a capability
+    Beyond these four methods, a cell can offer an engine more by naming a capability
     in `capabilities` and implementing its methods:
 
-    - `"adjoint"`: `step_residuals`, `step_transpose`, `accumulate`, a hand-written
-      reverse pass that the scan engines use in place of autodiff (and `project_transpose`, if it has its own);
-    - `"affine"`: `coefficients`, `readout`, for `carry_t = decay_t * carry_{t-1} + drive_t`;
-    - `"jacobian"`: `step_jacobian`, ∂carry_t/∂carry_{t-1} in closed form, beside its `jacobian_structure`;
-    - `"seen"`: `step_seen`, whose recurrent products see another h than the carry's, for recurrent dropout.
+    - `"adjoint"`: `step_residuals`, `step_transpose` and `accumulate`, a hand-written reverse
+      pass that the scan engines use instead of autodiff (and optionally `project_transpose`);
+    - `"affine"`: `coefficients` and `readout`, for `carry_t = decay_t * carry_{t-1} + drive_t`;
+    - `"jacobian"`: `step_jacobian`, ∂carry_t/∂carry_{t-1} in closed form, along with `jacobian_structure`;
+    - `"seen"`: `step_seen`, whose recurrent products see a given h instead of the carry's, for recurrent dropout.
 
-    Every method takes arrays with any leading batch axes.
+    Every method accepts arrays with any number of leading batch axes.
     """
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """The optional method groups that this cell, with these options, offers."""
+        """The optional method groups that this cell offers with its options."""
         return frozenset()
 
     @property
     def stochastic(self) -> bool:
-        """Whether `step` must be given a key in training; engines then split one per step."""
+        """Whether `step` needs a key in training; engines then split off one per step."""
         return False
 
     @property
@@ -106,7 +106,7 @@ class Cell(Described):
         """The carry before the first step; leaves are `[*batch_shape, ...]`."""
 
     def project(self, params: Params, x: Array) -> Any:
-        """The part of a step that does not depend on the carry; an engine may take it out of the loop."""
+        """The part of a step that does not depend on the carry; an engine may hoist it out of the loop."""
         return x
 
     @abc.abstractmethod
@@ -116,32 +116,32 @@ class Cell(Described):
     # -- adjoint ---------------------------------------------------------------------------
 
     def step_residuals(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array, Residuals]:
-        """`step` that also returns what its transpose needs.
+        """Like `step`, but also returns what its transpose needs.
 
-        Where a residual is the output itself, or the leaf of `carry` that was the output of the step before, return
-        that very object: engines know it by identity, and store outputs once.
+        Where a residual is the output itself, or the leaf of `carry` that was the previous step's output, return
+        that very object: engines recognize it by identity and store outputs only once.
         """
         raise self.not_offered("adjoint")
 
     def step_transpose(
         self, params: Params, residuals: Residuals, d_carry: Carry, d_y: Array
     ) -> tuple[Carry, Any, Any]:
-        """Cotangents of one step's inputs: `(d_carry, d_z, extra)`; where z is a tuple, those of its
-        arrays side by side on the last axis, ready for one matmul, or whatever the cell's own
-        `project_transpose` and `accumulate` take.
+        """Cotangents of one step's inputs: `(d_carry, d_z, extra)`. Where z is a tuple, `d_z` holds the
+        cotangents of its arrays side by side on the last axis, ready for one matmul, or whatever the cell's
+        own `project_transpose` and `accumulate` take.
 
         No weight gradient is computed here; `extra` is whatever `accumulate` needs
-        beside `d_z` (a pytree, `()` if nothing).
+        besides `d_z` (a pytree, `()` if nothing).
         """
         raise self.not_offered("adjoint")
 
     def accumulate(self, params: Params, residuals: Residuals, d_zs: Any, extras: Any) -> Params:
-        """The params' cotangent from all steps at once: residuals, `d_zs` and `extras` are
-        stacked on axis 0. What enters through `project` is left zero: `project_transpose` has it."""
+        """The params' cotangent from all steps at once; residuals, `d_zs` and `extras` are stacked on
+        axis 0. Params that enter through `project` are left at zero: `project_transpose` handles them."""
         raise self.not_offered("adjoint")
 
     def project_transpose(self, params: Params, x: Array, d_z: Any) -> tuple[Params, Array]:
-        """Cotangents of the inputs of `project`, by autodiff where a cell has nothing better."""
+        """Cotangents of the inputs of `project`, by autodiff unless a cell has something better."""
         z, transpose = jax.vjp(self.project, params, x)
         arrays, structure = jax.tree.flatten(z)
         ends = list(itertools.accumulate(array.shape[-1] for array in arrays[:-1]))
@@ -154,44 +154,44 @@ class Cell(Described):
         raise self.not_offered("affine")
 
     def readout(self, params: Params, carry: Carry, z: Any) -> Array:
-        """The output of the step that ended in `carry`."""
+        """The output of the step that produced `carry`."""
         raise self.not_offered("affine")
 
     # -- jacobian --------------------------------------------------------------------------
 
     @property
     def jacobian_structure(self) -> str:
-        """Which entries of ∂carry_t/∂carry_{t-1} may not be zero, for the Newton engine.
+        """Which entries of ∂carry_t/∂carry_{t-1} may be nonzero, for the Newton engine.
 
-        `"dense"`: anything; `"diagonal"`: each entry of the carry depends on its own past alone;
-        `"block"`: unit j of every leaf `[..., H]` depends on unit j of all leaves.
+        `"dense"`: any of them; `"diagonal"`: each entry of the carry depends only on its own past;
+        `"block"`: unit j of every leaf `[..., H]` depends only on unit j of all leaves.
         """
         return "dense"
 
     def step_jacobian(self, params: Params, carry: Carry, z: Any) -> Any:
-        """∂carry_t/∂carry_{t-1} by structure: diagonal, a pytree like the carry; block, `[..., H, k, k]`
-        for k leaves; dense, `[..., N, N]` over the leaves' features one after the other."""
+        """∂carry_t/∂carry_{t-1}, by structure. Diagonal: a pytree like the carry; block: `[..., H, k, k]`
+        for k leaves; dense: `[..., N, N]`, with the features of all leaves concatenated."""
         raise self.not_offered("jacobian")
 
     # -- seen -----------------------------------------------------------------------------
 
     def step_seen(self, params: Params, carry: Carry, h: Array, z: Any) -> tuple[Carry, Array]:
-        """`step` whose recurrent products see `h` in place of `carry.h`."""
+        """Like `step`, but the recurrent products see `h` in place of `carry.h`."""
         raise self.not_offered("seen")
 
     # -- batch normalization ---------------------------------------------------------------
 
     def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:
-        """Params with the population statistics of `xs [T, ..., D]`; as given where there are none."""
+        """Params with the population statistics of `xs [T, ..., D]`; unchanged if the cell has none."""
         return params
 
     def not_offered(self, capability: str) -> ValueError:
-        """The refusal of a capability that this cell, with these options, does not offer."""
+        """The error for a capability that this cell does not offer with its options."""
         return ValueError(f"{self!r} does not offer {capability!r}; it offers {sorted(self.capabilities)}.")
 
 
 class Engine(Described):
-    """How a cell is run over time. Every engine gives the numbers of `testing.reference_loop`."""
+    """How a cell is run over time. Every engine gives the same numbers as `testing.reference_loop`."""
 
     @abc.abstractmethod
     def run(
@@ -205,16 +205,16 @@ class Engine(Described):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        """Runs `cell` over `xs [T, ..., D]`: the carry after the last step and `ys [T, ..., H]`.
+        """Runs `cell` over `xs [T, ..., D]`; returns the carry after the last step and `ys [T, ..., H]`.
 
-        Where `mask` is False the step is skipped: the carry is kept, the output is
+        Where `mask` is False the step is skipped: the carry is kept and the output is
         zeros. Where `resets` is True the carry goes back to the initial carry before
-        x_t is consumed, also where x_t is masked.
+        x_t is consumed, even if x_t is masked.
         """
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
-        """What `run` would do with such inputs, estimated from shapes alone; by default a gradient keeps the carry of
-        every step."""
+        """What `run` would do with such inputs, estimated from shapes alone. By default, a gradient is taken to keep
+        the carry of every step."""
         return Plan(repr(cell), repr(self), "as asked for", xs.shape[0] * tree_bytes(carry), xs.shape[0])
 
 
@@ -223,16 +223,16 @@ class Layer(Described):
 
     @property
     def streams(self) -> bool:
-        """Whether running `[0:k]`, then `[k:T]` from the carry, equals running `[0:T]`."""
+        """Whether running `[0:k]` and then `[k:T]` from the returned carry gives the same as running `[0:T]`."""
         return True
 
     @property
     def stride(self) -> int:
-        """Steps of input for a step of output; pieces of a stream are multiples of it."""
+        """Input steps per output step; pieces of a stream must be multiples of it."""
         return 1
 
     def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
-        """The batch axes of inputs `xs [T, ..., D]`: what `initial_carry` is to be given for them."""
+        """The batch axes of inputs `xs [T, ..., D]`, as `initial_carry` expects them."""
         return step_shape(xs)[1:]
 
     @abc.abstractmethod
@@ -240,7 +240,7 @@ class Layer(Described):
         """Draws the params for inputs like `xs [T, ..., D]`."""
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
-        """The carry before the first step: `()` for a layer that keeps nothing."""
+        """The carry before the first step; `()` for a layer that carries nothing."""
         return ()
 
     @abc.abstractmethod
@@ -257,17 +257,17 @@ class Layer(Described):
         """Maps `xs [T, ..., D]` to `(carry, ys [T', ..., F])`."""
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
-        """What `apply` would do with such inputs, one entry for each layer inside."""
+        """What `apply` would do with such inputs, one entry for each inner layer."""
         return (Plan(repr(self), "", "acts on all steps at once", 0, 1),)
 
     def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
-        """The mask and resets of the outputs: as given, but for layers that change the time axis.
+        """The mask and resets of the outputs; those of the inputs unless the layer changes the time axis.
 
-        `carry` is the one `apply` starts from; a strided layer keeps in it a reset
-        that fell after the last output of the piece before.
+        `carry` is the one `apply` starts from; a strided layer uses it to remember a reset
+        that fell after the last output of the previous piece.
         """
         return mask, resets
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
-        """Params with the population statistics of `xs`; as given where there are none."""
+        """Params with the population statistics of `xs`; unchanged if the layer has none."""
         return params

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dtypes of a model: of its params, of its computation, of what it carries."""
+"""The dtypes of a model: of its params, its computation and its carry."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ class DTypes(Described):
     Args:
       params: what `init` draws.
       compute: what inputs and weights are cast to. `None`: the params' own dtype, and
-        inputs of any other dtype are refused rather than cast.
-      carry: what goes from step to step. `None`: the compute dtype.
+        inputs of any other dtype are rejected rather than cast.
+      carry: what passes from step to step. `None`: the compute dtype.
 
     Raises:
       ValueError: a dtype that is not floating point.
@@ -40,11 +40,11 @@ class DTypes(Described):
             object.__setattr__(self, field.name, jnp.dtype(given).name)
 
     def of_compute(self, weight: Array) -> jnp.dtype:
-        """The compute dtype of a layer that has `weight` among its params."""
+        """The compute dtype of a layer with `weight` among its params."""
         return jnp.dtype(self.compute or weight.dtype)
 
     def of_carry(self, weight: Array) -> jnp.dtype:
-        """The carry dtype of a layer that has `weight` among its params."""
+        """The carry dtype of a layer with `weight` among its params."""
         return jnp.dtype(self.carry or self.of_compute(weight))
 
     def cast(self, owner: object, x: Array, weight: Array) -> Array:
@@ -71,17 +71,17 @@ class DTypes(Described):
 def _is_floating(given: DTypeLike | None) -> bool:
     try:
         return given is not None and bool(jnp.issubdtype(jnp.dtype(given), jnp.floating))
-    except TypeError:  # no dtype at all
+    except TypeError:  # not a dtype at all
         return False
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype that statistics of `dtype` are taken in."""
+    """The dtype in which statistics of arrays of `dtype` are computed."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")
 
 
 def widen(x: Array) -> Array:
-    """`x` in float32 if it is in half precision, as it is otherwise.
+    """`x` in float32 if it is in half precision, otherwise unchanged.
 
     >>> widen(jnp.ones(1, "bfloat16")).dtype, widen(jnp.ones(1, "int8")).dtype
     (dtype('float32'), dtype('int8'))
@@ -90,7 +90,7 @@ def widen(x: Array) -> Array:
 
 
 def widest(*dtypes: DTypeLike) -> jnp.dtype:
-    """The dtype of most bytes, the first of several.
+    """The dtype with the most bytes; the first if there are several.
 
     >>> widest("float32", "bfloat16")
     dtype('float32')
@@ -99,9 +99,9 @@ def widest(*dtypes: DTypeLike) -> jnp.dtype:
 
 
 def add_bias(x: Array, bias: Array) -> Array:
-    """`x [..., N] + bias [N]` in the dtype of `x`; its gradient in `bias`, a sum over every step, in at least float32.
+    """`x [..., N] + bias [N]` in the dtype of `x`; the gradient of `bias`, a sum over all steps, in at least float32.
 
-    A sum of ten thousand bfloat16 numbers in bfloat16 loses a third of itself.
+    Summed in bfloat16, ten thousand bfloat16 numbers lose a third of their sum.
 
     >>> import jax
     >>> ones = jnp.ones((10_000, 1), jnp.bfloat16)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initializers: those of `jax.nn.initializers` by name, and what a recurrence needs beside them.
+"""Initializers: those of `jax.nn.initializers` by name, and what recurrences need besides.
 
-An initializer is `initializer(key, shape, dtype) -> array`. Fields of cells and layers take the
-name of one in `jax.nn.initializers` ("glorot_uniform", "orthogonal", "zeros", ...), a frozen
-dataclass from this module, or any such function. Cells draw each gate by itself: weights as
-`[D, H]`, the bias of all gates at once as `[gates, H]`, so that an initializer sees which is which.
+An initializer is a function `initializer(key, shape, dtype) -> array`. Fields of cells and layers
+accept a name from `jax.nn.initializers` ("glorot_uniform", "orthogonal", "zeros", ...), a frozen
+dataclass from this module, or any such function. Cells draw the weights of each gate separately, as
+`[D, H]`, and the bias of all gates at once, as `[gates, H]`, so that an initializer can tell the gates apart.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ _MADE = (
     *("he_normal", "he_uniform", "kaiming_normal", "kaiming_uniform", "lecun_normal", "lecun_uniform"),
     *("normal", "truncated_normal", "uniform", "orthogonal", "delta_orthogonal"),
 )
-"""Names of functions that draw, and of those that make one by themselves; `constant` and such need a value."""
+"""Names that are initializers themselves, and names of factories that need no arguments (`constant` needs a value)."""
 
 
 def resolve(initializer: Initializer) -> Callable[..., Array]:
-    """The function that an initializer field stands for; narrow weights are drawn in float32, and rounded.
+    """The function that an initializer field stands for; half-precision weights are drawn in float32 and rounded.
 
     Raises:
-      ValueError: a name that `jax.nn.initializers` has not, or that needs options.
+      ValueError: a name that is not in `jax.nn.initializers`, or one that needs options.
 
     >>> resolve("ones")(jax.random.key(0), (3,), "bfloat16")
     Array([1, 1, 1], dtype=bfloat16)
@@ -44,7 +44,7 @@ def resolve(initializer: Initializer) -> Callable[..., Array]:
 
 
 def _rounded(draw: Callable[..., Array], key: Array, shape: Shape, dtype: DTypeLike) -> Array:
-    return draw(key, shape, at_least_float32(dtype)).astype(dtype)  # LAPACK's QR, for one, knows no bfloat16
+    return draw(key, shape, at_least_float32(dtype)).astype(dtype)  # LAPACK's QR, for one, has no bfloat16
 
 
 def _named(initializer: str) -> Callable[..., Array]:
@@ -65,7 +65,7 @@ class Uniform(Described):
     """Weights drawn from U(low, high).
 
     Raises:
-      ValueError: bounds that are not finite, or `low` not below `high`.
+      ValueError: bounds that are not finite, or a `low` that is not below `high`.
 
     >>> weights = Uniform(-1.0, 1.0)(jax.random.key(0), (100,))
     >>> bool((jnp.abs(weights) <= 1).all()), bool((weights < 0).any())
@@ -86,13 +86,13 @@ class Uniform(Described):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ForgetGate(Described):
-    """An LSTM bias of zeros with the forget gate at `value`.
+    """An LSTM bias of zeros, except for the forget gate's, which is `value`.
 
     `[4, H]`, gates in the order i, f, g, o. Source: Gers, Schmidhuber and Cummins 2000;
     Jozefowicz, Zaremba and Sutskever 2015 for the value 1.
 
     Raises:
-      ValueError: a value that is not finite, or called for another shape than an LSTM's bias.
+      ValueError: a value that is not finite, or a shape that is not that of an LSTM's bias.
 
     >>> ForgetGate(1.0)(jax.random.key(0), (4, 1)).ravel().tolist()
     [0.0, 1.0, 0.0, 0.0]
@@ -113,10 +113,10 @@ class ForgetGate(Described):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class KeepGate(Described):
-    """A bias `[3, H]` of zeros with the gate that keeps the state at `value`: z of a GRU, f of a diagonal LSTM.
+    """A bias `[3, H]` of zeros, except for `value` at the gate that keeps the state: z of a GRU, f of a diagonal LSTM.
 
     Raises:
-      ValueError: a value that is not finite, or called for a bias of other gates.
+      ValueError: a value that is not finite, or a bias with a different number of gates.
 
     >>> KeepGate(1.0)(jax.random.key(0), (3, 1)).ravel().tolist()
     [1.0, 0.0, 0.0]
@@ -138,10 +138,10 @@ class KeepGate(Described):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class WriteGate(Described):
-    """A minimal GRU's bias `[2, H]` of zeros with z, which writes the state, at `value`: below 0 for a longer memory.
+    """A minimal GRU's bias `[2, H]` of zeros, except for `value` at z, which writes the state: below 0, memory is long.
 
     Raises:
-      ValueError: a value that is not finite, or called for a bias of other gates.
+      ValueError: a value that is not finite, or a bias with a different number of gates.
 
     >>> WriteGate(-1.0)(jax.random.key(0), (2, 1)).ravel().tolist()
     [-1.0, 0.0]
@@ -170,7 +170,7 @@ class Chrono(Described):
       max_steps: the longest memory, at least 3.
 
     Raises:
-      ValueError: a memory that is too short or not finite, or called for a bias of other gates.
+      ValueError: a memory that is too short or not finite, or a bias with a different number of gates.
 
     >>> bias = Chrono(1000)(jax.random.key(0), (4, 8))
     >>> bool((bias[0] == -bias[1]).all() & (bias[1] >= 0).all() & (bias[2:] == 0).all())
@@ -198,17 +198,17 @@ class Chrono(Described):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ring(Described):
-    """Eigenvalues of a complex diagonal recurrence, uniform over the area of a ring.
+    """Eigenvalues of a complex diagonal recurrence, drawn uniformly over the area of a ring.
 
     λ = exp(-exp(ν_log) + i exp(θ_log)), |λ|² ~ U(r_min², r_max²), arg λ ~ U(0, max_phase). Fills
     `[2, N]` with ν_log and θ_log. Source: Orvieto et al. 2023, lemma 3.2.
 
     Args:
       r_min, r_max: bounds of |λ|, 0 <= r_min < r_max < 1.
-      max_phase: bound of the phase in radians, in (0, 2π]; small phases are slow oscillations.
+      max_phase: upper bound of the phase in radians, in (0, 2π]; small phases are slow oscillations.
 
     Raises:
-      ValueError: bounds out of range, or called for another shape.
+      ValueError: bounds out of range, or a shape other than `[2, N]`.
 
     >>> nu_log, theta_log = Ring(0.5, 0.9)(jax.random.key(0), (2, 64))
     >>> modulus = jnp.exp(-jnp.exp(nu_log))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Euclidean norms that do not overflow: entries are divided by the largest before they are squared."""
+"""Euclidean norms that do not overflow: entries are divided by the largest one before they are squared."""
 
 from typing import Any
 
@@ -22,17 +22,17 @@ def global_norm(tree: Any) -> Array:
 
 
 def scaled(tree: Any) -> tuple[Array, Any, Array]:
-    """`(largest, tree / largest, norm of tree / largest)`, `largest` in absolute value; the norm is at least 1, and NaN
-    where `largest` is infinite."""
+    """`(largest, tree / largest, norm of tree / largest)`, where `largest` is the largest absolute value; the norm is
+    at least 1, or NaN if `largest` is infinite."""
     wide = jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), tree)
     peaks = jax.tree.map(lambda leaf: jnp.max(jnp.abs(leaf), initial=0), wide)
     largest = jax.tree.reduce(jnp.maximum, peaks, jnp.asarray(0.0))
     parts = jax.tree.map(lambda leaf: leaf / jnp.where(largest == 0, 1, largest), wide)
-    return largest, parts, jnp.maximum(optax.tree.norm(parts), 1)  # it is 0 where all is zero
+    return largest, parts, jnp.maximum(optax.tree.norm(parts), 1)  # 0 if all entries are zero
 
 
 def row_norms(a: Array) -> Array:
-    """The L2 norms over the last axis, `[..., n] -> [...]`, in at least float32.
+    """L2 norms over the last axis, `[..., n] -> [...]`, in at least float32.
 
     >>> row_norms(jnp.array([[3e19, 4e19], [0, jnp.inf]], "float32"))
     Array([5.e+19,    inf], dtype=float32)

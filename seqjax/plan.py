@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is going to do, before it does it: estimates of memory and sequential depth."""
+"""What a model is about to do, before it does it: estimates of memory and sequential depth."""
 
 import math
 from collections.abc import Callable
@@ -9,17 +9,17 @@ import jax
 
 
 class Plan(NamedTuple):
-    """One layer of a model, how it will be run and why."""
+    """One layer of a model, with how it will be run and why."""
 
     layer: str  # as code
     engine: str  # as code, "" for a layer that has none
     why: str
-    memory: int  # bytes that a gradient keeps, beside inputs, outputs and params
-    depth: int  # steps that wait for each other in a forward pass
+    memory: int  # bytes that a gradient keeps, besides inputs, outputs and params
+    depth: int  # sequential steps of a forward pass, each of which waits for the one before
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or `ShapeDtypeStruct`s, of a pytree.
+    """Bytes of all arrays, or `ShapeDtypeStruct`s, in a pytree.
 
     >>> import jax.numpy as jnp
     >>> tree_bytes((jnp.ones((2, 3), jnp.float32), None))
@@ -29,7 +29,7 @@ def tree_bytes(tree: Any) -> int:
 
 
 def is_known(*trees: Any) -> bool:
-    """Whether all sizes are numbers: in an export some may be symbolic.
+    """Whether all sizes are plain numbers; in an export some may be symbolic.
 
     >>> from jax.export import symbolic_shape
     >>> is_known(jax.ShapeDtypeStruct((5, 2), float)), is_known(jax.ShapeDtypeStruct(symbolic_shape("5, b"), float))
@@ -39,7 +39,7 @@ def is_known(*trees: Any) -> bool:
 
 
 def residual_bytes(fn: Callable, *arguments: Any) -> int:
-    """Bytes that autodiff keeps of one call of `fn`, beside its arguments.
+    """Bytes that autodiff keeps for the reverse pass of one call of `fn`.
 
     >>> import jax.numpy as jnp
     >>> residual_bytes(jnp.sin, jnp.ones(10, jnp.float32))
@@ -50,7 +50,7 @@ def residual_bytes(fn: Callable, *arguments: Any) -> int:
 
 
 def as_text(plans: tuple[Plan, ...]) -> str:
-    """A table of plans, one row a layer."""
+    """A table of plans, one row per layer."""
     head = ("layer", "engine", "gradient keeps", "depth", "why")
     rows = [(p.layer, p.engine or "-", f"{p.memory / 2**20:,.1f} MiB", f"{p.depth:,}", p.why) for p in plans]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(4)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cells, engines and layers require of their options; what is refused is named, with its owner and field."""
+"""What cells, engines and layers require of their options; an error names the owner, the field and the value."""
 
 import math
 import numbers
@@ -14,7 +14,7 @@ from seqjax.initializers import Initializer, resolve
 
 
 def rate(owner: str, **rates: float) -> None:
-    """Refuses what is not a probability below 1.
+    """Rejects anything that is not a probability below 1.
 
     Raises:
       ValueError: naming the field.
@@ -25,12 +25,12 @@ def rate(owner: str, **rates: float) -> None:
 
 
 def rate_if_given(owner: str, **rates: float | None) -> None:
-    """`rate`, of those that are not `None`."""
+    """`rate`, for the values that are not `None`."""
     rate(owner, **{name: given for name, given in rates.items() if given is not None})
 
 
 def positive(owner: str, **sizes: int) -> None:
-    """Refuses sizes that are not positive integers.
+    """Rejects sizes that are not positive integers.
 
     Raises:
       ValueError: naming the field and what was given.
@@ -41,12 +41,12 @@ def positive(owner: str, **sizes: int) -> None:
 
 
 def positive_if_given(owner: str, **sizes: int | None) -> None:
-    """`positive`, of those that are not `None`."""
+    """`positive`, for the values that are not `None`."""
     positive(owner, **{name: size for name, size in sizes.items() if size is not None})
 
 
 def positive_number(owner: str, **given: float) -> None:
-    """Refuses what is not a positive, finite number.
+    """Rejects anything that is not a positive, finite number.
 
     Raises:
       ValueError: naming the field and what was given.
@@ -57,12 +57,12 @@ def positive_number(owner: str, **given: float) -> None:
 
 
 def is_number(given: Any) -> bool:
-    """Whether it is a real number; True and False are none."""
+    """Whether `given` is a real number; True and False do not count."""
     return isinstance(given, numbers.Real) and not isinstance(given, bool)
 
 
 def boolean(owner: str, **given: bool) -> None:
-    """Refuses what is neither True nor False.
+    """Rejects anything that is neither True nor False.
 
     Raises:
       ValueError: naming the field and what was given.
@@ -73,7 +73,7 @@ def boolean(owner: str, **given: bool) -> None:
 
 
 def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
-    """Refuses an option that is not among the known ones.
+    """Rejects an option that is not among the known ones.
 
     Raises:
       ValueError: naming the field, what was given and the choices.
@@ -84,7 +84,7 @@ def one_of(owner: str, **choices: tuple[Any, tuple]) -> None:
 
 
 def activations(owner: str, **given: Activation) -> None:
-    """Refuses the names of unknown activations.
+    """Rejects unknown activations.
 
     Raises:
       ValueError: naming the field, what was given and the choices.
@@ -97,7 +97,7 @@ def activations(owner: str, **given: Activation) -> None:
 
 
 def initializers(owner: str, **given: Initializer) -> None:
-    """Refuses what no weights can be drawn with.
+    """Rejects unknown initializers.
 
     Raises:
       ValueError: naming the field, what was given and the choices.
@@ -110,17 +110,17 @@ def initializers(owner: str, **given: Initializer) -> None:
 
 
 def dtypes(owner: str, given: DTypes) -> None:
-    """Refuses what is not `DTypes`, a dtype say.
+    """Rejects anything that is not a `DTypes`, such as a bare dtype.
 
     Raises:
       ValueError: naming what was given.
     """
     if not isinstance(given, DTypes):
-        raise ValueError(f"{owner}: dtypes must be a seqjax.DTypes, DTypes(compute='bfloat16') say, got {given!r}.")
+        raise ValueError(f"{owner}: dtypes must be a seqjax.DTypes, e.g. DTypes(compute='bfloat16'), got {given!r}.")
 
 
 def cell(owner: str, given: Cell) -> None:
-    """Refuses what is not a cell.
+    """Rejects anything that is not a cell.
 
     Raises:
       ValueError: naming what was given.

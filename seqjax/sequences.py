@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sequence is: `xs [T, ..., D]`, or ids `[T, ...]`, with a mask and resets `[T, ...]`."""
+"""What counts as a sequence: `xs [T, ..., D]`, or ids `[T, ...]`, with a mask and resets `[T, ...]`."""
 
 import jax
 import jax.export
@@ -9,11 +9,11 @@ from jax import Array
 
 
 def mask_from_lengths(lengths: Array, T: int) -> Array:
-    """The mask of sequences that are padded at their end.
+    """The mask of sequences that are padded at the end.
 
     Args:
-      lengths: `[...]` int, valid steps of each sequence; 0 is a sequence of padding alone.
-      T: steps of the padded batch.
+      lengths: `[...]` int, the number of valid steps in each sequence; 0 for a sequence that is all padding.
+      T: number of steps in the padded batch.
 
     Returns:
       `[T, ...]` bool, True where `t < lengths`.
@@ -36,12 +36,12 @@ def mask_from_lengths(lengths: Array, T: int) -> Array:
 
 
 def expand(flag: Array, like: Array) -> Array:
-    """`flag [...]` with trailing axes, to select between arrays `[..., ...]` like `like`."""
+    """`flag` with trailing axes of size 1 up to the rank of `like`, to select between arrays like it."""
     return flag.reshape(flag.shape + (1,) * (like.ndim - flag.ndim))
 
 
 def hide(xs: Array, mask: Array | None) -> Array:
-    """`xs [T, ...]`, or `[T, ..., D]`, with zeros in the steps where `mask [T, ...]` is False; one step likewise.
+    """`xs [T, ...]` or `[T, ..., D]` with zeros in the steps where `mask [T, ...]` is False; also for a single step.
 
     >>> import jax.numpy as jnp
     >>> hide(jnp.array([[1.0], [jnp.nan]]), jnp.array([True, False])).tolist()
@@ -51,7 +51,7 @@ def hide(xs: Array, mask: Array | None) -> Array:
 
 
 def last_step(mask: Array) -> Array:
-    """The last step of each sequence that `mask [T, ...]` has as True, `[...]` int; T - 1 where there is none.
+    """The last step of each sequence where `mask [T, ...]` is True, `[...]` int; T - 1 if there is none.
 
     >>> import jax.numpy as jnp
     >>> last_step(jnp.array([[True, False], [True, False], [False, False]])).tolist()
@@ -61,7 +61,7 @@ def last_step(mask: Array) -> Array:
 
 
 def step_shape(xs: Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """`(T, ...)`: time and batch axes of a sequence. Integer ids have no feature axis.
+    """`(T, ...)`, the time and batch axes of a sequence. Integer ids have no feature axis.
 
     >>> import jax.numpy as jnp
     >>> step_shape(jnp.ones((5, 2, 3))), step_shape(jnp.ones((5, 2), int))
@@ -71,7 +71,7 @@ def step_shape(xs: Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 
 def as_sequence(xs: Array, mask: Array | None = None, resets: Array | None = None) -> Array:
-    """`xs`, checked by `check_sequence`, as a JAX array: without x64 NumPy's float64 becomes float32."""
+    """`xs`, checked by `check_sequence`, as a JAX array; without x64, NumPy's float64 becomes float32."""
     check_sequence(xs, mask, resets)
     return jnp.asarray(xs)
 
@@ -79,18 +79,18 @@ def as_sequence(xs: Array, mask: Array | None = None, resets: Array | None = Non
 def check_sequence(
     xs: Array | jax.ShapeDtypeStruct, mask: Array | None = None, resets: Array | None = None, *, features: bool = False
 ) -> None:
-    """Refuses what is not a sequence `[T, ..., D]` with `mask` and `resets` `[T, ...]`.
+    """Rejects anything that is not a sequence `[T, ..., D]` with `mask` and `resets` `[T, ...]`.
 
-    With `features` integers have a feature axis too: they are not ids.
+    With `features`, integers are not ids: they have a feature axis too.
 
     Raises:
-      ValueError: what was given, what was expected, what to do.
+      ValueError: saying what was given, what was expected and what to do.
     """
     for name, given in (("xs", xs), ("mask", mask), ("resets", resets)):
         if given is not None and not (hasattr(given, "shape") and hasattr(given, "dtype")):
             raise ValueError(
                 f"{name} must be an array, got {type(given).__name__}; "
-                "jnp.asarray makes one of numbers, jax.ShapeDtypeStruct stands for one by its shape."
+                "use jnp.asarray for numbers, or jax.ShapeDtypeStruct where only the shape is known."
             )
     steps = xs.shape[:-1] if features else step_shape(xs)
     if not steps:

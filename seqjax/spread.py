@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How arrays are spread over devices, where their types say it: on a mesh with explicit axes, inside `jax.shard_map`.
+"""How arrays are spread over devices where their types say so: on a mesh with explicit axes, and in `jax.shard_map`.
 
-JAX gives what is made there, zeros or draws, the type of an array that is whole on every device. Loops, selections and
-concatenations refuse it beside others.
+There, JAX gives newly made arrays (zeros, random draws) the type of an array that is whole on every device. Loops,
+selections and concatenations reject such an array next to ones that are spread.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,25 @@ from seqjax.base import Array
 
 
 def in_explicit_mesh() -> bool:
-    """Whether this is inside `jax.set_mesh` of a mesh with explicit axes."""
+    """Whether `jax.set_mesh` has set a mesh with explicit axes."""
     return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 def is_spread(array: Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether the type of `array` says that it is spread over devices, by a mesh with explicit axes."""
+    """Whether the type of `array` says that it is spread over the explicit axes of a mesh."""
     return any(axis is not None for axis in jax.typeof(array).sharding.spec)
 
 
 def alike(tree: Any, like: Any) -> Any:
-    """The tree, its arrays spread as those of `like` are, under a mesh with explicit axes."""
+    """`tree` with its arrays spread like those of `like`, under a mesh with explicit axes."""
     if not in_explicit_mesh():
         return tree
     return jax.tree.map(lambda leaf, other: _over(leaf, jax.typeof(other).sharding.spec), tree, like)
 
 
 def batch_alike(carries: Any, x: Array) -> Any:
-    """Carries `[..., H]`, under a mesh with explicit axes spread as the batch of `x [T, ..., D]` is, as a loop's have
-    to be."""
+    """Carries `[..., H]`; under a mesh with explicit axes, spread like the batch of `x [T, ..., D]`, as a loop
+    requires."""
     batch = jax.typeof(x).sharding.spec[1:-1]
     if not in_explicit_mesh() or all(axis is None for axis in batch):
         return carries
@@ -41,7 +41,7 @@ def batch_alike(carries: Any, x: Array) -> Any:
 
 
 def step_alike(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
-    """`carry` spread as `step` returns it: under a mesh with explicit axes `lax.scan(step, carry, xs)` requires it."""
+    """`carry` spread as `step` returns it, as `lax.scan(step, carry, xs)` requires under a mesh with explicit axes."""
     if not in_explicit_mesh():
         return carry
     first = jax.eval_shape(lambda carry, xs: step(carry, jax.tree.map(lambda a: a[0], xs))[0], carry, xs)
@@ -49,8 +49,8 @@ def step_alike(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any)
 
 
 def varying_alike(*trees: Any) -> tuple:
-    """The trees, inside `jax.shard_map` with the types that a loop's carry needs: all arrays vary over the axes over
-    which any does. A batch differs from device to device; an initial carry of zeros would not."""
+    """The trees with the types that a loop's carry needs inside `jax.shard_map`: every array varies over all axes over
+    which any of them does. A batch differs from device to device; an initial carry of zeros would not."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return trees
 
@@ -67,6 +67,6 @@ def varying_alike(*trees: Any) -> tuple:
 
 
 def _over(array: Array, axes: tuple) -> Array:
-    """`array` spread over `axes`, one or `None` for each of its own."""
+    """`array` spread over `axes`: a mesh axis or `None` for each axis of its own."""
     spec = PartitionSpec(*axes)
     return array if jax.typeof(array).sharding.spec == spec else jax.sharding.reshard(array, spec)

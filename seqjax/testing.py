@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference that every engine is held to, and the laws as checks for a user's own cell."""
+"""The reference that every engine must match, and checks that hold a user's own cell to seqjax's laws."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ def reference_loop(
     resets: Resets = None,
     key: Key = None,
 ) -> tuple[Carry, Array]:
-    """Runs a cell over time by a Python `for`: what every engine must compute.
+    """Runs a cell over time in a Python `for` loop: what every engine must compute.
 
     Args:
       cell, params, carry, xs, mask, resets, key: as for `Engine.run`.
@@ -56,7 +56,7 @@ def reference_loop(
 def reference_step(
     cell: Cell, params: Params, initial: Carry, carry: Carry, x: Array, mask: Mask, reset: Resets, key: Key
 ) -> tuple[Carry, Array]:
-    """One step of the loop, with the mask and reset of that step; compiled once a cell, for speed."""
+    """One step of the loop, with the mask and reset of that step; compiled once per cell, for speed."""
 
     def pick(flag, on_true, on_false):
         def where(a, b):
@@ -84,9 +84,9 @@ def example(
     with_resets: bool = False,
     seed: int = 0,
 ) -> tuple[Params, Carry, Array, Mask, Resets]:
-    """Random params, carry, xs, mask and resets for a check, in the params' dtype (the carry's if there are none).
+    """Random params, carry, xs, mask and resets for a check; xs have the params' dtype (the carry's without params).
 
-    Masked steps hold NaN, which no engine may let through.
+    Masked steps contain NaN, which no engine may let through.
 
     >>> import seqjax
     >>> params, carry, xs, mask, resets = example(seqjax.GRU(4), masked=True)
@@ -108,7 +108,7 @@ def example(
 
 
 def jitter(tree: Params, random: np.random.Generator) -> Params:
-    """`tree` with noise on every floating leaf, so that zeros and ones hide no error.
+    """`tree` with noise added to every inexact leaf, so that zeros and ones hide no error.
 
     >>> float(jitter(jnp.zeros(()), np.random.default_rng(0))) != 0
     True
@@ -126,9 +126,9 @@ def jitter(tree: Params, random: np.random.Generator) -> Params:
 
 
 def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array, **flags):
-    """Outputs of a run, and the gradients of a random-weighted sum of them in params, carry and xs.
+    """Outputs of a run, and the gradients of a randomly weighted sum of them with respect to params, carry and xs.
 
-    Leaves that are not differentiable, a count of steps in the carry say, have no gradient: None stands there.
+    Leaves that are not differentiable, such as a count of steps in the carry, have `None` as their gradient.
     """
 
     def loss(inputs, flags):
@@ -148,7 +148,10 @@ def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array
 
 
 def assert_close(actual, expected, tolerance: float) -> None:
-    """Raises `AssertionError` unless two pytrees agree, absolutely and relative to each leaf's size."""
+    """Raises `AssertionError` unless two pytrees agree to `tolerance`, relative to the entries and to each leaf's peak.
+
+    The absolute tolerance is `tolerance` times the leaf's largest magnitude, or times 1 if that is larger.
+    """
     if jax.tree.structure(actual) != jax.tree.structure(expected):  # type: ignore[operator]
         raise AssertionError(f"structures differ: {jax.tree.structure(actual)} and {jax.tree.structure(expected)}")
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -160,22 +163,22 @@ def assert_close(actual, expected, tolerance: float) -> None:
 
 
 def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), tolerance: float | None = None) -> None:
-    """Holds a cell of your own, under an engine, to seqjax's laws.
+    """Checks that a cell of your own, run by an engine, obeys seqjax's laws.
 
     Checked: `init` works under `eval_shape`; a step keeps the carry's structure, shapes and dtypes, and gives outputs
-    `[..., H]`; values and gradients are finite; the engine equals `reference_loop` in both, with and without mask,
-    resets and batch axes, with NaN in masked steps; two pieces equal the whole; `vmap` equals batched. Not checked:
-    that the derivative of a step is that of its values, where it has a rule of its own or stops a gradient, and what
-    it draws.
+    `[..., H]`; values and gradients are finite; the engine matches `reference_loop` in both, with and without mask,
+    resets and batch axes, with NaN in masked steps; two pieces match the whole; `vmap` matches batched. Not checked:
+    whether a step's derivative is the true one where it has a custom rule or stops a gradient, and what a step draws
+    at random.
 
     Args:
       cell: the cell, with params in float32 or float64.
-      in_dim: features to try it with.
+      in_dim: number of input features to test with.
       engine: the engine to run it under.
       tolerance: absolute and relative; by default 1e-5, or 1e-10 for float64 params.
 
     Raises:
-      AssertionError: the law that fails.
+      AssertionError: a law does not hold; the message shows what differs.
 
     >>> import seqjax
     >>> check_cell(seqjax.Simple(3))
@@ -203,7 +206,7 @@ def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), toleranc
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, x: Array) -> None:
-    """Raises `AssertionError` unless a step keeps the carry's structure, shapes and dtypes, and gives `[..., H]`."""
+    """Raises `AssertionError` unless a step keeps the carry's structure, shapes and dtypes and returns `[..., H]`."""
     for leaf in jax.tree.leaves(carry):
         if leaf.shape[: x.ndim - 1] != x.shape[:-1]:
             raise AssertionError(f"initial_carry of {cell!r} has {leaf.shape} where the batch is {x.shape[:-1]}")
@@ -219,7 +222,7 @@ def check_step(cell: Cell, params: Params, carry: Carry, x: Array) -> None:
 
 
 def check_finite(cell: Cell, found: tuple, masked: bool) -> None:
-    """Raises `AssertionError` unless all numbers of `value_and_gradients` are finite."""
+    """Raises `AssertionError` unless everything that `value_and_gradients` returned is finite."""
     for what, tree in zip(("values", "gradients"), found, strict=True):
         for leaf in jax.tree.leaves(tree):
             if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
@@ -230,7 +233,7 @@ def check_finite(cell: Cell, found: tuple, masked: bool) -> None:
 def check_pieces(
     cell: Cell, params: Params, carry: Carry, xs: Array, *, engine: Engine, tolerance: float, mask: Mask, resets: Resets
 ) -> None:
-    """Raises `AssertionError` unless running `[0:k]`, then `[k:T]` from its carry, equals the whole."""
+    """Raises `AssertionError` unless running `[0:k]`, then `[k:T]` from its carry, matches the whole."""
     run = jax.jit(functools.partial(engine.run, cell))
     whole = run(params, carry, xs, mask=mask, resets=resets)
     outputs, cuts = [], (0, xs.shape[0] // 2, xs.shape[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells: one recurrence a file."""
+"""Cells: one recurrence per file."""
 
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.function import LambdaCell

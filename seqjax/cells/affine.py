@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cells with `carry_t = decay_t ⊗ carry_{t-1} + drive_t` share: their step, and a state in float32 at least."""
+"""What cells with `carry_t = decay_t ⊗ carry_{t-1} + drive_t` share: their step, and a state in at least float32."""
 
 from typing import Any
 
@@ -12,22 +12,22 @@ from seqjax.dtypes import DTypes, at_least_float32
 
 
 def affine_step(cell: Cell, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array]:
-    """One step of a cell by its coefficients and readout."""
+    """One step of a cell, from its coefficients and readout."""
     decay, drive = cell.coefficients(params, z)
     carry = jax.tree.map(lambda h, a, b: a * h + b, carry, decay, drive)
     return carry, cell.readout(params, carry, z)
 
 
 def state_dtype(dtypes: DTypes, weight: Array) -> jnp.dtype:
-    """The dtype of an affine cell's state: `dtypes.carry`, or the compute dtype but float32 at least.
+    """The dtype of an affine cell's state: `dtypes.carry`, or else the compute dtype, widened to at least float32.
 
-    A gate near 1 rounds to 1 in 16 bits, and a sum over thousands of steps stalls.
+    In 16 bits a gate near 1 rounds to 1, and a sum over thousands of steps stalls.
     """
     return jnp.dtype(dtypes.carry or at_least_float32(dtypes.of_compute(weight)))
 
 
 def check_state(owner: str, dtypes: DTypes) -> None:
-    """Refuses a carry of 16 bits, and what is no DTypes.
+    """Rejects a 16-bit carry, and anything that is not a `DTypes`.
 
     Raises:
       ValueError: naming the dtype.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A GRU and an LSTM whose recurrent weights are diagonal, so that Newton's method is cheap on them."""
+"""A GRU and an LSTM with diagonal recurrent weights, which make Newton's method cheap."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from seqjax.initializers import Initializer, KeepGate, Uniform, resolve
 
 
 class DiagonalParams(NamedTuple):
-    """H units, D inputs; gates in the order z, r, g of the GRU, f, g, o of the LSTM."""
+    """H units, D inputs; gates in the order z, r, g for the GRU and f, g, o for the LSTM."""
 
     w_in: Array  # [D, 3*H]
     w_rec: Array  # [3, H]
@@ -53,7 +53,7 @@ def diagonal_gru_residuals(
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
 ) -> tuple[GRUCarry, Array, DiagonalGRUResiduals]:
-    """One step of `DiagonalGRU` from `z = W_x x + b`, and all that its transpose needs."""
+    """One step of `DiagonalGRU` from `z = W_x x + b`, with everything its transpose needs."""
     gate = gate_function(gate)
     z_x, r_x, g_x = z
     w_z, w_r, w_g = params.w_rec.astype(g_x.dtype)
@@ -73,7 +73,7 @@ def diagonal_lstm_residuals(
     activation: Callable[[Array], Array] = jnp.tanh,
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
 ) -> tuple[DiagonalLSTMCarry, Array, DiagonalLSTMResiduals]:
-    """One step of `DiagonalLSTM` from `z = W_x x + b`, and all that its transpose needs."""
+    """One step of `DiagonalLSTM` from `z = W_x x + b`, with everything its transpose needs."""
     gate = gate_function(gate)
     f_x, g_x, o_x = z
     w_f, w_g, w_o = params.w_rec.astype(g_x.dtype)
@@ -89,7 +89,7 @@ def diagonal_lstm_residuals(
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class DiagonalFamily(Cell):
-    """What the two cells share: options, params, and slopes read off the stored activations."""
+    """What the two cells share: options, params, and slopes computed from the stored activations."""
 
     hidden_dim: int
     activation: Activation = "tanh"
@@ -144,7 +144,7 @@ class DiagonalFamily(Cell):
 
 
 def accumulate_diagonal(params: DiagonalParams, d_zs: Array, seen: list[Array]) -> DiagonalParams:
-    """The params' cotangent; `seen` is what each gate's recurrent weight multiplied, at every step."""
+    """The params' cotangent; `seen` holds, for each gate, what its recurrent weight multiplied at every step."""
     d_gates = gates.split_gates(d_zs, len(seen))
     d_rec = [gates.leading_sum(d * s, params.w_rec.dtype) for d, s in zip(d_gates, seen, strict=True)]
     return jax.tree.map(jnp.zeros_like, params)._replace(w_rec=jnp.stack(d_rec))
@@ -157,15 +157,15 @@ class DiagonalGRU(DiagonalFamily):
     z, r = σ(W_x· x_t + w· ⊗ h_{t-1} + b·),  g = φ(W_xg x_t + w_g ⊗ (r ⊗ h_{t-1}) + b_g),
     y_t = h_t = z ⊗ h_{t-1} + (1 - z) ⊗ g
 
-    Units mix through W_x of the next layer, not from step to step: the step's Jacobian is exactly
-    diagonal, and `Newton` solves it elementwise.
+    Units mix through W_x of the next layer, not from step to step, so the step's Jacobian is exactly
+    diagonal and `Newton` solves it elementwise.
 
     Args:
       hidden_dim: H.
       activation: φ.
       recurrent_activation: σ.
       use_bias: whether b exists.
-      w_in_init, w_rec_init, bias_init: initializers; recurrent weights start within [-1, 1].
+      w_in_init, w_rec_init, bias_init: initializers; by default recurrent weights start within [-1, 1].
       dtypes: params, compute and carry.
 
     Raises:
@@ -220,22 +220,22 @@ class DiagonalGRU(DiagonalFamily):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class DiagonalLSTM(DiagonalFamily):
-    """LSTM whose gates see the memory cell, through diagonal weights, and nothing else of the past.
+    """LSTM whose gates see nothing of the past but the memory cell, through diagonal weights.
 
     f = σ(W_xf x_t + w_f ⊗ c_{t-1} + b_f),  g = φ(W_xg x_t + w_g ⊗ c_{t-1} + b_g),
     c_t = f ⊗ c_{t-1} + (1 - f) ⊗ g,  o = σ(W_xo x_t + w_o ⊗ c_t + b_o),  y_t = o ⊗ φ(c_t)
 
     The carry is c alone, so the step's Jacobian is exactly diagonal and `Newton` solves it elementwise.
-    The input gate is 1 - f, so c stays within the range of φ: with an input gate of its own, a c
-    that opens its own forget gate would grow without end.
+    The input gate is 1 - f, so c stays within the range of φ; with a separate input gate, a c that
+    opens its own forget gate would grow without bound.
 
     Args:
       hidden_dim: H.
       activation: φ.
       recurrent_activation: σ.
       use_bias: whether b exists.
-      w_in_init, w_rec_init, bias_init: initializers; recurrent weights start within [-1, 1], the
-        forget gate's bias at 1.
+      w_in_init, w_rec_init, bias_init: initializers; by default recurrent weights start within [-1, 1]
+        and the forget gate's bias at 1.
       dtypes: params, compute and carry.
 
     Raises:
@@ -248,8 +248,8 @@ class DiagonalLSTM(DiagonalFamily):
     ((2, 4), (3, 4))
 
     Source: Danieli et al. 2025 (ParaRNN), ParaLSTM, with h eliminated: theirs has the coupled gates
-    and, beside the weights on c, diagonal weights on h_{t-1}, which make the Jacobian a 2 x 2 block
-    for each unit. Here g, too, sees c; W_x is not split into heads.
+    and, besides the weights on c, diagonal weights on h_{t-1}, which make the Jacobian a 2 x 2 block
+    for each unit. Here g sees c too, and W_x is not split into heads.
     """
 
     bias_init: Initializer = KeepGate()

@@ -18,9 +18,9 @@ class LambdaCell(Cell):
       carry_fn: `(params, batch_shape) -> carry`.
 
     Raises:
-      ValueError: what is no function.
+      ValueError: an argument that is not a function.
 
-    Functions compare by identity: make the cell once, from named functions, for one compilation.
+    Functions compare by identity: create the cell once, from named functions, so that it compiles once.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> leaky = LambdaCell(

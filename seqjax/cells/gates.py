@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cells' linear combinations share: weights gate by gate, projection, products.
+"""What the cells' linear combinations share: weights drawn gate by gate, the projection, and products.
 
-A cell of G gates has `w_in [D, G*H]`, `w_rec [H, G*H]`, `bias [G*H]`, gates side by side.
+A cell with G gates has `w_in [D, G*H]`, `w_rec [H, G*H]` and `bias [G*H]`, with the gates side by side.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from seqjax.spread import is_spread
 
 
 def init_gates(key: Array, initializer: Initializer, rows: int, hidden_dim: int, gates: int, dtypes: DTypes) -> Array:
-    """Weights `[rows, gates * hidden_dim]`, each gate drawn by itself."""
+    """Weights `[rows, gates * hidden_dim]`, each gate drawn separately."""
     draw = resolve(initializer)
     blocks = [draw(k, (rows, hidden_dim), dtypes.params) for k in jax.random.split(key, gates)]
     return jnp.concatenate(blocks, axis=1)
@@ -37,10 +37,10 @@ def project_input(cell: Any, params: Any, x: Array) -> Array:
 
 
 def project_transpose(params: Any, x: Array, d_z: Array) -> tuple[Any, Array]:
-    """The transpose of `project_input`: the params' cotangent, zero but for `w_in` and `bias`, and that of `x`.
+    """The transpose of `project_input`: the params' cotangent, zero except in `w_in` and `bias`, and that of `x`.
 
-    Autodiff has the same products, but hands XLA the operands of the weights' in an order in which it
-    transposes the larger, `d_z`, in memory: that takes as long as the product.
+    Autodiff computes the same products, but orders the operands of the weights' product so that XLA
+    transposes the larger one, `d_z`, in memory, which takes as long as the product itself.
     """
     d_params = jax.tree.map(jnp.zeros_like, params)
     d_params = d_params._replace(w_in=outer_sum(x.astype(d_z.dtype), d_z, params.w_in))
@@ -50,13 +50,13 @@ def project_transpose(params: Any, x: Array, d_z: Array) -> tuple[Any, Array]:
 
 
 Gates = tuple[Array, ...]
-"""A linear combination of all gates, `[..., G*H]`, in pieces of one gate or more. Operations on a piece are vectorized
-by XLA on CPU, those on a slice of an input of the loop are not: they take four times as long. So pieces are what is
-computed together."""
+"""A linear combination of all gates, `[..., G*H]`, in pieces of one or more gates. On CPU, XLA vectorizes operations on
+a piece, but not those on a slice of an input of the loop, which take four times as long. So each piece holds the gates
+that are computed together."""
 
 
 def in_pieces(z: Array | Gates, *counts: int) -> Gates:
-    """All gates, or pieces of them, in pieces of so many gates each."""
+    """All gates, whole or in other pieces, as pieces of `counts` gates each."""
     if isinstance(z, tuple) and len(z) == len(counts):
         return z
     whole = jnp.concatenate(z, axis=-1) if isinstance(z, tuple) else z
@@ -71,10 +71,10 @@ def add_gates(z: Gates, recurrent: Array) -> Gates:
 
 
 def project_gates(cell: Any, params: Any, x: Array, *counts: int) -> Gates:
-    """`W_x x + b`, in pieces of so many gates each.
+    """`W_x x + b`, in pieces of `counts` gates each.
 
-    With one input the product is elementwise, and XLA fuses it with what reads it, but not through a split: so the
-    weights are split.
+    With a single input the product is elementwise and XLA fuses it into its consumers, but not through a split; so
+    the weights are split instead.
     """
     if params.w_in.shape[0] > 1:
         return in_pieces(project_input(cell, params, x), *counts)
@@ -95,19 +95,19 @@ def recur_transpose(d: Array, w_rec: Array) -> Array:
 
 
 def _outside_the_loop(weights: Array) -> Array:
-    """Weights that were cast, sliced or transposed, as an array that XLA makes once and not at each step.
+    """Weights that were cast, sliced or transposed, as an array that XLA makes once rather than at every step.
 
-    Without the barrier it folds the change into the product: a matmul on a transposed view takes up
-    to twice as long on CPU, and a slice is copied at every step.
+    Without the barrier XLA folds the change into the product: on CPU a matmul on a transposed view takes
+    up to twice as long, and a slice is copied at every step.
     """
     return jax.lax.optimization_barrier(weights)
 
 
 def side_by_side(*pieces: Array) -> Array:
-    """Gates `[..., H]` as one `[..., G*H]`, at every step of a loop.
+    """Gates `[..., H]` as one `[..., G*H]`, for use at every step of a loop.
 
-    Where rows are short XLA on CPU computes a concatenation element by element; pieces written to their places are
-    vectorized, if they need not be widened for it and rounded again, as bfloat16 is there.
+    On CPU, XLA computes a concatenation of short rows element by element. Writing each piece to its place is
+    vectorized, except for dtypes such as bfloat16 that are widened for it and rounded again.
     """
     width, size = pieces[0].shape[-1], pieces[0].dtype.itemsize
     if jax.default_backend() != "cpu" or size < 4 or width * size >= 128 or is_spread(pieces[0]):
@@ -124,15 +124,15 @@ def split_gates(a: Array, gates: int) -> list[Array]:
 
 
 def outer_sum(left: Array, right: Array, weights: Array) -> Array:
-    """Σ over all leading axes of left ⊗ right: `[..., A], [..., B] -> [A, B]`, one matmul.
+    """Σ over all leading axes of left ⊗ right, `[..., A], [..., B] -> [A, B]`, as one matmul.
 
     Where the batch is spread over devices, the sum has the sharding of the `weights` whose cotangent it is. On one
-    device the leading axes become one before the product, or XLA on CPU would copy `left`, transposed; on several that
-    could gather the batch.
+    device the leading axes are merged before the product, as otherwise XLA on CPU would copy `left` transposed; on
+    several devices merging could gather the batch.
     """
     sharding = jax.typeof(weights).sharding
     spread = left if is_spread(left) else right if is_spread(right) else None
-    if spread is not None:  # on its mesh, of which the weights may not know
+    if spread is not None:  # on its mesh, which may not be that of the weights
         sharding = NamedSharding(jax.typeof(spread).sharding.mesh, sharding.spec)
     elif jax.device_count() == 1:
         left, right = (a.reshape(-1, a.shape[-1]) for a in (left, right))

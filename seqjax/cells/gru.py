@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gated recurrent unit, reset before or after the recurrent product."""
+"""The gated recurrent unit, with its reset before or after the recurrent product."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from seqjax.initializers import Initializer
 
 
 class GRUParams(NamedTuple):
-    """H units, D inputs; gates in the order z, r, g. `bias_rec` exists where reset is after."""
+    """H units, D inputs; gates in the order z, r, g. `bias_rec` exists only with `reset="after"`."""
 
     w_in: Array  # [D, 3*H]
     w_rec: Array  # [H, 3*H]
@@ -37,7 +37,7 @@ class GRUResiduals(NamedTuple):
     r: Array
     g: Array
     h_before: Array
-    recurrent: Option  # W_hg h + b_rec, where reset is after
+    recurrent: Option  # W_hg h + b_rec, with reset="after"
     normalized: Option  # z, r, g, with layer normalization
 
 
@@ -52,7 +52,7 @@ def gru_residuals(
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[GRUCarry, Array, GRUResiduals]:
-    """One step and all that its transpose needs; the recurrent products see `h`, by default the carry's."""
+    """One step, with everything its transpose needs; the recurrent products see `h`, by default the carry's."""
     hidden = params.w_rec.shape[0]
     z_x, r_x, g_x = gates.in_pieces(z, 1, 1, 1)
     dtype = g_x.dtype
@@ -92,13 +92,13 @@ def gru_step(
     """One step from `z = W_x x + b`; see `GRU` for the recurrence and its sources.
 
     Args:
-      params: as `GRU.init` gives them.
+      params: as returned by `GRU.init`.
       carry: h `[..., H]`.
-      z: `[..., 3*H]`, gates in the order z, r, g, or the pieces that `GRU.project` gives.
+      z: `[..., 3*H]`, gates in the order z, r, g, or the pieces that `GRU.project` returns.
       h: what the recurrent products see in place of `carry.h`.
       reset: where r acts, as in `GRU`.
-      activation, gate: functions of arrays, of g, and of z and r.
-      epsilon: of layer normalization.
+      activation, gate: functions of arrays, for g, and for z and r.
+      epsilon: for layer normalization.
 
     Returns:
       The new carry and y = h `[..., H]`.
@@ -150,7 +150,7 @@ def gru_transpose(
 def gru_accumulate(
     params: GRUParams, kept: GRUResiduals, d_zs: tuple[Array, Array], d_activated: tuple | None
 ) -> GRUParams:
-    """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
+    """The params' cotangent from the residuals and cotangents of all steps, with one contraction for each param."""
     dtype = params.w_rec.dtype
     d_product, d_g = d_zs
     d_bias_rec = None
@@ -177,20 +177,20 @@ class GRU(Cell):
 
     z, r = σ(W_x· x_t + W_h· h_{t-1} + b·),  y_t = h_t = z ⊗ h_{t-1} + (1 - z) ⊗ g, with
     `reset="before"`: g = φ(W_xg x_t + W_hg (r ⊗ h_{t-1}) + b_g), or
-    `reset="after"`: g = φ(W_xg x_t + b_g + r ⊗ (W_hg h_{t-1} + b_rec,g)), where z and r too have
-    a second bias b_rec; this is the form of cuDNN, PyTorch and Keras' default.
+    `reset="after"`: g = φ(W_xg x_t + b_g + r ⊗ (W_hg h_{t-1} + b_rec,g)), where z and r also have
+    a second bias b_rec; this is the form used by cuDNN and PyTorch, and Keras' default.
 
     With `normalize="layer"` each gate's linear combination is normalized over its H features
     before its activation.
 
     Args:
       hidden_dim: H.
-      reset: `"before"` or `"after"` the recurrent product.
+      reset: whether r acts `"before"` or `"after"` the recurrent product.
       activation: φ.
       recurrent_activation: σ.
       use_bias: whether the biases exist.
       normalize: `None` or `"layer"`.
-      epsilon: added to the variance by the normalization.
+      epsilon: added to the variance in the normalization.
       w_in_init, w_rec_init, bias_init: initializers.
       dtypes: params, compute and carry.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several cells side by side as one: a recurrence whose weights are block-diagonal."""
+"""Several cells side by side as one: a recurrence with block-diagonal weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Params, Residuals, Shape
 
 HEADS = -2
-"""The axis of heads in what a step handles, `[..., N, K]`; in params it is the first."""
+"""The axis of heads in the arrays of a step, `[..., N, K]`; in params it is the first."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MultiHead(Cell):
-    """N cells of K units, each with weights of its own, that read the same inputs; their outputs are side by side.
+    """N cells of K units that read the same inputs, each with its own weights; their outputs are side by side.
 
     Units of one head do not see those of another from step to step, only in the layer above: the recurrent
-    weights of all N * K units are block-diagonal, an N-th of the numbers and of the work of dense ones. So does a
-    large layer fit a kernel that holds its weights on chip (`Fused`).
+    weights of all N * K units are block-diagonal, with 1/N of the parameters and the work of dense ones. This lets
+    a large layer fit a kernel that holds its weights on chip (`Fused`).
 
-    Params are those of the cell with an axis of N in front; the carry's arrays are `[..., N*K]`. The hand-written
+    Params are those of the cell with a leading axis of size N; the carry's arrays are `[..., N*K]`. The hand-written
     gradient is the cell's.
 
     Args:
-      cell: what a head is.
+      cell: the cell of each head.
       heads: N.
 
     Raises:
-      ValueError: what is no cell, a number of heads that is not a positive integer.
+      ValueError: `cell` is not a cell, or `heads` is not a positive integer.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = MultiHead(seqjax.LSTM(128), 4)
@@ -103,12 +103,12 @@ class MultiHead(Cell):
     def run_heads(
         self, run: Callable[..., tuple[Carry, Array]], params: Params, initial: Carry | None, carry: Carry
     ) -> tuple[Carry, Array]:
-        """`run(params, initial, carry) -> (carry, ys)` of each head, for an engine that runs a head's cell."""
+        """`run(params, initial, carry) -> (carry, ys)` for each head, for an engine that runs a single head's cell."""
         heads = jax.vmap(run, (0, HEADS, HEADS), HEADS)
         return join(heads(params, self.split(initial), self.split(carry)))
 
     def each_head(self, params: Params, carry: Carry) -> list[tuple[Params, Carry]]:
-        """Params and carry `[..., K]` of every head."""
+        """Params and carry `[..., K]` of each head."""
         carries = self.split(carry)
         return [
             (jax.tree.map(lambda a, n=n: a[n], params), jax.tree.map(lambda a, n=n: a[..., n, :], carries))

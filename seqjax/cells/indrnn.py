@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The independently recurrent network: every unit sees its own past alone."""
+"""The independently recurrent network: each unit sees only its own past."""
 
 import dataclasses
 from collections.abc import Callable
@@ -46,14 +46,14 @@ class IndRNN(Cell):
     """Independently recurrent network.
 
     y_t = h_t = φ(W_x x_t + u ⊗ h_{t-1} + b): units mix from layer to layer, not from step to step,
-    so how long a unit remembers is read off its u, and the step's Jacobian is diagonal.
+    so a unit's u shows how long it remembers, and the step's Jacobian is diagonal.
 
     Args:
       hidden_dim: H.
       activation: φ.
       use_bias: whether b exists.
-      w_in_init, w_rec_init, bias_init: initializers; u starts within [0, 1]. Beyond a magnitude of 1
-        a relu unit may grow without bound: `Uniform(0.0, 2 ** (1 / T))` is the source's choice.
+      w_in_init, w_rec_init, bias_init: initializers; by default u starts within [0, 1]. Where |u| > 1
+        a relu unit may grow without bound; the source's choice is `Uniform(0.0, 2 ** (1 / T))`.
       dtypes: params, compute and carry.
 
     Raises:

@@ -33,7 +33,7 @@ class LRUCarry(NamedTuple):
 
 
 class LRUInput(NamedTuple):
-    """The projected input: real and imaginary part of B x, and D x."""
+    """The projected input: the real and imaginary parts of B x, and D x."""
 
     re: Array  # [..., N]
     im: Array  # [..., N]
@@ -41,14 +41,14 @@ class LRUInput(NamedTuple):
 
 
 def lru_eigenvalues(params: LRUParams, dtype: jnp.dtype) -> Array:
-    """λ = exp(-exp(ν_log) + i exp(θ_log)) `[N]`, complex of the real `dtype`."""
+    """λ = exp(-exp(ν_log) + i exp(θ_log)) `[N]`, in the complex dtype made of the real `dtype`."""
     modulus = jnp.exp(-jnp.exp(params.nu_log.astype(dtype)))
     phase = jnp.exp(params.theta_log.astype(dtype))
     return jax.lax.complex(modulus * jnp.cos(phase), modulus * jnp.sin(phase))
 
 
 def lru_coefficients(params: LRUParams, z: LRUInput, *, dtype: jnp.dtype) -> tuple[LRUCarry, LRUCarry]:
-    """`(decay, drive)` = (λ `[N]`, γ ⊗ B x `[..., N]`), complex of the real `dtype`."""
+    """`(decay, drive)` = (λ `[N]`, γ ⊗ B x `[..., N]`), in the complex dtype made of the real `dtype`."""
     gamma = jnp.exp(params.gamma_log.astype(dtype))
     drive = jax.lax.complex(gamma * z.re.astype(dtype), gamma * z.im.astype(dtype))
     return LRUCarry(lru_eigenvalues(params, dtype)), LRUCarry(drive)
@@ -67,19 +67,20 @@ class LRU(Cell):
 
     h_t = λ ⊗ h_{t-1} + γ ⊗ (B x_t),  y_t = Re(C h_t) + D x_t,  λ = exp(-exp(ν_log) + i exp(θ_log)).
 
-    The state h is complex (complex64, or complex128 for float64 params), of `state_dim` features;
-    the output is real, of `hidden_dim`. |λ| < 1 whatever the params. γ starts at sqrt(1 - |λ|²),
-    which gives every state the variance of its input. Params are real: a complex matrix is a pair.
+    The state h is complex (complex64, or complex128 for float64 params) with `state_dim` features;
+    the output is real with `hidden_dim` features. |λ| < 1 whatever the params. γ starts at
+    sqrt(1 - |λ|²), which gives each state the variance of its input. Params are real: a complex
+    matrix is stored as a pair.
 
     Args:
       hidden_dim: H, features of the output.
-      state_dim: N, complex states; `None`: as many as outputs.
+      state_dim: N, the number of complex states; `None`: as many as outputs.
       skip: whether D exists.
       eigenvalue_init: initializer of ν_log and θ_log, drawn as `[2, N]`.
-      b_init: initializer of real and imaginary part of B, each then divided by sqrt(2).
-      c_init: initializer of real and imaginary part of C.
+      b_init: initializer of the real and imaginary parts of B, each then divided by sqrt(2).
+      c_init: initializer of the real and imaginary parts of C.
       d_init: initializer of D.
-      dtypes: params, compute and carry; `carry` names the real dtype that the complex one is made of.
+      dtypes: params, compute and carry; `carry` is the real dtype of which the complex one is made.
 
     Raises:
       ValueError: a 16-bit carry, or a size that is not a positive integer.
@@ -90,8 +91,8 @@ class LRU(Cell):
     >>> cell.initial_carry(params, (2,)).h.shape, params.c_re.shape
     ((2, 6), (6, 4))
 
-    Source: Orvieto et al. 2023 (arXiv 2303.06349), section 3; lemma 3.2 for the eigenvalues. Their
-    code has a diagonal D, for as many inputs as outputs; here it is the matrix of their equations.
+    Source: Orvieto et al. 2023 (arXiv 2303.06349), section 3; lemma 3.2 for the eigenvalues. In their
+    code D is diagonal, with as many inputs as outputs; here it is the matrix of their equations.
     """
 
     hidden_dim: int
@@ -125,7 +126,7 @@ class LRU(Cell):
         return LRUParams(
             nu_log=nu_log,
             theta_log=theta_log,
-            gamma_log=0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu_log))),  # 1 - |λ|², not cancelled
+            gamma_log=0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu_log))),  # 1 - |λ|² without cancellation
             b_re=draw_b(b_re, (in_dim, states), dtype) / math.sqrt(2),
             b_im=draw_b(b_im, (in_dim, states), dtype) / math.sqrt(2),
             c_re=draw_c(c_re, (states, outputs), dtype),

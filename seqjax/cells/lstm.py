@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LSTM: the options that it shares with the peephole LSTM, bound to the equations."""
+"""The LSTM: the options it shares with the peephole LSTM, bound to the equations."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -124,7 +124,7 @@ class LSTM(LSTMFamily):
     c_t = f ⊗ c_{t-1} + i ⊗ g,  y_t = h_t = o ⊗ φ(c_t)
 
     With `normalize="layer"` each gate's linear combination is normalized over its H features
-    before its activation. With `proj_dim` P, y_t = h_t = W_p (o ⊗ φ(c_t)) has P features.
+    before its activation. With `proj_dim=P`, y_t = h_t = W_p (o ⊗ φ(c_t)) has P features.
 
     Args:
       hidden_dim: H.
@@ -132,9 +132,10 @@ class LSTM(LSTMFamily):
       recurrent_activation: σ.
       use_bias: whether b exists.
       normalize: `None` or `"layer"`.
-      epsilon: added to the variance by the normalization.
+      epsilon: added to the variance in the normalization.
       proj_dim: P, or `None` for no projection.
-      w_in_init, w_rec_init, bias_init: initializers, the first of W_p as well; the forget gate's bias starts at 1.
+      w_in_init, w_rec_init, bias_init: initializers; `w_in_init` draws W_p too, and by default the forget gate's
+        bias starts at 1.
       dtypes: params, compute and carry.
 
     Raises:

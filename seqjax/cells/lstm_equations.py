@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recurrence of the LSTM and its hand-written transpose, as plain functions.
 
-They read from the params which options are on, so that the peephole LSTM uses them too.
+They tell from the params which options are on, so the peephole LSTM uses them too.
 """
 
 import functools
@@ -47,7 +47,7 @@ class LSTMResiduals(NamedTuple):
 
 
 def lstm_carry(params: LSTMParams, batch_shape: Shape, dtypes: DTypes) -> LSTMCarry:
-    """Zeros."""
+    """A carry of zeros."""
     dtype = dtypes.of_carry(params.w_in)
     h_dim, c_dim = params.w_rec.shape[0], params.w_rec.shape[1] // 4
     return LSTMCarry(jnp.zeros((*batch_shape, h_dim), dtype), jnp.zeros((*batch_shape, c_dim), dtype))
@@ -56,14 +56,15 @@ def lstm_carry(params: LSTMParams, batch_shape: Shape, dtypes: DTypes) -> LSTMCa
 def lstm_pieces(
     params: LSTMParams, activation: Callable[[Array], Array], gate: Callable[[Array], Array]
 ) -> tuple[int, ...]:
-    """The gates that are computed together: all where one tanh does for all, else each by itself."""
+    """How many gates are computed together: all four if a single tanh can serve them, otherwise one at a time."""
     alone = params.peephole is None and params.scale is None
     return (4,) if alone and activation is jnp.tanh and gate is jax.nn.sigmoid else (1, 1, 1, 1)
 
 
 @jax.custom_jvp
 def activate_together(pre: Array) -> gates.Gates:
-    """σ of i, f and o and tanh of g `[..., 4*H]` by one tanh, as in `activations.sigmoid`: σ(x) = ½ + ½ tanh(x / 2)."""
+    """σ for i, f and o and tanh for g, `[..., 4*H]`, by a single tanh: σ(x) = ½ + ½ tanh(x / 2), as in
+    `activations.sigmoid`."""
     wide = at_least_float32(pre.dtype)
     half = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], wide), pre.shape[-1] // 4)
     activated = half * jnp.tanh(half * pre.astype(wide)) + (1 - half)
@@ -87,7 +88,7 @@ def lstm_residuals(
     gate: Callable[[Array], Array] = jax.nn.sigmoid,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[LSTMCarry, Array, LSTMResiduals]:
-    """One step and all that its transpose needs; the recurrent product sees `h`, by default the carry's."""
+    """One step, with everything its transpose needs; the recurrent product sees `h`, by default the carry's."""
     pieces = gates.in_pieces(z, *lstm_pieces(params, activation, gate))
     dtype = pieces[0].dtype
     pre = gates.add_gates(pieces, gates.recur(carry.h if h is None else h, params.w_rec, dtype))
@@ -128,12 +129,12 @@ def lstm_step(
     """One step from `z = W_x x + b`; see `LSTM` for the recurrence and its source.
 
     Args:
-      params: as `LSTM.init` gives them.
+      params: as returned by `LSTM.init`.
       carry: h `[..., H]`, or `[..., P]` with a projection, and c `[..., H]`.
-      z: `[..., 4*H]`, gates in the order i, f, g, o, or the pieces that `LSTM.project` gives.
+      z: `[..., 4*H]`, gates in the order i, f, g, o, or the pieces that `LSTM.project` returns.
       h: what the recurrent products see in place of `carry.h`.
-      activation, gate: functions of arrays, of g and c, and of i, f and o.
-      epsilon: of layer normalization.
+      activation, gate: functions of arrays, for g and c, and for i, f and o.
+      epsilon: for layer normalization.
 
     Returns:
       The new carry and y = h `[..., H]`, or `[..., P]`.
@@ -161,7 +162,7 @@ def lstm_transpose(
 ) -> tuple[LSTMCarry, Array, tuple]:
     """The transpose of one step: `(d_carry, d_z, (d_activated, d_projected))`.
 
-    φ(c_t) is computed again: in a loop that waits for memory that is cheaper than to store it.
+    φ(c_t) is computed again: in a loop bound by memory, that is cheaper than storing it.
     """
     squashed = activation(memory_after(kept))
     d_projected = d_carry.h.astype(d_y.dtype) + d_y
@@ -188,12 +189,12 @@ def lstm_transpose(
 
 
 def memory_after(kept: LSTMResiduals) -> Array:
-    """c_t, which is not stored."""
+    """c_t, which is recomputed because it is not stored."""
     return kept.f * kept.c_before + kept.i * kept.g
 
 
 def lstm_accumulate(params: LSTMParams, kept: LSTMResiduals, d_zs: Array, extras: tuple) -> LSTMParams:
-    """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
+    """The params' cotangent from the residuals and cotangents of all steps, with one contraction for each param."""
     dtype = params.w_rec.dtype
     d_activated, d_projected = extras
     d_peephole = d_proj = None

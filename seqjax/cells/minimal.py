@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The minimal GRU and LSTM, whose gates see the input alone: affine in their state."""
+"""The minimal GRU and LSTM, whose gates see only the input, so that they are affine in their state."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class MinCarry(NamedTuple):
 
 
 def positive_candidate(x: Array) -> Array:
-    """The candidate of the log form, x + 0.5 for x >= 0 and σ(x) below: positive, continuous, increasing.
+    """The candidate of the log form: x + 0.5 for x >= 0, σ(x) for x < 0; positive, continuous and increasing.
 
     >>> positive_candidate(jnp.array([-200.0, 0.0, 2.0])).tolist()
     [0.0, 0.5, 2.5]
@@ -48,7 +48,7 @@ def min_gru_coefficients(z: Array, *, mode: str = "direct") -> tuple[MinCarry, M
     """`(decay, drive)` = (1 - z, z ⊗ g) from the projected input `[..., 2*H]`; see `MinGRU`."""
     z_x, g = gates.split_gates(z, 2)
     g = positive_candidate(g) if mode == "log" else g
-    return MinCarry(jax.nn.sigmoid(-z_x)), MinCarry(jax.nn.sigmoid(z_x) * g)  # σ(-x) is 1 - σ(x), not cancelled
+    return MinCarry(jax.nn.sigmoid(-z_x)), MinCarry(jax.nn.sigmoid(z_x) * g)  # σ(-x) = 1 - σ(x), without cancellation
 
 
 def min_lstm_coefficients(z: Array, *, mode: str = "direct") -> tuple[MinCarry, MinCarry]:
@@ -61,7 +61,7 @@ def min_lstm_coefficients(z: Array, *, mode: str = "direct") -> tuple[MinCarry, 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MinimalFamily(Cell):
-    """What the two cells share: options, projection, and a step from the coefficients."""
+    """What the two cells share: options, projection, and a step made from the coefficients."""
 
     hidden_dim: int
     mode: str = "direct"
@@ -101,17 +101,17 @@ class MinGRU(MinimalFamily):
 
     z = σ(W_z x_t + b_z),  g = W_g x_t + b_g,  y_t = h_t = (1 - z) ⊗ h_{t-1} + z ⊗ g.
 
-    Here z *writes*, as in the source; `GRU`'s z keeps. With `mode="log"` the candidate is the
-    source's positive one, x + 0.5 for x >= 0 and σ(x) below, so that a positive state stays
-    positive. The source needs logarithms there because its parallel scan divides by products of
-    decays. No engine here does, so the carry is h itself, not log h, in both modes, and log h
-    loses nothing: 1 - z comes from σ(-x) and the update is an average, which cannot overflow.
+    Here z *writes* the state, as in the source, whereas `GRU`'s z keeps it. With `mode="log"` the
+    candidate is the source's positive one, x + 0.5 for x >= 0 and σ(x) for x < 0, so that a positive
+    state stays positive. The source works with logarithms there because its parallel scan divides by
+    products of decays. No engine here does, so in both modes the carry is h itself, not log h, and no
+    accuracy is lost: 1 - z is computed as σ(-x), and the update is an average, which cannot overflow.
 
-    The state is float32 at least, whatever the compute dtype.
+    The state is at least float32, whatever the compute dtype.
 
     Args:
       hidden_dim: H.
-      mode: `"direct"` or `"log"`, the candidate.
+      mode: the candidate, `"direct"` or `"log"`.
       use_bias: whether the biases exist.
       w_in_init, bias_init: initializers.
       dtypes: params, compute and carry.
@@ -140,22 +140,22 @@ class MinGRU(MinimalFamily):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MinLSTM(MinimalFamily):
-    """Minimal long short-term memory, its gates normalized to an average.
+    """Minimal long short-term memory, with gates normalized so that they sum to 1.
 
     i, f = σ(W_x· x_t + b·),  f' = f / (f + i),  i' = i / (f + i),  g = W_g x_t + b_g,
     y_t = h_t = f' ⊗ h_{t-1} + i' ⊗ g.
 
-    f' and i' come from log f - log i, so they are right where both gates underflow. With
+    f' and i' are computed from log f - log i, so they are right even where both gates underflow. With
     `mode="log"` the candidate is the source's positive one; see `MinGRU` for why the carry is h
-    itself in both modes. The state is float32 at least, whatever the compute dtype.
+    itself in both modes. The state is at least float32, whatever the compute dtype.
 
     Args:
       hidden_dim: H.
-      mode: `"direct"` or `"log"`, the candidate.
+      mode: the candidate, `"direct"` or `"log"`.
       use_bias: whether the biases exist.
       w_in_init: initializer of the weights.
-      bias_init: initializer of the bias, drawn as an LSTM's `[4, H]` of which o is left out, so
-        that `ForgetGate` and `Chrono` mean what they do for an `LSTM`.
+      bias_init: initializer of the bias, drawn like an LSTM's as `[4, H]` and used without o, so
+        that `ForgetGate` and `Chrono` mean the same as for an `LSTM`.
       dtypes: params, compute and carry.
 
     Raises:

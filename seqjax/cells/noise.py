@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise inside a recurrence, as wrappers of a cell: zoneout and recurrent dropout."""
+"""Noise inside a recurrence, as wrappers around a cell: zoneout and recurrent dropout."""
 
 import dataclasses
 
@@ -13,15 +13,15 @@ from seqjax.spread import alike
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Zoneout(Cell):
-    """Keeps each unit of the carry, with probability `rate`, as it was the step before.
+    """Keeps each unit of the carry at its previous value with probability `rate`.
 
     carry_t = m ⊗ carry_{t-1} + (1 - m) ⊗ step(carry_{t-1}, x_t), m ~ Bernoulli(rate); in
-    evaluation m is its mean. The output is the new `h`.
+    evaluation m is replaced by its mean. The output is the new `h`.
 
     Args:
       cell: a cell whose output is its carry's `h`.
-      rate: the probability of keeping a unit of `h` (and of every other leaf of real numbers but `c`).
-      c_rate: the same for the memory cell `c` of an LSTM; `None`: as `rate`.
+      rate: the probability of keeping a unit of `h`, and of every other floating-point leaf except `c`.
+      c_rate: the same for the memory cell `c` of an LSTM; `None`: the same as `rate`.
 
     Raises:
       ValueError: a rate outside [0, 1), a cell with batch normalization; in a step, a cell whose output is not its
@@ -66,11 +66,11 @@ class Zoneout(Cell):
         after, y = self.cell.step(params, carry, z, inner)
         h = getattr(after, "h", None)
         if h is None or h.shape != y.shape or jnp.iscomplexobj(h):
-            raise ValueError(f"Zoneout needs a cell whose carry has the output as `h`; that of {self.cell!r} has not.")
+            raise ValueError(f"Zoneout needs a cell whose carry has the output as `h`; that of {self.cell!r} does not.")
 
         def zone(name: str, before: Array, after: Array, key: Key) -> Array:
             if not jnp.issubdtype(after.dtype, jnp.inexact):
-                return after  # a count of steps, say
+                return after  # e.g. a count of steps
             rate = float(self.c_rate if name == "c" and self.c_rate is not None else self.rate)
             if key is None:
                 return rate * before + (1 - rate) * after
@@ -86,10 +86,10 @@ class Zoneout(Cell):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RecurrentDropout(Cell):
-    """Drops, at each step, units of h_{t-1} where the recurrent products see it.
+    """Drops units of h_{t-1} at each step, but only where the recurrent products see it.
 
-    h̃ = m ⊗ h_{t-1} / (1 - rate), m ~ Bernoulli(1 - rate), in W_h h̃ alone: what the cell
-    remembers (`c` of an LSTM, z ⊗ h of a GRU) is not touched.
+    h̃ = m ⊗ h_{t-1} / (1 - rate), m ~ Bernoulli(1 - rate), enters W_h h̃ only: what the cell
+    remembers (`c` of an LSTM, z ⊗ h of a GRU) is left alone.
 
     Args:
       cell: a cell with recurrent products: `Simple`, `LSTM`, `PeepholeLSTM`, `GRU`.
@@ -113,7 +113,7 @@ class RecurrentDropout(Cell):
         require.rate("RecurrentDropout", rate=self.rate)
         if "seen" not in self.cell.capabilities:
             raise ValueError(
-                f"RecurrentDropout needs a cell with recurrent products, that offers 'seen'; {self.cell!r} does not."
+                f"RecurrentDropout needs a cell with recurrent products that offers 'seen'; {self.cell!r} does not."
             )
 
     @property

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer normalization inside a cell: of each gate's linear combination, before its activation.
+"""Layer normalization inside a cell, of each gate's linear combination before its activation.
 
-A cell of G gates has `scale [G*H]` and `offset [G*H]`, gates side by side, or `None` where nothing is normalized.
+A cell with G gates has `scale [G*H]` and `offset [G*H]`, gates side by side, or `None` if nothing is normalized.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from seqjax.cells.gates import leading_sum
 from seqjax.dtypes import at_least_float32
 
 EPSILON = 1e-5
-"""Added to the variance by the normalizations inside cells, unless their `epsilon` says otherwise."""
+"""Default for the `epsilon` that normalizations inside cells add to the variance."""
 
 
 class Normalized(NamedTuple):
     """What the transpose of a layer normalization needs."""
 
     unit: Array  # [..., H], zero mean and unit variance
-    inverse: Array  # [..., 1], 1 / standard deviation, in at least float32: half precision may not reach so far
+    inverse: Array  # [..., 1], 1 / standard deviation, in at least float32, as it may overflow half precision
 
 
 def normalize(x: Array, scale: Array, offset: Array, epsilon: float = EPSILON) -> tuple[Array, Normalized]:
@@ -49,7 +49,7 @@ def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
 def activate(
     params: Any, epsilon: float, gate: int, function: Callable[[Array], Array], x: Array
 ) -> tuple[Array, Normalized | None]:
-    """`function` of a gate's linear combination `x [..., H]`, normalized first where `params` have a scale."""
+    """`function` of a gate's linear combination `x [..., H]`, which is normalized first if `params` have a scale."""
     if params.scale is None:
         return function(x), None
     y, kept = normalize(x, _of_gate(params.scale, gate, x), _of_gate(params.offset, gate, x), epsilon)
@@ -59,7 +59,7 @@ def activate(
 def activate_transpose(
     params: Any, kept: Sequence[Normalized] | None, gate: int, slope: Array, d: Array
 ) -> tuple[Array, Array]:
-    """Cotangents of a gate's linear combination and of what its function saw, from that of its output."""
+    """Cotangents of a gate's linear combination and of its function's argument, given that of its output."""
     d_activated = d * slope
     if kept is None:
         return d_activated, d_activated
@@ -67,7 +67,7 @@ def activate_transpose(
 
 
 def accumulate(kept: Sequence[Normalized] | None, d_activated: Any, dtype: Any) -> tuple[Option, Option]:
-    """Cotangents of scale and offset, from those of what each gate's function saw at all steps; `None` without."""
+    """Cotangents of scale and offset, given those of each gate's argument at all steps; `None` if not normalized."""
     if kept is None:
         return None, None
     d_scale = [leading_sum(d * normalized.unit, dtype) for d, normalized in zip(d_activated, kept, strict=True)]
@@ -75,6 +75,6 @@ def accumulate(kept: Sequence[Normalized] | None, d_activated: Any, dtype: Any) 
 
 
 def _of_gate(parameter: Array, gate: int, like: Array) -> Array:
-    """A gate's `[H]` of all gates' `[G*H]`."""
+    """One gate's `[H]` out of the `[G*H]` of all gates."""
     hidden = like.shape[-1]
     return parameter[gate * hidden : (gate + 1) * hidden]

@@ -15,8 +15,8 @@ class PeepholeLSTM(LSTMFamily):
     c_t = f ⊗ c_{t-1} + i ⊗ g,  o = σ(W_xo x_t + W_ho h_{t-1} + p_o ⊗ c_t + b_o),
     y_t = h_t = o ⊗ φ(c_t)
 
-    `peephole [3, H]`, in the order i, f, o, starts at zero: the cell starts as an LSTM.
-    Options are those of `LSTM`; `proj_dim` gives the LSTMP of Sak et al.
+    `peephole [3, H]`, in the order i, f, o, starts at zero, so the cell starts as an LSTM.
+    The options are those of `LSTM`; `proj_dim` gives the LSTMP of Sak et al.
 
     Raises:
       ValueError: an unknown option, or a size that is not a positive integer.

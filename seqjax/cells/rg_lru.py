@@ -19,7 +19,7 @@ POWER = 8.0
 
 
 class RGLRUParams(NamedTuple):
-    """H units, D inputs; gates in the order r, i. `w_x` exists where the input is projected."""
+    """H units, D inputs; gates in the order r, i. `w_x` exists if the input is projected."""
 
     w_in: Array  # [D, 2*H]
     bias: Array | None  # [2*H]
@@ -32,7 +32,7 @@ class RGLRUCarry(NamedTuple):
 
 
 class RGLRUInput(NamedTuple):
-    """What of a step does not depend on the state."""
+    """The part of a step that does not depend on the state."""
 
     gates: Array  # [..., 2*H], before the sigmoid
     x: Array  # [..., H], what enters the recurrence
@@ -41,10 +41,10 @@ class RGLRUInput(NamedTuple):
 def complement_root(log_a: Array) -> Array:
     """sqrt(1 - a²) from log a <= 0.
 
-    1 - a² = -expm1(2 log a) does not cancel near a = 1. There the slope in log a is unbounded, but
-    log a = -c r softplus(-Λ), and the slope in Λ or in r's pre-activation is at most
-    |log a| a² / sqrt(1 - a²) < 1/4, and vanishes. So nothing is clipped and autodiff is exact; only
-    a root that underflows to 0 is kept from dividing.
+    1 - a² = -expm1(2 log a) does not cancel near a = 1. There the slope with respect to log a is
+    unbounded, but log a = -c r softplus(-Λ), and the slope with respect to Λ or r's pre-activation is
+    at most |log a| a² / sqrt(1 - a²) < 1/4 and tends to zero. So nothing is clipped and autodiff is
+    exact; the only guard is against dividing by a root that underflows to 0.
 
     >>> round(float(complement_root(jnp.float32(-5e-13))), 9)
     1e-06
@@ -69,31 +69,30 @@ class RGLRU(Cell):
     r, i = σ(W· x_t + b·),  a = σ(Λ)^(c r),  c = 8,
     y_t = h_t = a ⊗ h_{t-1} + sqrt(1 - a²) ⊗ (i ⊗ u_t).
 
-    u_t = W_u x_t, which the source has as a layer of its own before the cell. With
-    `project_input=False` u_t = x_t, the source's equations to the letter, and inputs need H features.
-    (The authors' code also leaves the root out at the first step of a sequence; the equations
-    do not, nor do we.)
+    u_t = W_u x_t, which in the source is a separate layer before the cell. With `project_input=False`,
+    u_t = x_t, exactly the source's equations, and inputs must have H features. (The authors' code
+    also leaves out the root at the first step of a sequence; the equations do not, and nor do we.)
 
-    The state is float32 at least, whatever the compute dtype.
+    The state is at least float32, whatever the compute dtype.
 
     Args:
       hidden_dim: H.
       project_input: whether W_u exists.
-      min_decay, max_decay: σ(Λ)^c at the start is uniform between them.
+      min_decay, max_decay: bounds of the uniform distribution from which the initial σ(Λ)^c is drawn.
       use_bias: whether the gates' biases exist.
       w_in_init, bias_init, w_x_init: initializers of the gates and of W_u.
       dtypes: params, compute and carry.
 
     Raises:
-      ValueError: decays that are not 0 < min < max < 1, a 16-bit carry, a size that is not a
-        positive integer, inputs of another size than H without projection.
+      ValueError: decays that violate 0 < min < max < 1, a 16-bit carry, a size that is not a
+        positive integer, or, without projection, inputs that do not have H features.
 
     >>> import jax
     >>> params = RGLRU(4).init(jax.random.key(0), 3)
     >>> params.w_in.shape, params.decay_logit.shape, params.w_x.shape
     ((3, 8), (4,), (3, 4))
 
-    Source: De et al. 2024 (Griffin, arXiv 2402.19427), equations 1 to 4, section 2.4 for the initialization.
+    Source: De et al. 2024 (Griffin, arXiv 2402.19427), equations 1 to 4; section 2.4 for the initialization.
     """
 
     hidden_dim: int

@@ -35,7 +35,7 @@ class SimpleCarry(NamedTuple):
 class SimpleResiduals(NamedTuple):
     h_before: Array
     h: Array
-    normalized: Option  # of the one gate, with layer normalization
+    normalized: Option  # of the single gate, with layer normalization
 
 
 def simple_residuals(
@@ -47,7 +47,7 @@ def simple_residuals(
     activation: Callable[[Array], Array] = jnp.tanh,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[SimpleCarry, Array, SimpleResiduals]:
-    """One step, plain or layer-normalized, and all that its transpose needs."""
+    """One step, plain or layer-normalized, with everything its transpose needs."""
     a = z + gates.recur(carry.h if h is None else h, params.w_rec, z.dtype)
     y, kept = normalization.activate(params, epsilon, 0, activation, a)
     normalized = None if kept is None else (kept,)
@@ -66,12 +66,12 @@ def simple_step(
     """One step from `z = W_x x + b`, plain or layer-normalized; see `Simple` for the recurrence and its sources.
 
     Args:
-      params: as `Simple.init` gives them.
+      params: as returned by `Simple.init`.
       carry: h `[..., H]`.
       z: `[..., H]`.
       h: what the recurrent product sees in place of `carry.h`.
       activation: φ, a function of arrays.
-      epsilon: of layer normalization.
+      epsilon: for layer normalization.
 
     Returns:
       The new carry and y = h `[..., H]`.
@@ -109,7 +109,7 @@ def batch_normalized_step(
     activation: Callable[[Array], Array] = jnp.tanh,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[SimpleCarry, Array]:
-    """One step normalized over the batch (`training`) or by the population statistics."""
+    """One step, normalized over the batch (`training`) or by the population statistics."""
     a = z + gates.recur(carry.h, params.w_rec, z.dtype)
     moments = batch_moments(a) if training else jax.lax.stop_gradient((params.mean, params.var))
     mean, var = (m.astype(a.dtype) for m in moments)
@@ -134,7 +134,7 @@ def simple_transpose(
 
 
 def simple_accumulate(params: SimpleParams, kept: SimpleResiduals, d_zs: Array, d_activated: Array | None):
-    """The params' cotangent from the residuals and cotangents of all steps, one contraction each."""
+    """The params' cotangent from the residuals and cotangents of all steps, with one contraction for each param."""
     d_rec = gates.outer_sum(kept.h_before, d_zs, params.w_rec)
     d_scale, d_offset = normalization.accumulate(kept.normalized, (d_activated,), params.w_rec.dtype)
     return jax.tree.map(jnp.zeros_like, params)._replace(w_rec=d_rec, scale=d_scale, offset=d_offset)
@@ -144,18 +144,18 @@ def simple_accumulate(params: SimpleParams, kept: SimpleResiduals, d_zs: Array, 
 class Simple(Cell):
     """Simple recurrent network.
 
-    y_t = h_t = φ(N(W_x x_t + W_h h_{t-1} + b)), N the identity, layer or batch normalization.
+    y_t = h_t = φ(N(W_x x_t + W_h h_{t-1} + b)), where N is the identity, layer or batch normalization.
 
-    Batch normalization takes its statistics at each step over the batch in training (there is a
-    key) and from the params in evaluation; `seqjax.layers.calibrate` sets those after training.
-    It is here to be compared with layer normalization.
+    In training (with a key), batch normalization takes its statistics over the batch at each step;
+    in evaluation, from the params, where `seqjax.layers.calibrate` sets them after training.
+    It is here for comparison with layer normalization.
 
     Args:
       hidden_dim: H.
       activation: φ.
       use_bias: whether b exists.
       normalize: `None`, `"layer"` or `"batch"`.
-      epsilon: added to the variance by the normalization.
+      epsilon: added to the variance in the normalization.
       w_in_init, w_rec_init, bias_init: initializers.
       dtypes: params, compute and carry.
 
@@ -200,7 +200,7 @@ class Simple(Cell):
 
     @property
     def stochastic(self) -> bool:
-        return self.couples_batch  # a key tells its step that this is training
+        return self.couples_batch  # the key tells its step that this is training
 
     @property
     def couples_batch(self) -> bool:

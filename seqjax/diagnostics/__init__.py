@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diagnostics: see why a recurrent model fails to learn or to remember. Pure functions over any model.
 
-| question                                      | function                                |
-|-----------------------------------------------|-----------------------------------------|
-| does the gradient arrive at early steps?      | `gradient_flow`                         |
-| does the last output hear early inputs?       | `memory_profile`, `memory_horizon`      |
-| do gates and activations stand at their ends? | `trajectories`, then `saturation`       |
-| does a step stretch or shrink the state?      | ..., then `jacobian_spectrum`           |
-| do trajectories part or meet in the long run? | ..., then `lyapunov_exponents`          |
-| what did clipping do in training?             | `clip_history`                          |
+| question                                         | function                                |
+|--------------------------------------------------|-----------------------------------------|
+| does the gradient reach early steps?             | `gradient_flow`                         |
+| does the last output depend on early inputs?     | `memory_profile`, `memory_horizon`      |
+| are gates and activations saturated?             | `trajectories`, then `saturation`       |
+| does a step stretch or shrink the state?         | ..., then `jacobian_spectrum`           |
+| do trajectories diverge or meet in the long run? | ..., then `lyapunov_exponents`          |
+| what did clipping do in training?                | `clip_history`                          |
 
-All but the last may be jitted. `scripts/run diagnose` draws them for a saved checkpoint.
+All but the last can be jitted. `scripts/run diagnose` plots them for a saved checkpoint.
 """
 
 from seqjax.diagnostics.clipping import ClipHistory, clip_history

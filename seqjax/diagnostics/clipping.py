@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clipping did over a training run, from its metrics."""
+"""What clipping did over a training run, as told by its metrics."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,34 +11,34 @@ from seqjax.training.records import Line
 
 
 class ClipHistory(NamedTuple):
-    """Clipping and gradient norms over training, of the steps that were logged."""
+    """Clipping and gradient norms over training, for the steps that were logged."""
 
     steps: np.ndarray
     """`[blocks]`: the last step of each block."""
     clipped: np.ndarray
-    """`[blocks]`: the part of its steps whose gradient was clipped."""
+    """`[blocks]`: the fraction of the block's steps whose gradient was clipped."""
     skipped: np.ndarray
-    """`[blocks]`: the part of its steps that were skipped, as not finite."""
+    """`[blocks]`: the fraction of the block's steps that were skipped because they were not finite."""
     norms: np.ndarray
-    """`[blocks]`: the median of its gradient norms before clipping; NaN where none was finite."""
+    """`[blocks]`: the median of the block's gradient norms before clipping; NaN if none was finite."""
     clip_fraction: float
-    """The part of all logged steps whose gradient was clipped."""
+    """The fraction of all logged steps whose gradient was clipped."""
     skip_count: int
-    """Steps skipped in the whole run, logged or not."""
+    """The number of steps skipped in the whole run, logged or not."""
 
 
 def clip_history(lines: Iterable[Line], blocks: int = 50) -> ClipHistory:
     """The fraction of training steps whose gradient was clipped, block by block.
 
     Args:
-      lines: of a run's `metrics.jsonl`, as `training.read_metrics` reads them or `Run.history` has them.
-      blocks: in how many blocks of steps, at most; lines are shared out evenly.
+      lines: those of a run's `metrics.jsonl`, from `training.read_metrics` or `Run.history`.
+      blocks: the most blocks to form; lines are divided evenly among them.
 
     Returns:
       The history.
 
     Raises:
-      ValueError: no lines of training metrics, or no blocks.
+      ValueError: no lines of training metrics, or a `blocks` that is not a positive integer.
 
     >>> lines = [{"step": t, "grad_norm": 9.0 / t, "clipped": t < 4} for t in range(1, 7)]
     >>> history = clip_history([{**line, "skipped": False, "skipped_steps": 0} for line in lines], blocks=2)

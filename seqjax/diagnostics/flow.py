@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient flow: how much of the loss's gradient arrives at the state of each step."""
+"""Gradient flow: how much of the loss's gradient reaches the state at each step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,11 +25,11 @@ from seqjax.sequences import as_sequence
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GradientFlow:
-    """Gradients in the states of one recurrent layer. A pytree, so it may leave a jitted function.
+    """Gradients with respect to the states of one recurrent layer. A pytree, so a jitted function can return it.
 
     Attributes:
-      name: its place in the params, and its cell: `"0 LSTM(20)"`.
-      norms: for each leaf of the carry, `h` and `c` say, ‖dL/dh_t‖₂ over features, `[T, ...]` for every sequence.
+      name: the layer's place in the params, and its cell: `"0 LSTM(20)"`.
+      norms: for each leaf of the carry, such as `h` and `c`, ‖dL/dh_t‖₂ over features, `[T, ...]` for every sequence.
     """
 
     name: str = dataclasses.field(metadata={"static": True})
@@ -55,22 +55,22 @@ def gradient_flow(
     """‖dL/dh_t‖ at every step t, for every recurrent layer.
 
     dL/dh_t is the gradient along all paths from h_t to the loss: through the output of step t, and
-    through all later states. Of an LSTM's c_t it includes the path through h_t. It is read off as the
-    gradient in a perturbation of zero that is added to the state, see `Probe`; the model's own
-    engines run it, so what `Truncated` cuts is cut here.
+    through all later states. For an LSTM's c_t it includes the path through h_t. It is computed as the
+    gradient with respect to a zero perturbation added to the state; see `Probe`. A model's `Truncated`
+    engines are kept, so what they cut is cut here too.
 
     Args:
-      model: any layer with recurrent layers in it.
+      model: any layer that contains recurrent layers.
       params: its params.
-      xs: `[T, ..., D]`; `[B, T, ..., D]`, with mask and resets to match, for a `BatchMajor` model.
+      xs: `[T, ..., D]`; for a `BatchMajor` model `[B, T, ..., D]`, with mask and resets to match.
       loss: `loss(ys, mask) -> scalar` of the model's outputs `[T', ..., F]` and their mask: over the whole
-        sequence, or at the last step, which shows best how far back a gradient comes.
-      carry: to start from; by default the initial one.
-      mask, resets, key: as for `Layer.apply`; a key measures what training sees.
+        sequence, or at the last step, which best shows how far back a gradient reaches.
+      carry: the carry to start from; by default the initial one.
+      mask, resets, key: as for `Layer.apply`; with a key, it measures what training sees.
 
     Returns:
       A `GradientFlow` for each recurrent layer, over the steps that the layer sees. Where a step is
-      masked there is no new state and the norm is 0.
+      masked, there is no new state and the norm is 0.
 
     Raises:
       ValueError: a model without a recurrent layer.

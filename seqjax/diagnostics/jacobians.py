@@ -11,7 +11,7 @@ from seqjax.diagnostics.trajectory import Trajectory
 
 
 def push(trajectory: Trajectory, state: Array, x: Array, tangents: Array) -> Array:
-    """J_t times tangents `[K, ..., N]` at one step, from its state `[..., N]` and input `[..., D]`."""
+    """J_t times tangents `[K, ..., N]` at one step, given its state `[..., N]` and input `[..., D]`."""
     cell, params, layout = trajectory.cell, trajectory.params, trajectory.layout
 
     def step(state: Array) -> Array:
@@ -25,12 +25,12 @@ def step_jacobians(trajectory: Trajectory) -> Array:
     """J_t = ∂carry_t/∂carry_{t-1} at every step of a trajectory.
 
     Args:
-      trajectory: of a recurrent layer, see `trajectories`; `trajectory.every(k)` for every k-th step.
+      trajectory: that of a recurrent layer (see `trajectories`); `trajectory.every(k)` for every k-th step.
 
     Returns:
       `[T, ..., N, N]` over the real vectors of `StateLayout`: for an LSTM of H units N = 2 H, h before
-      c. Masked steps have the Jacobian that a step from zeros would have; a step with a reset that of
-      a step from the initial carry.
+      c. Masked steps have the Jacobian that a step from zeros would have; a step with a reset has that
+      of a step from the initial carry.
 
     >>> import seqjax
     >>> from seqjax.diagnostics import trajectories
@@ -54,7 +54,7 @@ def _jacobian(trajectory: Trajectory, state: Array, x: Array) -> Array:
 
 
 class Spectrum(NamedTuple):
-    """Of the Jacobian of every step; NaN where a step is masked."""
+    """The spectrum of the Jacobian of every step; NaN where a step is masked."""
 
     singular_values: Array
     """`[T, ..., N]`, largest first: how much the step stretches."""
@@ -63,14 +63,14 @@ class Spectrum(NamedTuple):
 
 
 def jacobian_spectrum(trajectory: Trajectory) -> Spectrum:
-    """Singular values and moduli of the eigenvalues of every step's Jacobian.
+    """Singular values and eigenvalue moduli of every step's Jacobian.
 
-    A largest singular value below 1 at every step means that gradients must vanish; above 1 they may
-    explode. What they do over many steps is told by `lyapunov_exponents`. One step's Jacobians are
+    If the largest singular value is below 1 at every step, gradients must vanish; above 1 they may
+    explode. For what they do over many steps, see `lyapunov_exponents`. Only one step's Jacobians are
     held at a time.
 
     Args:
-      trajectory: of a recurrent layer; `trajectory.every(k)` looks at every k-th step.
+      trajectory: that of a recurrent layer; `trajectory.every(k)` looks at every k-th step.
 
     Returns:
       The spectra, over the real vectors of `StateLayout`.

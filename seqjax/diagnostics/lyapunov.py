@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lyapunov exponents: the rate at which neighbouring trajectories of a recurrent layer part or meet."""
+"""Lyapunov exponents: the rates at which neighbouring trajectories of a recurrent layer diverge or converge."""
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,24 @@ def lyapunov_exponents(trajectory: Trajectory, count: int = 1, *, discard: int =
     """The largest Lyapunov exponents along a trajectory, in nats per step.
 
     Q_t R_t = J_t Q_{t-1} with Q orthonormal `[N, count]`; exponent k is the mean of log |R_t[k, k]|.
-    Negative: the layer forgets, by a factor e in -1/λ steps, and gradients vanish at that rate. Positive:
-    it is chaotic for these inputs, and gradients explode. They are those of the layer as its inputs drive
-    it, over as many steps as there are: an average over few steps still depends on where it starts.
+    If λ is negative, the layer forgets, by a factor e in -1/λ steps, and gradients vanish at that rate. If it
+    is positive, the layer is chaotic for these inputs, and gradients explode. The exponents are those of the
+    layer as driven by its inputs, over all the steps given; an average over few steps still depends on where
+    it starts.
 
     Args:
-      trajectory: of a recurrent layer, see `trajectories`.
+      trajectory: that of a recurrent layer; see `trajectories`.
       count: how many exponents, at most N.
-      discard: first steps that only turn the tangent vectors into the directions that grow most.
-      key: draws the vectors to start from; by default a fixed one.
+      discard: number of first steps that only turn the tangent vectors into the directions that grow most.
+      key: draws the initial vectors; by default a fixed key.
 
     Returns:
       `[..., count]` for every sequence, largest first. Masked steps do not count; at a reset the
-      vectors go on from the initial carry. -inf where a direction is lost in one step (a relu that is
-      off), NaN where a sequence has no step after `discard`.
+      vectors continue from the initial carry. -inf where a direction is lost in one step (a relu that
+      is off), NaN where a sequence has no step after `discard`.
 
     Raises:
-      ValueError: a count that the state does not have, or no step left after `discard`.
+      ValueError: a count larger than the state or below 1, or no step left after `discard`.
 
     >>> import seqjax
     >>> from seqjax.cells import LambdaCell

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory horizon: how much the last output still depends on inputs of long ago."""
+"""Memory horizon: how much the last output still depends on inputs from long ago."""
 
 from typing import NamedTuple
 
@@ -26,26 +26,27 @@ def memory_profile(
 ) -> Array:
     """‖∂y_T/∂x_t‖ (Frobenius) against the lag T - t, in steps of the input.
 
-    Exact by one reverse pass for each of the F outputs. With `projections` K it is estimated from K
-    passes with v ~ N(0, I): E‖vᵀJ‖² = ‖J‖², with a relative standard deviation of the norm of at most
-    1/sqrt(2K). Evaluation alone: no dropout, population statistics, so that sequences are independent.
+    By default it is exact, with one reverse pass for each of the F outputs. With `projections=K` it is
+    estimated from K passes with v ~ N(0, I): E‖vᵀJ‖² = ‖J‖², with a relative standard deviation of the
+    norm of at most 1/sqrt(2K). It always runs in evaluation mode: no dropout, and population statistics,
+    so that sequences are independent.
 
     Args:
       model: any layer, under any engines, strided or not.
       params: its params.
-      xs: `[T, ..., D]`; `[B, T, ..., D]`, with mask and resets to match, for a `BatchMajor` model.
-      carry: to start from; by default the initial one.
+      xs: `[T, ..., D]`; for a `BatchMajor` model `[B, T, ..., D]`, with mask and resets to match.
+      carry: the carry to start from; by default the initial one.
       mask, resets: as for `Layer.apply`. y_T is the last unmasked output of each sequence, and lags
         count from its last unmasked input.
       projections: K, or `None` for the exact norm.
       key: draws the projections.
 
     Returns:
-      `[T, ...]`, axis 0 the lag from 0 on, for every sequence; NaN at lags that reach before its first step,
-      infinity where the derivative has left its dtype's range.
+      `[T, ...]` for every sequence, where axis 0 is the lag, starting at 0; NaN at lags that reach before its
+      first step, infinity where the derivative has left its dtype's range.
 
     Raises:
-      ValueError: integer inputs, which have no derivative; projections without a key, or none of them.
+      ValueError: integer inputs, which have no derivative; projections without a key, or fewer than one.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
@@ -59,7 +60,7 @@ def memory_profile(
     model, xs, mask, resets = time_major(model, xs, mask, resets)
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise ValueError(
-            f"xs are {xs.dtype}, and outputs have no derivative in ids; look at the layers behind Embed: "
+            f"xs are {xs.dtype}, and outputs have no derivative in ids; look at the layers after Embed: "
             "Serial(*model.layers[1:]) on its outputs."
         )
     require.positive_if_given("memory_profile", projections=projections)
@@ -85,8 +86,8 @@ def memory_profile(
 
 
 def _by_lag(norms: Array, mask: Mask) -> Array:
-    """`[T, ...]` over steps as `[T, ...]` over lags from the last unmasked one."""
-    norms = jnp.where(jnp.isfinite(norms), norms, jnp.inf)  # what overflows on the way may end as NaN
+    """Norms `[T, ...]` over steps, as `[T, ...]` over lags from the last unmasked step."""
+    norms = jnp.where(jnp.isfinite(norms), norms, jnp.inf)  # an overflow on the way may end as NaN
     if mask is None:
         return jnp.flip(norms, 0)
     lags = jnp.arange(len(norms)).reshape(-1, *[1] * (norms.ndim - 1))
@@ -98,20 +99,20 @@ class Horizon(NamedTuple):
     """How far back a memory reaches."""
 
     lag: Array
-    """`[...]` int: from this lag on the profile stays below the fraction of its largest value."""
+    """`[...]` int: from this lag on, the profile stays at or below the fraction of its largest value."""
     reached: Array
-    """`[...]` bool: whether it falls so far at all within the sequence; if not, `lag` is its length."""
+    """`[...]` bool: whether it falls that far at all within the sequence; if not, `lag` is the sequence's length."""
 
 
 def memory_horizon(profile: Array, fraction: float = 0.01) -> Horizon:
-    """The lag from which a profile stays below a fraction of its largest value.
+    """The lag from which a profile stays at or below a fraction of its largest value.
 
     Args:
-      profile: `[T, ...]` over lags, as `memory_profile` gives it; NaN where there is no such lag.
+      profile: `[T, ...]` over lags, as returned by `memory_profile`; NaN where there is no such lag.
       fraction: of the largest value, between 0 and 1.
 
     Returns:
-      The lag, and whether the profile falls so far at all.
+      The lag, and whether the profile falls that far at all.
 
     Raises:
       ValueError: a fraction out of range.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cell that shows its state at every step, and through which gradients in that state can be read."""
+"""A cell that exposes its state at every step, and gradients with respect to that state."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from seqjax.paths import leaf_names
 
 @dataclasses.dataclass(frozen=True)
 class StateLayout:
-    """A carry as one real vector `[..., N]`: leaves side by side, complex ones as real, then imaginary parts.
+    """A carry as one real vector `[..., N]`: leaves side by side, complex ones as their real, then imaginary parts.
 
     >>> from seqjax.cells import LSTMCarry
     >>> layout = StateLayout.of(LSTMCarry(jnp.zeros((2, 3)), jnp.ones((2, 3))), batch_ndim=1)
@@ -42,7 +42,7 @@ class StateLayout:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Real numbers of each leaf."""
+        """The number of real numbers in each leaf."""
         parts = (2 if _is_complex(dtype) else 1 for dtype in self.dtypes)
         return tuple(n * math.prod(shape) for n, shape in zip(parts, self.shapes, strict=True))
 
@@ -53,7 +53,7 @@ class StateLayout:
 
     @property
     def dtype(self) -> Any:
-        """The widest real dtype among the leaves, at least float32: LAPACK knows nothing narrower."""
+        """The widest real dtype among the leaves, but at least float32: LAPACK has nothing narrower."""
         real = (jnp.finfo(d).dtype for d in self.dtypes if jnp.issubdtype(d, jnp.inexact))
         return at_least_float32(widest(*real))
 
@@ -87,18 +87,18 @@ def _is_complex(dtype: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Probe(Cell):
-    """A cell whose inputs also hold a perturbation of its state, and whose outputs also hold the state.
+    """A cell whose inputs also contain a perturbation of its state, and whose outputs also contain the state.
 
-    carry_t = step(carry_{t-1}, x_t) + δ_t,  y_t of that carry_t: with inputs `[x_t, δ_t]` the outputs are
-    `[y_t, carry_{t-1}]`, states as vectors `[..., N]` of `StateLayout`. At δ = 0 its numbers are the
-    cell's, and the gradient of a loss in δ_t is dL/dcarry_t: along every path, through the output of
-    step t too, as δ_t is added where the step has made the new carry and before it makes y_t from it.
+    carry_t = step(carry_{t-1}, x_t) + δ_t, with y_t computed from that carry_t: for inputs `[x_t, δ_t]` the
+    outputs are `[y_t, carry_{t-1}]`, with states as vectors `[..., N]` of `StateLayout`. At δ = 0 its numbers
+    are the cell's, and the gradient of a loss with respect to δ_t is dL/dcarry_t along every path, including
+    the output of step t: δ_t is added once the step has made the new carry, before it makes y_t from it.
 
     It runs under every engine that needs no capability of a cell. Its params and carry are the cell's.
 
     Args:
       cell: any cell.
-      in_dim: D, the cell's own inputs.
+      in_dim: D, the number of the cell's own input features.
       in_dtype: their dtype.
 
     >>> import seqjax
@@ -140,9 +140,9 @@ class Probe(Cell):
 
 
 def perturbed_step(cell: Cell, params: Params, carry: Carry, z: Any, key: Key, delta: Carry) -> tuple[Carry, Array]:
-    """`cell.step` with `delta` added to the new carry where it is made: what the step makes of it sees it.
+    """`cell.step` with `delta` added to the new carry as soon as it is made, so that whatever depends on it sees it.
 
-    So the gradient in `delta` of an LSTM's c_t is the one in c_t, through h_t = o ⊗ tanh(c_t) as well.
+    So for an LSTM's c_t the gradient with respect to `delta` is that of c_t, also through h_t = o ⊗ tanh(c_t).
     The step is traced and evaluated operation by operation.
     """
     closed, shapes = jax.make_jaxpr(cell.step, return_shape=True)(params, carry, z, key)
@@ -152,11 +152,11 @@ def perturbed_step(cell: Cell, params: Params, carry: Carry, z: Any, key: Key, d
 
 
 def _evaluate(closed: core.ClosedJaxpr, args: list, deltas: list[Array | None]) -> list:
-    """The outputs of a jaxpr, each with its delta (if it has one) added where it is made."""
+    """The outputs of a jaxpr, each with its delta (if it has one) added as soon as it is made."""
     jaxpr = closed.jaxpr
     made_by = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
     at: dict[Any, list[Array]] = {}
-    aside: list[Array | None] = []  # deltas of outputs that are inputs or constants, and not made here
+    aside: list[Array | None] = []  # deltas of outputs that are not made here: inputs or constants
     for var, delta in zip(jaxpr.outvars, deltas, strict=True):
         made = not isinstance(var, core.Literal) and var in made_by
         aside.append(None if made else delta)
@@ -173,7 +173,7 @@ def _evaluate(closed: core.ClosedJaxpr, args: list, deltas: list[Array | None]) 
         inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
         if inner is not None and any(var in at for var in equation.outvars):
             sums = [_total(at.get(var, [])) for var in equation.outvars]
-            outputs = _evaluate(inner, inputs, sums)  # a step that was jitted: go inside
+            outputs = _evaluate(inner, inputs, sums)  # a jitted step: descend into it
         else:
             options = equation.primitive.get_bind_params(equation.params)
             outputs = equation.primitive.bind(*inputs, **options)
@@ -184,7 +184,7 @@ def _evaluate(closed: core.ClosedJaxpr, args: list, deltas: list[Array | None]) 
 
 
 def _before_casts(var: Any, made_by: dict) -> Any:
-    """The variable that `var` is a mere cast of: a carry in another dtype than the output is one."""
+    """The variable of which `var` is a mere cast, as a carry is whose dtype differs from the output's."""
     while made_by[var].primitive.name == "convert_element_type":
         source = made_by[var].invars[0]
         if isinstance(source, core.Literal) or source not in made_by:

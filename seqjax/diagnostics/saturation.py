@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saturation: how often gates and activations stand at their bounds, where their slopes vanish."""
+"""Saturation: how often gates and activations are at their bounds, where their slopes vanish."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ class GateValues(NamedTuple):
     values: Array
     """`[T, ..., H]`."""
     activation: Activation
-    """What made them: it has the bounds."""
+    """The function that made them, which determines the bounds."""
 
 
 def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
@@ -61,10 +61,10 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
     | `Zoneout`, `RecurrentDropout`  | of the cell inside, in evaluation                     |
     | `MultiHead`                    | of its heads, side by side                            |
 
-    Other cells have no gates that are known here.
+    The gates of other cells are not known here.
 
     Args:
-      trajectory: of a recurrent layer.
+      trajectory: that of a recurrent layer.
 
     Returns:
       Values by name, recomputed from the states; `{}` for a cell that is not in the table.
@@ -115,29 +115,29 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
 
 
 class Saturation(NamedTuple):
-    """How often the units of a gate stand at a bound, over unmasked steps and sequences."""
+    """How often the units of a gate are at a bound, over unmasked steps and sequences."""
 
     low: Array
-    """`[H]`: the part of the time that each unit is within epsilon of the lower bound; 0 if it has none."""
+    """`[H]`: the fraction of the time that each unit is within epsilon of the lower bound; 0 if it has none."""
     high: Array
-    """`[H]`: the same of the upper bound."""
+    """`[H]`: the same for the upper bound."""
 
     @property
     def fraction(self) -> Array:
-        """Of all values, those at either bound: a scalar."""
+        """The fraction of all values that are at either bound, a scalar."""
         return jnp.mean(self.low + self.high)
 
 
 def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Saturation]:
     """How often each gate and activation of a layer is within `epsilon` of its bounds.
 
-    A gate at a bound passes no gradient to its own weights; what it does to the state depends on the
-    gate: an LSTM's f at 1 remembers, at 0 forgets; a tanh at ±1 is blind to its inputs. Of a relu those
-    values count that are 0, where it is off.
+    A gate at a bound passes no gradient to its own weights. What it does to the state depends on the
+    gate: an LSTM's f remembers at 1 and forgets at 0; a tanh at ±1 is blind to its inputs. For a relu, only
+    values of exactly 0, where it is off, count.
 
     Args:
-      trajectory: of a recurrent layer, see `trajectories`.
-      epsilon: how near counts, from 0 to below a half.
+      trajectory: that of a recurrent layer; see `trajectories`.
+      epsilon: how near to a bound counts, at least 0 and below 0.5.
 
     Returns:
       `Saturation` by the names of `gate_values`; activations without bounds, and functions of your
@@ -171,7 +171,7 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
 
 
 def _fraction(passed: Array, mask: Array | None) -> Array:
-    """`[H]`: the part of unmasked values that pass a test `[T, ..., H]`."""
+    """`[H]`: the fraction of unmasked values for which `passed [T, ..., H]` is True."""
     weights = jnp.ones(passed.shape[:-1], bool) if mask is None else mask
     count = (passed & weights[..., None]).sum(tuple(range(passed.ndim - 1)))
     return count.astype(jnp.float32) / jnp.maximum(weights.sum(), 1).astype(jnp.float32)

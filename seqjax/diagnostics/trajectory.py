@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states of every recurrent layer inside a model, and where to add to them: the model with probes in it."""
+"""The states of every recurrent layer inside a model, and a way to perturb them: the model with probes."""
 
 import dataclasses
 from typing import Any, Self
@@ -29,15 +29,15 @@ from seqjax.sequences import as_sequence, hide
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """What a recurrent layer saw at each of its T steps. A pytree, so it may leave a jitted function.
+    """What a recurrent layer saw at each of its T steps. A pytree, so a jitted function can return it.
 
     Attributes:
-      name: where in the model's params the layer is, and its cell: `"0 GRU(20)"`.
-      cell: the layer's.
-      params: the cell's.
-      carries: like the cell's carry, each leaf `[T, ...]`: what step t started from, after its reset;
+      name: the layer's place in the model's params, and its cell: `"0 GRU(20)"`.
+      cell: the layer's cell.
+      params: the cell's params.
+      carries: like the cell's carry, with leaves `[T, ...]`: what step t started from, after its reset;
         zeros where step t is masked.
-      xs: `[T, ..., D]`, the layer's inputs, zeros where they are masked.
+      xs: `[T, ..., D]`, the layer's inputs; zeros where they are masked.
       mask: `[T, ...]` bool or None.
     """
 
@@ -50,11 +50,11 @@ class Trajectory:
 
     @property
     def layout(self) -> StateLayout:
-        """Of its carries as vectors `[T, ..., N]`."""
+        """The layout of its carries as vectors `[T, ..., N]`."""
         return StateLayout.of(self.carries, self.xs.ndim - 1)
 
     def every(self, stride: int) -> Self:
-        """Every `stride`-th step of it, for what looks at steps one by one."""
+        """Every `stride`-th step of it, for functions that look at steps one by one."""
         carries, xs, mask = jax.tree.map(lambda a: a[::stride], (self.carries, self.xs, self.mask))
         return dataclasses.replace(self, carries=carries, xs=xs, mask=mask)
 
@@ -62,7 +62,7 @@ class Trajectory:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ProbedParams:
-    """Params of `Probed`: its layer's, and what is added to the states."""
+    """Params of `Probed`: those of its layer, and what is added to the states."""
 
     params: Params
     deltas: Array  # [T, ..., N]
@@ -72,7 +72,7 @@ class ProbedParams:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ProbedCarry:
-    """Carry of `Probed`: its layer's, and after `apply` what the layer saw."""
+    """Carry of `Probed`: that of its layer and, after `apply`, what the layer saw."""
 
     carry: Carry
     seen: Trajectory | None = None
@@ -80,7 +80,7 @@ class ProbedCarry:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Probed(Layer):
-    """A recurrent layer whose params hold a perturbation of its states, and whose last carry their trajectory."""
+    """A recurrent layer whose params contain a perturbation of its states, and whose last carry their trajectory."""
 
     layer: RNN
 
@@ -119,23 +119,23 @@ class Probed(Layer):
 
 
 def state_layout(cell: Cell, params: Params, batch_shape: Shape) -> StateLayout:
-    """Of a cell's carries.
+    """The layout of a cell's carries.
 
     Raises:
       ValueError: none of their leaves is floating-point.
     """
     layout = StateLayout.of(jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), len(batch_shape))
     if not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in layout.dtypes):
-        raise ValueError(f"{cell!r} carries no floating-point numbers, which could be looked at or added to.")
+        raise ValueError(f"{cell!r} carries no floating-point numbers that could be looked at or perturbed.")
     return layout
 
 
 def with_probes(model: Layer) -> Layer:
-    """`model` with every recurrent layer in it, however deep, probed.
+    """`model` with every recurrent layer in it probed, however deep.
 
-    Engines that are parallel in time, or have kernels for some cells alone, are replaced by `Auto`, and inside
-    `Checkpointed` and `Truncated` by `Scan`, which give the same numbers. These two, `Scan` and engines of your own
-    are kept, so that what truncation cuts is seen to be cut.
+    Engines that are parallel over time, or have kernels only for some cells, are replaced by `Auto` (inside
+    `Checkpointed` and `Truncated` by `Scan`), which gives the same numbers. `Checkpointed`, `Truncated`, `Scan` and
+    engines of your own are kept, so that what truncation cuts is seen to be cut.
 
     >>> import seqjax
     >>> with_probes(seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1)))
@@ -156,7 +156,7 @@ def _sequential(engine: Engine) -> Engine:
 
 
 def probed_params(probed: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct) -> Params:
-    """The params of `with_probes(model)` from the model's: perturbations of zero beside them.
+    """The params of `with_probes(model)`, made from the model's, with perturbations of zero.
 
     Raises:
       ValueError: a model without a recurrent layer.
@@ -174,7 +174,7 @@ def probed_params(probed: Layer, params: Params, xs: Array | jax.ShapeDtypeStruc
 
 
 def probed_carry(probed: Layer, params: Params, carry: Carry | None, batch_shape: Shape) -> Carry:
-    """The carry of `with_probes(model)` from the model's; `None`: the initial one."""
+    """The carry of `with_probes(model)`, made from the model's, or the initial one if that is `None`."""
     initial = probed.initial_carry(params, batch_shape)
     if carry is None:
         return initial
@@ -186,7 +186,7 @@ def probed_carry(probed: Layer, params: Params, carry: Carry | None, batch_shape
 
 
 def named(tree: Any, kind: type) -> dict[str, Any]:
-    """The nodes of a kind in `tree`, by their path: `{"0": ..., "1.0": ...}`, `""` where it is the tree itself."""
+    """The nodes of a kind in `tree`, by path: `{"0": ..., "1.0": ...}`, or `""` for the tree itself."""
 
     def is_kind(node: Any) -> bool:
         return isinstance(node, kind)
@@ -196,7 +196,7 @@ def named(tree: Any, kind: type) -> dict[str, Any]:
 
 
 def layer_name(path: str, cell: Cell) -> str:
-    """`"0 GRU(20)"`, or `"GRU(20)"` where the model is that layer alone."""
+    """`"0 GRU(20)"`, or `"GRU(20)"` if the model is that layer alone."""
     return f"{path} {cell!r}".strip()
 
 
@@ -213,18 +213,18 @@ def trajectories(
     """What each recurrent layer of a model sees and carries, step by step.
 
     Args:
-      model: any layer with recurrent layers in it, under any engines.
+      model: any layer that contains recurrent layers, under any engines.
       params: its params.
-      xs: `[T, ..., D]`; `[B, T, ..., D]`, with mask and resets to match, for a `BatchMajor` model.
-      carry: to start from; by default the initial one.
+      xs: `[T, ..., D]`; for a `BatchMajor` model `[B, T, ..., D]`, with mask and resets to match.
+      carry: the carry to start from; by default the initial one.
       mask, resets, key: as for `Layer.apply`.
 
     Returns:
       A `Trajectory` for each recurrent layer, in the order of the params. Each has as many steps as its
-      layer sees: fewer behind a strided layer. A backward direction's run backward in time.
+      layer sees: fewer after a strided layer. Those of a backward direction run backward in time.
 
     Raises:
-      ValueError: a model without a recurrent layer; a cell whose carry is integers alone.
+      ValueError: a model without a recurrent layer; a cell whose carry contains only integers.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.Conv1D(3, 2, stride=2), seqjax.RNN(seqjax.LSTM(4)), seqjax.Dense(1))

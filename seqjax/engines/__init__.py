@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines: one way to run a cell over time a file."""
+"""Engines: ways to run a cell over time, one per file."""
 
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine for cells that are affine in their carry: what is left in time is a linear recurrence."""
+"""The engine for cells that are affine in their carry, for which all that remains in time is a linear recurrence."""
 
 import dataclasses
 import functools
@@ -17,37 +17,37 @@ from seqjax.plan import Plan, residual_bytes, tree_bytes
 from seqjax.sequences import expand, hide
 
 CACHED = 256
-"""Steps, at most, in a segment of the loop: their coefficients stay in cache."""
+"""The most steps in a segment of the loop, so that their coefficients stay in cache."""
 
 Recurrence = Callable[..., Array]
-"""`(decay, drive, carry, *, cut) -> states`, as `linear.linear_recurrence`."""
+"""`(decay, drive, carry, *, cut) -> states`, like `linear.linear_recurrence`."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Associative(Engine):
     """Runs a cell with the affine capability: carry_t = decay_t ⊗ carry_{t-1} + drive_t.
 
-    Coefficients and outputs of many steps are computed at once; what is left in time is a diagonal
+    Coefficients and outputs of many steps are computed at once. What remains in time is a diagonal
     linear recurrence on the carry alone, whose reverse pass is the same recurrence backwards
-    (`linear_recurrence`). Masks and resets are coefficients too: a masked step has decay 1 and
-    drive 0; a reset has drive + decay ⊗ initial carry, and is cut off from what came before.
+    (`linear_recurrence`). Masks and resets become coefficients too: a masked step has decay 1 and
+    drive 0; a step with a reset has drive + decay ⊗ initial carry, and is cut off from what came before.
 
-    A segment's coefficients exist at once and are recomputed in the reverse pass, so a gradient
-    keeps T / segment carries and the coefficients of one segment, beside inputs and outputs. Forward
+    All coefficients of a segment exist at once and are recomputed in the reverse pass, so a gradient
+    keeps T / segment carries and the coefficients of one segment, besides inputs and outputs. Forward
     mode and gradients of gradients work.
 
     Args:
-      method: `"scan"`, a loop: best on a CPU, where it runs at the speed of memory; `"tree"`,
-        `lax.associative_scan`, depth log T: best on an accelerator; `"kernel"`, a kernel for NVIDIA GPUs
-        that runs chunks of time at once, and `"interpreter"`, the same run by Pallas' interpreter, for
-        tests; `"auto"`: `"scan"` where `jax.default_backend()` is a CPU, otherwise `"tree"`. Numbers agree
+      method: `"scan"`: a loop, best on a CPU, where it runs at memory speed; `"tree"`:
+        `lax.associative_scan`, of depth log T, best on an accelerator; `"kernel"`: a kernel for NVIDIA GPUs
+        that runs chunks of time at once; `"interpreter"`: that kernel run by Pallas' interpreter, for
+        tests; `"auto"`: `"scan"` if `jax.default_backend()` is a CPU, otherwise `"tree"`. All agree
         to rounding.
-      segment: steps in a segment; `None`: for the loop the largest divisor of T from 128 to 256, so that
-        no copies are made for a rest, or 256 where there is none; for the others all.
+      segment: steps in a segment; `None`: for the loop, the largest divisor of T from 128 to 256, so that
+        no copies are made for a remainder, or 256 if there is none; for the other methods, all steps.
 
     Raises:
       ValueError: an unknown method, a segment that is not a positive integer; in `run`, a cell
-        that is not affine, `"kernel"` without a GPU.
+        that is not affine, or `"kernel"` without a GPU.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> from seqjax.cells.minimal import MinGRU
@@ -88,7 +88,7 @@ class Associative(Engine):
             return run(carry, steps)
 
         def piece(carry: Carry, piece: Steps, _: None) -> tuple[Carry, tuple[Array, None]]:
-            # inside a scan the loop itself keeps XLA from merging the two forward passes
+            # inside a scan, the loop itself keeps XLA from merging the two forward passes
             carry, ys = jax.checkpoint(run, prevent_cse=False)(carry, piece)
             return carry, (ys, None)
 
@@ -100,7 +100,7 @@ class Associative(Engine):
         return carry, jnp.concatenate([ys, rest_ys])
 
     def choose(self, T: int) -> tuple[str, int]:
-        """The method, and the steps in a segment, for a sequence of `T` steps.
+        """The method and the number of steps in a segment for a sequence of `T` steps.
 
         >>> Associative("scan").choose(1000), Associative("scan").choose(997), Associative("tree").choose(1000)
         (('scan', 250), ('scan', 256), ('tree', 1000))
@@ -133,7 +133,7 @@ class Associative(Engine):
 
 
 def check_affine(engine: Engine, cell: Cell, key: Key = None) -> None:
-    """Refuses a cell that an engine for affine recurrences cannot run.
+    """Rejects a cell that an engine for affine recurrences cannot run.
 
     Raises:
       ValueError: naming the engines that can.
@@ -153,7 +153,7 @@ def check_affine(engine: Engine, cell: Cell, key: Key = None) -> None:
 def run_affine(
     cell: Cell, recurrence: Recurrence, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
-    """Runs an affine cell over steps that are prepared already, all coefficients at once."""
+    """Runs an affine cell over prepared steps, with all coefficients at once."""
     z = cell.project(params, visible(steps))
     decay, drive = cell.coefficients(params, z)
     recur = functools.partial(masked_recurrence, recurrence, mask=steps.mask, resets=steps.reset)

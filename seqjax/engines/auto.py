@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine that picks an engine: a fixed table, no measurement, no fallback at run time."""
+"""The engine that picks an engine, from a fixed table: no measurements, and no fallback at run time."""
 
 import dataclasses
 
@@ -15,15 +15,15 @@ from seqjax.plan import Plan, is_known
 from seqjax.spread import is_spread
 
 LONG = 1024
-"""Steps from which a sequence may be run in segments."""
+"""The length from which a sequence may be run in segments."""
 KEPT, KEPT_ELSEWHERE = 2**26, 2**30
-"""Bytes of residuals up to which a long sequence is run whole, on a CPU and elsewhere (not measured there). Beyond, the
-memory that segments save is worth their second forward pass."""
+"""Bytes of residuals up to which a long sequence is run whole, on a CPU and elsewhere (the latter not measured). Beyond
+that, the memory that segments save is worth their second forward pass."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Auto(Engine):
-    """Picks an engine from the cell, the shapes and the machine alone, so that a model is always run the same way.
+    """Picks an engine by the cell, the shapes and the machine alone, so that a model always runs the same way.
 
     | cell                     | steps   | residuals | engine           | because                              |
     |--------------------------|---------|-----------|------------------|--------------------------------------|
@@ -34,13 +34,13 @@ class Auto(Engine):
     | any other                | >= 1024 | <= 64 MiB | `Scan()`         | nothing is computed twice            |
     | any other                | >= 1024 | more      | `Checkpointed()` | memory of √T steps in place of T     |
 
-    Residuals are what a gradient by `Scan()` keeps of all steps beside inputs and outputs; off the CPU up to
-    1 GiB of them is kept. A cell has a kernel if it is one that `Fused` runs and its recurrent weights fit on the
-    chip. With a symbolic batch `Scan()` is picked where the cell is not affine. With several devices XLA could not
-    split the kernel, so there it is yours to pick, inside `jax.shard_map`.
+    Residuals are what a gradient by `Scan()` keeps of all steps, besides inputs and outputs; off the CPU the
+    limit is 1 GiB. A cell has a kernel if `Fused` can run it and its recurrent weights fit on the chip.
+    With a symbolic batch, `Scan()` is picked unless the cell is affine. With several devices XLA could not
+    split the kernel, so `Fused` is yours to pick there, inside `jax.shard_map`.
 
     The parallel-in-time engines for nonlinear cells (`Relaxed`, `Newton`) and `Sharded` are never
-    picked: they pay on many devices and for contracting dynamics, which only you know.
+    picked: they pay off on many devices and for contracting dynamics, which only you can know.
     `seqjax.explain(model, xs)` shows the choice.
 
     >>> import jax, seqjax
@@ -52,7 +52,7 @@ class Auto(Engine):
     """
 
     def choose(self, cell: Cell, params: Params, carry: Carry, xs: Array | jax.ShapeDtypeStruct) -> tuple[Engine, str]:
-        """The engine for a run of `cell` from arrays of such shapes, and why."""
+        """The engine that runs `cell` on arrays of these shapes, and why."""
         T = xs.shape[0]
         if "affine" in cell.capabilities and not cell.stochastic and isinstance(T, int):
             return Associative(), "the recurrence is linear in its carry"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sequential engine in segments: only carries between segments are kept, the rest is recomputed."""
+"""The sequential engine in segments: only the carries between segments are kept; the rest is recomputed."""
 
 import dataclasses
 import functools
@@ -17,34 +17,34 @@ from seqjax.engines.stepping import Steps, add, no_cotangents, without_float0
 from seqjax.plan import Plan, tree_bytes
 
 SHORT = 100
-"""Steps of a segment below which starting it is felt; measured on a CPU."""
+"""Segments shorter than this pay noticeably for being started; measured on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Checkpointed(SequentialEngine):
     """Runs a cell segment by segment; the reverse pass recomputes one segment at a time.
 
-    Inside a segment the reverse pass is the cell's hand-written one where there is one. A gradient
-    holds, beside inputs and outputs, T / S carries and the residuals of S steps, S the segment:
+    Inside a segment the reverse pass is the cell's hand-written one, if it has one. With segments of S
+    steps, a gradient holds T / S carries and the residuals of S steps, besides inputs and outputs:
 
-        memory(S) ≈ (T / S) · carry + S · residuals,    least at S = √(T · carry / residuals)
+        memory(S) ≈ (T / S) · carry + S · residuals,    smallest at S = √(T · carry / residuals)
 
-    and costs one more forward pass, which on long sequences is won back in part, as everything
+    It costs one more forward pass, part of which is won back on long sequences because everything
     a segment needs stays in cache (`scripts/run bench engines` measures both).
-    With `levels` L > 1 segments are cut again: about (L + 1) · T^(1 / (L + 1)) carries and residuals,
+    With `levels` L > 1, segments are cut again: about (L + 1) · T^(1 / (L + 1)) carries and residuals,
     for L more forward passes.
 
-    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them on the way. Forward mode (`jvp`, `jacfwd`) is refused:
-    use `Scan(adjoint=False)`. Gradients of gradients and Hessian-vector products work.
+    Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them along the way. Forward mode (`jvp`, `jacfwd`) is
+    refused: use `Scan(adjoint=False)`. Gradients of gradients and Hessian-vector products work.
 
     Args:
-      segment: steps in an innermost segment; `None`: about half of T^(1 / (levels + 1)), as residuals of a step
-        are about four carries, but that root itself up to 100 steps.
-      levels: how often the sequence is cut.
+      segment: steps in an innermost segment; `None`: about half of T^(1 / (levels + 1)), as the residuals of a
+        step are about four carries, but the whole root where it is at most 100 steps.
+      levels: how many times the sequence is cut.
       inner: what runs a segment: `Scan()`, or `Fused()` for a kernel in the memory of a few segments.
 
     Raises:
-      ValueError: a segment or levels that are not positive integers, an engine that cannot run pieces.
+      ValueError: a segment or levels that are not positive integers, or an engine that cannot run pieces.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = seqjax.RNN(seqjax.GRU(4), Checkpointed(segment=100))
@@ -85,7 +85,7 @@ class Checkpointed(SequentialEngine):
         return Plan(repr(cell), repr(self), why, memory, T)
 
     def sizes(self, T: int) -> tuple[int, ...]:
-        """Steps in a segment at each level, outermost first: divisors of T, where any is near, leave no rest.
+        """Steps in a segment at each level, outermost first: divisors of T, if any are near, to leave no remainder.
 
         >>> Checkpointed().sizes(100_000), Checkpointed().sizes(997), Checkpointed(levels=2).sizes(1_000_000)
         ((160,), (32,), (10000, 100))
@@ -107,7 +107,7 @@ def run_segments(
     carry: Carry,
     steps: Steps,
 ) -> tuple[Carry, Array]:
-    """Runs steps in segments of `sizes[0]`, each in segments of `sizes[1]`, and so on."""
+    """Runs steps in segments of `sizes[0]`, each of them in segments of `sizes[1]`, and so on."""
     T = steps.x.shape[0]
     if not sizes or sizes[0] >= T:
         return inner.run_steps(cell, params, initial, carry, steps)
@@ -129,7 +129,7 @@ def _recomputed(
     carry: Carry,
     steps: Steps,
 ) -> tuple[Carry, Array]:
-    """Runs whole segments of `sizes[0]` steps; its gradient keeps the carries between them alone."""
+    """Runs whole segments of `sizes[0]` steps; its gradient keeps only the carries between them."""
     return _forward(cell, inner, sizes, params, initial, carry, steps)[0]
 
 

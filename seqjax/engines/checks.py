@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is refused for, whatever the engine."""
+"""Checks that every run must pass, whatever the engine."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from seqjax.sequences import check_sequence
 
 
 def check_run(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, resets: Resets) -> Carry:
-    """Refuses what `cell` cannot be run on, and returns its initial carry.
+    """Rejects arguments that `cell` cannot be run on, and returns its initial carry.
 
     Raises:
-      ValueError: a wrong rank, mask or resets; another cell's params; a carry of another batch.
+      ValueError: a wrong rank, mask or resets; another cell's params; a carry for another batch.
     """
     check_sequence(xs, mask, resets, features=True)
     check_params(cell, params, xs.shape[-1])
@@ -25,10 +25,11 @@ def check_run(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, r
 
 
 def check_params(cell: Cell, params: Params, in_dim: int) -> None:
-    """Refuses params drawn by a cell of other options or sizes, whose missing or further arrays would be left out
+    """Rejects params drawn by a cell with other options or sizes, as missing or extra arrays would otherwise be ignored
     silently.
 
-    Not looked at: what is no tuple, list or dict, and params of cells that cannot draw any, or draw no NamedTuple.
+    Not checked: params that are not a tuple, list or dict, and those of cells that cannot draw any or that draw
+    something other than a NamedTuple.
 
     Raises:
       ValueError: naming what was given and what was expected.
@@ -58,18 +59,18 @@ def check_params(cell: Cell, params: Params, in_dim: int) -> None:
                 f"{cell!r} has {'no ' if wanted is None else ''}{name} with these options, and the params have "
                 f"{'none' if given is None else 'one'}; give the cell the options that the params were drawn with."
             )
-        if jax.tree.structure(given) != jax.tree.structure(wanted):  # type: ignore[operator]  # sparse, say
+        if jax.tree.structure(given) != jax.tree.structure(wanted):  # type: ignore[operator]  # e.g. sparse
             continue
         shape, size = jax.tree.map(jnp.shape, given), jax.tree.map(lambda a: a.shape, wanted)
         if shape != size:
             raise ValueError(
                 f"{cell!r} has, for inputs of {in_dim} features (axis -1 of xs), {name} of shape {size}, got {shape}; "
-                "params, cell and inputs must be of the sizes that the params were drawn with."
+                "params, cell and inputs must have the sizes that the params were drawn with."
             )
 
 
 def check_carry(carry: Carry, expected: Carry, batch_shape: Shape) -> None:
-    """Refuses a carry of another structure, shape or dtype than a run starts from.
+    """Rejects a carry whose structure, shapes or dtypes differ from those of the initial carry.
 
     Raises:
       ValueError: naming both.

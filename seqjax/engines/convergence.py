@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """When an iteration over time has converged, and what happens when it has not.
 
-One question is asked, forward and in the adjoint: how far is each state from what the step makes of
-the state before it, f(h_{t-1}, x_t)? How much an iteration still moves says nothing about that.
+Both forward and in the adjoint, one question is asked: how far is each state from what the step makes
+of the state before it, f(h_{t-1}, x_t)? How far an iteration still moves says nothing about that.
 """
 
 import functools
@@ -19,25 +19,25 @@ from seqjax.dtypes import at_least_float32, widest
 
 
 class Solution(NamedTuple):
-    """The answer of a parallel engine, and how it was reached."""
+    """The answer of a parallel-in-time engine, and how it was reached."""
 
     carry: Carry
     """The carry after the last step."""
     ys: Array
     """`[T, ..., H]`."""
     iterations: Array
-    """int32: sweeps, or Newton iterations (of all windows together), of the whole batch."""
+    """int32: sweeps, or Newton iterations (summed over all windows), for the whole batch."""
     residual: Array
     """`[...]`: for each sequence the largest |h_t - f(h_{t-1}, x_t)| before any fallback, relative to the largest
-    |h| up to step t: where states grow, so does what an early error does to them."""
+    |h| up to step t: where states grow, so does the effect of an early error on them."""
     converged: Array
     """`[...]` bool: for each sequence, whether the residual is within tolerance and all numbers are finite."""
     fell_back: Array
-    """bool: whether the loop finished the batch from the first step that had not converged."""
+    """bool: whether the loop had to finish the batch, from the first step that had not converged."""
 
 
 def check_options(engine: Engine, tol: float | None, on_failure: str, **limits: int | None) -> None:
-    """Refuses what no iteration could run with.
+    """Rejects options that no iteration could run with.
 
     Raises:
       ValueError: naming the field, what was given and what was expected.
@@ -49,17 +49,17 @@ def check_options(engine: Engine, tol: float | None, on_failure: str, **limits: 
 
 
 def check_tolerance(owner: str, tol: float | None) -> None:
-    """Refuses a tolerance that is none.
+    """Rejects an invalid tolerance.
 
     Raises:
       ValueError: naming what was given.
     """
     if tol is not None and not (require.is_number(tol) and tol > 0):
-        raise ValueError(f"{owner}: tol must be positive, or None for that of the carry's dtype, got {tol!r}.")
+        raise ValueError(f"{owner}: tol must be positive, or None for the carry dtype's default, got {tol!r}.")
 
 
 def check_solvable(engine: Engine, cell: Cell, carry: Carry, key: Key) -> None:
-    """Refuses cells that cannot be run on many steps at once.
+    """Rejects cells that cannot be run on many steps at once.
 
     Raises:
       ValueError: naming the engines that would work.
@@ -74,13 +74,13 @@ def check_solvable(engine: Engine, cell: Cell, carry: Carry, key: Key) -> None:
     for leaf in jax.tree.leaves(carry):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
-                f"{engine!r} iterates on a carry of floating numbers, that of {cell!r} has {leaf.dtype.name}; "
+                f"{engine!r} iterates on a floating-point carry, and that of {cell!r} has {leaf.dtype.name}; "
                 "use Scan or Checkpointed."
             )
 
 
 def default_tolerance(dtype: DTypeLike, floor: float = 1e-13) -> float:
-    """Eight units of rounding, at least `floor`: 1e-6 for float32.
+    """Eight times the machine epsilon, but at least `floor`: 1e-6 for float32.
 
     >>> f"{default_tolerance('float32'):.1e} {default_tolerance('float64'):.1e}"
     '9.5e-07 1.0e-13'
@@ -89,14 +89,14 @@ def default_tolerance(dtype: DTypeLike, floor: float = 1e-13) -> float:
 
 
 def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int, floor: float = 1e-13) -> tuple[Array, Array]:
-    """Which states fit the ones before them.
+    """Which states agree with the ones before them.
 
     Args:
       defects: pytree of `[T, *batch, ...]`: f(h_{t-1}, x_t) - h_t.
       states: pytree of the same shapes: h_t, finite or not.
-      tol: relative to the largest state up to there, leaf by leaf; `None`: by the leaf's dtype.
+      tol: relative to the largest state up to that step, leaf by leaf; `None`: the default for the leaf's dtype.
       batch_ndim: number of batch axes.
-      floor: of the default tolerance.
+      floor: lower bound of the default tolerance.
 
     Returns:
       `good [T, *batch]` and `residual [*batch]`, the largest relative defect (NaN if there is one).
@@ -118,8 +118,8 @@ def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int, floor: 
 
 
 def first_inexact(defects: Any, states: Any, batch_ndim: int) -> Array:
-    """The first step at which any sequence does not fit to within rounding, the last if none: where a loop
-    takes over. It is stricter than the tolerance, as what does not converge may amplify what it starts from."""
+    """The first step at which any sequence misses agreement to within rounding, or the last step if none does: where
+    a loop takes over. This is stricter than the tolerance, as an iteration that diverges may amplify early errors."""
     good, _ = judge(defects, states, None, batch_ndim, floor=0)
     fits = good.reshape(good.shape[0], -1).all(1)
     return jnp.where(fits.all(), good.shape[0] - 1, jnp.argmin(fits)).astype(jnp.int32)
@@ -127,11 +127,11 @@ def first_inexact(defects: Any, states: Any, batch_ndim: int) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def underived(owner: str, tree: Any) -> Any:
-    """`tree`, on its way into an iteration that JAX is not to differentiate: it ends when the answer has converged,
-    whether or not the derivative has.
+    """`tree`, on its way into an iteration that JAX must not differentiate, because it ends when the answer has
+    converged, whether or not the derivative has.
 
     Raises:
-      ValueError: where JAX does, in forward mode through the engine's gradient, or for a gradient of it.
+      ValueError: if JAX does differentiate it: in forward mode through the engine's gradient, or in a gradient of it.
     """
     return tree
 
@@ -150,11 +150,11 @@ def finite(ys: Array, batch_ndim: int) -> Array:
 
 
 def enforce(engine: Any, cell: Cell, what: str, converged: Array, residual: Array, answer: Any) -> Any:
-    """The answer, if it may pass; with `on_failure` "raise" or "nan" an unconverged one does not.
+    """The answer, unless it has not converged and `on_failure` is "raise" or "nan".
 
     Raises:
-      FloatingPointError: `on_failure="raise"`; under `jit` it surfaces as JAX's runtime error with
-        the same message, when the program runs.
+      FloatingPointError: with `on_failure="raise"`; under `jit`, it surfaces when the program runs, as
+        JAX's runtime error with the same message.
     """
     if engine.on_failure == "sequential":
         return answer
@@ -175,5 +175,5 @@ def enforce(engine: Any, cell: Cell, what: str, converged: Array, residual: Arra
             passed = jax.pure_callback(check, shape, passed, largest, vmap_method="expand_dims")
         else:
             check(passed, residual)
-    # a factor, so that derivatives of what did not converge are NaN too
+    # a factor, so that derivatives of an unconverged answer are NaN too
     return jax.tree.map(lambda a: a * jnp.where(passed, 1, jnp.nan).astype(a.dtype), answer)

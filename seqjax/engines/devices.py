@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What engines and layers on the devices of a mesh share: how things lie on them, and checks."""
+"""What engines and layers on the devices of a mesh share: the layout of arrays, and checks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from seqjax.engines.convergence import Solution
 from seqjax.engines.stepping import Steps
 
 Spec = Any
-"""A `PartitionSpec`, in the place of an array or of a pytree of arrays."""
+"""A `PartitionSpec`, in place of an array or of a pytree of arrays."""
 
 
 class Layout(NamedTuple):
-    """A mesh, the axis of it that the work is split over, and the one for the batch, if any."""
+    """A mesh, the axis over which the work is split, and the axis for the batch, if any."""
 
     mesh: Mesh
     axis: str
@@ -24,21 +24,21 @@ class Layout(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """Devices on the axis."""
+        """The number of devices on the axis."""
         return self.mesh.shape[self.axis]
 
     @property
     def batch_devices(self) -> int:
-        """Devices that the batch is split over."""
+        """The number of devices over which the batch is split."""
         return 1 if self.batch_axis is None else self.mesh.shape[self.batch_axis]
 
     def spec(self, *leading: str | None) -> Spec:
-        """The spec of arrays whose first axes are split over `leading`, and the next is the batch."""
+        """The spec of arrays whose first axes are split over `leading` and whose next axis is the batch."""
         return PartitionSpec(*leading) if self.batch_axis is None else PartitionSpec(*leading, self.batch_axis)
 
     @property
     def split(self) -> Spec:
-        """The spec of `[T, B, ...]`, or of whatever has an entry for each device of the axis."""
+        """The spec of `[T, B, ...]`, or of anything with one entry per device of the axis."""
         return self.spec(self.axis)
 
     @property
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
 
     @property
     def everywhere(self) -> Spec:
-        """The spec of what all devices have."""
+        """The spec of what every device has in full."""
         return PartitionSpec()
 
     @property
@@ -60,19 +60,19 @@ class Layout(NamedTuple):
     def map(self, fn: Callable, in_specs: Spec, out_specs: Spec) -> Callable:
         """`fn` run on each device with its part of the arguments.
 
-        JAX's check of what is replicated is off: it refuses loops that start from constants, and a
-        cell may hold any.
+        JAX's replication check is off: it rejects loops that start from constants, which any cell may
+        contain.
         """
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def sum(self, tree: Any) -> Any:
-        """The sum over all devices of what each has computed from its part."""
+        """The sum over all devices of what each of them has computed from its part."""
         names = (self.axis,) if self.batch_axis is None else (self.axis, self.batch_axis)
         return jax.tree.map(lambda a: jax.lax.psum(a, names), tree)
 
 
 def automatic(owner: str, mesh: Mesh, axis: str, batch_axis: str | None) -> Mesh:
-    """`mesh` with automatic axes, if it has the axes that are named.
+    """`mesh` with automatic axes, if it has the named axes.
 
     Raises:
       ValueError: naming the axis and those of the mesh.
@@ -83,12 +83,12 @@ def automatic(owner: str, mesh: Mesh, axis: str, batch_axis: str | None) -> Mesh
         if given not in mesh.axis_names and not (given is None and name == "batch_axis"):
             raise ValueError(f"{owner}: {name} must be one of the mesh's axes {list(mesh.axis_names)}, got {given!r}.")
     if axis == batch_axis:
-        raise ValueError(f"{owner}: axis and batch_axis must be two axes of the mesh, both are {axis!r}.")
+        raise ValueError(f"{owner}: axis and batch_axis must be different axes of the mesh, both are {axis!r}.")
     return Mesh(mesh.devices, mesh.axis_names)
 
 
 def code_with_mesh(value: Any) -> str:
-    """`base.code`, the mesh written by its axes.
+    """`base.code`, with the mesh written as its axes.
 
     >>> import jax
     >>> from seqjax.engines.sharded import Sharded
@@ -100,16 +100,16 @@ def code_with_mesh(value: Any) -> str:
 
 
 def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key: Key, arguments: Any) -> None:
-    """Refuses what cannot be run on the devices of a layout.
+    """Rejects runs that are impossible on the devices of a layout.
 
     Raises:
-      ValueError: arguments on a mesh with explicit axes that is another one; with the batch split, no batch axis, or
-        one that does not divide; a cell that draws noise for, or mixes, the sequences of a whole batch, in training.
+      ValueError: arguments on a different mesh with explicit axes; with the batch split, no batch axis or one that
+        does not divide, or, in training, a cell that draws noise for, or mixes, the sequences of a whole batch.
     """
     mesh = explicit_mesh(arguments)
     if mesh is not None and mesh.shape != layout.mesh.shape:
         raise ValueError(
-            f"{owner!r} got arrays of another mesh with explicit axes, {dict(mesh.shape)}; put them on a mesh of "
+            f"{owner!r} got arrays on another mesh with explicit axes, {dict(mesh.shape)}; put them on a mesh of "
             f"{dict(layout.mesh.shape)}, or make theirs with axis_types=(jax.sharding.AxisType.Auto, ...)."
         )
     if layout.batch_axis is None:
@@ -128,21 +128,21 @@ def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key:
 
 
 def explicit_mesh(tree: Any) -> AbstractMesh | None:
-    """The mesh with explicit axes that an array of `tree` lies on, if there is one."""
+    """The mesh with explicit axes on which an array of `tree` lies, if there is one."""
     meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree))
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
 def on_automatic_axes(run: Callable, out_specs: Callable[[Spec, Spec], Any], x: Array, *arguments: Any) -> Any:
-    """`run(*arguments)`, which leaves it to XLA how arrays inside are spread over devices.
+    """`run(*arguments)`, with XLA deciding how the arrays inside are spread over devices.
 
-    On a mesh with explicit axes every array would have to say it. What comes out is spread as the inputs are.
+    On a mesh with explicit axes every array would otherwise have to say so. Results are spread like the inputs.
 
     Args:
-      run: what is run.
-      out_specs: `out_specs(batch, steps)`, the specs of what it returns, from those of `[...]` and `[T, ...]`.
+      run: the function to run.
+      out_specs: `out_specs(batch, steps)` returns the specs of the results, given those of `[...]` and `[T, ...]`.
       x: the inputs, `[T, ..., D]`.
-      arguments: of `run`.
+      arguments: the arguments of `run`.
     """
     mesh = explicit_mesh(arguments)
     if mesh is None:
@@ -154,6 +154,6 @@ def on_automatic_axes(run: Callable, out_specs: Callable[[Spec, Spec], Any], x: 
 
 
 def solution_specs(batch: Spec, steps: Spec) -> Solution:
-    """Those of a `Solution`."""
+    """The specs of a `Solution`."""
     everywhere: Spec = PartitionSpec()
     return Solution(batch, steps, everywhere, batch, batch, everywhere)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine that runs a whole recurrence in one kernel of an accelerator."""
+"""The engine that runs a whole recurrence in one accelerator kernel."""
 
 import dataclasses
 
@@ -23,33 +23,33 @@ OTHERS = "run it with Scan or Checkpointed, or let Auto pick an engine"
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Fused(SequentialEngine):
-    """Runs all steps of a `Simple`, `LSTM` or `GRU` in one launch of a GPU kernel, and so its reverse pass.
+    """Runs all steps of a `Simple`, `LSTM` or `GRU` in one launch of a GPU kernel, and likewise the reverse pass.
 
-    On a Hopper (H100, H200) a cluster of thread blocks owns 16 sequences and each block the weights of 64
-    units, which it keeps on chip; at every step blocks send each other what they have computed. That holds
-    up to H = 256 in bfloat16 for `LSTM` and `GRU` and H = 128 in float32, where products are of pairs of
-    bfloat16, good to 2^-16 (TF32, JAX's default there: 2^-11).
+    On a Hopper GPU (H100, H200) a cluster of thread blocks owns 16 sequences, and each block keeps the weights
+    of 64 units on chip; at every step the blocks send each other what they have computed. This works up to
+    H = 256 in bfloat16 for `LSTM` and `GRU`, and up to H = 128 in float32, where products are made from pairs
+    of bfloat16 numbers, accurate to 2^-16 (TF32, JAX's default there: 2^-11).
 
-    On another NVIDIA GPU, or where `jax.default_matmul_precision` is `"highest"` in float32, a program owns
-    some sequences of the batch and goes through time by itself. Weights that fit on one processor (192 KiB: in
-    bfloat16 H <= 128 for `LSTM` and `GRU`, 256 for `Simple`) are read once, larger ones come from the cache
-    at every step, up to H = 256 in bfloat16 and 128 in float32.
+    On other NVIDIA GPUs, or in float32 with `jax.default_matmul_precision` set to `"highest"`, each program owns
+    some sequences of the batch and runs through time on its own. Weights that fit on one processor (192 KiB: in
+    bfloat16 H <= 128 for `LSTM` and `GRU`, 256 for `Simple`) are read once; larger ones, up to H = 256 in
+    bfloat16 and 128 in float32, come from the cache at every step.
 
-    Larger layers fit as heads, `cells.MultiHead(LSTM(128), 4)`, each of which is run by programs of its own.
+    Larger layers fit as heads, `cells.MultiHead(LSTM(128), 4)`, where each head is run by its own programs.
 
-    Inputs are projected before and weight gradients contracted after it, each by one matmul over all steps.
-    Gradients of gradients work, by the loop. Forward mode is refused, also through a gradient: use
-    `Scan(adjoint=False)`. It runs cells with the activations `"tanh"`, `"sigmoid"`, `"relu"`, `"identity"`, without
-    normalization or projection.
+    Inputs are projected before the kernel and weight gradients contracted after it, each by one matmul over all
+    steps. Gradients of gradients work, through the loop. Forward mode is refused, even through a gradient: use
+    `Scan(adjoint=False)`. Supported are cells with the activations `"tanh"`, `"sigmoid"`, `"relu"` and
+    `"identity"`, without normalization or projection.
 
     Args:
-      rows: not on a Hopper: sequences of a program, a power of two from 16; more share the reading of weights.
-      warps: not on a Hopper: of a program, a power of two.
-      interpret: run the kernels by Pallas' interpreter, on any device and without the limit on H: slow,
+      rows: except on Hopper, sequences per program, a power of two from 16; more of them share each read of weights.
+      warps: except on Hopper, warps per program, a power of two.
+      interpret: run the kernels in Pallas' interpreter, on any device and without the limit on H; slow,
         for tests. Inside `jax.shard_map` it needs `check_vma=False`.
 
     Raises:
-      ValueError: sizes that are no powers of two; in `run`, a cell without a kernel, a machine
+      ValueError: sizes that are not powers of two; in `run`, a cell without a kernel, a machine
         without a GPU, or inputs that a mesh with explicit axes splits.
 
     >>> import jax, jax.numpy as jnp, seqjax
@@ -93,7 +93,7 @@ class Fused(SequentialEngine):
         return carry, hide(ys, steps.mask)
 
     def check(self, cell: Cell, platform: str | None = None) -> None:
-        """Refuses a cell or a platform, by default that of the default backend, that there is no kernel for.
+        """Rejects a cell, or a platform (by default that of the default backend), for which there is no kernel.
 
         Raises:
           ValueError: saying which engines would work.
@@ -105,7 +105,7 @@ class Fused(SequentialEngine):
             return
         if not available(platform):
             raise ValueError(
-                f"{self!r} needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, and runs here on "
+                f"{self!r} needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, but runs here on "
                 f"{platform or jax.default_backend()!r} with jax {jax.__version__}; {OTHERS}, or try the kernels "
                 "in the interpreter with Fused(interpret=True)."
             )
@@ -114,7 +114,7 @@ class Fused(SequentialEngine):
             raise ValueError(f"{self!r} cannot run {cell!r}: {why}; {OTHERS}.")
 
     def runs(self, cell: Cell) -> bool:
-        """Whether `check` lets `cell` pass on the default backend.
+        """Whether `cell` passes `check` on the default backend.
 
         >>> import seqjax
         >>> Fused(interpret=True).runs(seqjax.GRU(4)), Fused(interpret=True).runs(seqjax.PeepholeLSTM(4))

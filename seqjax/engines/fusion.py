@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the `Fused` engine runs: the kernel of a cell forward and in reverse, the loop for every derivative beyond."""
+"""What the `Fused` engine runs: a cell's kernels forward and in reverse, and the loop for all further derivatives."""
 
 import functools
 from typing import Any, NamedTuple
@@ -26,14 +26,14 @@ ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
 
 
 class Kernel(NamedTuple):
-    """The kernels of a cell, and its activations with their slopes."""
+    """The kind of kernel that a cell needs, and its activations with their slopes."""
 
     kind: equations.Kind
     functions: equations.Functions
 
 
 def kernel(cell: Any) -> Kernel:
-    """What runs a cell that is not `unsupported`."""
+    """What runs a cell that is supported (see `unsupported`)."""
     if isinstance(cell, LSTM):
         kind = equations.LSTM
     elif isinstance(cell, GRU):
@@ -72,7 +72,7 @@ def too_large(cell: Any) -> str | None:
         return too_large(cell.cell)
     dtype = cell.dtypes.compute or cell.dtypes.params
     if jnp.dtype(dtype).itemsize > 4:
-        return f"it computes in {dtype}, which has no place in a kernel"
+        return f"it computes in {dtype}, which the kernels do not support"
     kind, H = kernel(cell).kind, cell.hidden_dim
     if triton.fits(kind.gates, H, dtype) or (hopper.available() and tiles.fits(kind, H, dtype)):
         return None
@@ -83,7 +83,7 @@ def too_large(cell: Any) -> str | None:
 
 
 def on_hopper(kind: equations.Kind, how: triton.Launch, zs: Array) -> bool:
-    """Whether the kernels for a Hopper run this: there is one, it fits, and products need not be exact in float32."""
+    """Whether to use the Hopper kernels: there is a Hopper, it fits, and products need not be exact in float32."""
     if how.interpret or not hopper.available():
         return False
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
@@ -95,7 +95,7 @@ def on_hopper(kind: equations.Kind, how: triton.Launch, zs: Array) -> bool:
 def fused(
     cell: Cell, how: triton.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps
 ) -> tuple[Carry, Array]:
-    """The recurrence on projected inputs `now.x [T, ..., G*H]`; outputs of masked steps are any."""
+    """The recurrence on projected inputs `now.x [T, ..., G*H]`; outputs of masked steps are arbitrary."""
     left = launch_forward(cell, how, params, initial, carry, now, keep=False)
     return outputs(carry, left, now.x.shape[1:-1])
 
@@ -116,7 +116,7 @@ fused.defvjp(_forward, _reverse)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def kept_forward(cell: Cell, how: triton.Launch, *given: Any) -> operands.Left:
-    """The forward kernel, with what its reverse needs."""
+    """The forward kernel, keeping what its reverse needs."""
     return launch_forward(cell, how, *given, keep=True)
 
 
@@ -125,13 +125,13 @@ def _kept_forward(cell: Cell, how: triton.Launch, *given: Any):
 
 
 def _anew(given: tuple) -> tuple:
-    """Copies of the arguments. Inside another function with a custom rule, JAX (up to 0.12) finds residuals that are
-    arguments by their position, and picks wrong ones once it has put others in front."""
+    """Copies of the arguments. Inside another function with a custom rule, JAX (up to 0.12) identifies residuals that
+    are arguments by their position, and picks the wrong ones once it has put others in front."""
     return jax.lax.optimization_barrier(given)
 
 
 def _kept_reverse(cell: Cell, how: triton.Launch, given: tuple, d_left: operands.Left):
-    """The gradient of the outputs among `left`: `gradient` lets no other cotangent through."""
+    """The gradient of the outputs in `left`; `gradient` lets no other cotangent through."""
     _, _, carry, now = given
     cotangents = outputs(carry, d_left, now.x.shape[1:-1])
     return loop_gradient(cell, given, cotangents)
@@ -144,7 +144,7 @@ kept_forward.defvjp(_kept_forward, _kept_reverse)
 def gradient(
     cell: Cell, how: triton.Launch, given: tuple, left: operands.Left, cotangents: tuple[Carry, Array]
 ) -> tuple:
-    """The reverse kernel. As a function it depends on `given` and the cotangents; `left` only saves it work."""
+    """The reverse kernel. As a function it depends only on `given` and the cotangents; `left` just saves it work."""
     return launch_reverse(cell, how, given, left, cotangents)
 
 
@@ -163,7 +163,7 @@ gradient.defvjp(_gradient_forward, _gradient_reverse)
 
 
 def fused_by_loop(cell: Cell, params: Params, initial: Carry | None, carry: Carry, now: Steps) -> tuple[Carry, Array]:
-    """`fused` by a loop, for derivatives of derivatives."""
+    """`fused` as a loop, for derivatives of derivatives."""
 
     def step(carry: Carry, now: Steps) -> tuple[Carry, Array]:
         before = reset(initial, carry, now)
@@ -245,7 +245,7 @@ def _cotangents(kept: Any, d_z: Array) -> Any:
 
 
 def _extras(cell: Cell) -> Any:
-    """What the cell's `step_transpose` returns beside cotangents, where it is not normalized."""
+    """What the `step_transpose` of a cell without normalization returns besides cotangents."""
     return (None, None) if isinstance(cell, LSTM) else None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Newton's iteration on the states of all steps, kept from running away."""
+"""Newton's iteration on the states of all steps, with safeguards against divergence."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,23 +35,23 @@ def iterate(
     *,
     linear: bool = False,
 ) -> Iteration:
-    """Solves states[t] = evaluate(before)[t], before = (start, states[:-1]), in packed arrays.
+    """Solves states[t] = evaluate(before)[t], where before = (start, states[:-1]), in packed arrays.
 
-    With the defects r = evaluate(before) - states and their direction δ_t = J_t δ_{t-1} + r_t, states
-    move by α δ, for each sequence with the first α of 1, 1/2, 1/4 that lowers the sum of r². Where none
-    does, the recurrence of δ has left the reach of its linearization: δ is followed only as far as it
-    is smaller than the states are, and a fixed-point step, r, is taken from there on. So bounded states
-    stay bounded, and what has converged at the front stays.
+    With the defects r = evaluate(before) - states and the direction δ_t = J_t δ_{t-1} + r_t, states move
+    by α δ, where α is, for each sequence, the first of 1, 1/2, 1/4 that lowers the sum of r². If none
+    does, δ has grown beyond where its linearization holds: it is then followed only up to the first step
+    at which it exceeds the largest state, and from there on a fixed-point step, r, is taken. So bounded
+    states stay bounded, and what has converged at the front stays.
 
     Args:
-      engine: `tol`, `max_iterations` and `on_failure`.
+      engine: has `tol`, `max_iterations` and `on_failure`.
       packing: of the states.
-      evaluate: all steps at once.
+      evaluate: computes all steps at once.
       jacobians: those of `evaluate` at `before`, or their diagonals.
-      advance: `advance(t, before[t])` is `evaluate(before)[t]` of one step alone, for the fallback.
-      start: the state before the first, `[*batch, ...]`.
+      advance: `advance(t, before[t])` is `evaluate(before)[t]` for one step alone, for the fallback.
+      start: the state before the first step, `[*batch, ...]`.
       guess: `[T, *batch, ...]`.
-      linear: `evaluate` is affine: every direction is followed in full.
+      linear: whether `evaluate` is affine, so that every direction is followed in full.
     """
     T, batch_ndim = guess.shape[0], guess.ndim - 1 - packing.trailing
     limit = engine.max_iterations or 100

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many steps of a cell as one batch, the Jacobians of all of them, and linear recurrences in them."""
+"""Many steps of a cell as one batch, their Jacobians, and linear recurrences with these."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from seqjax.sequences import expand
 def batched_step(
     cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
-    """`masked_step` on steps and carries with one more leading axis: many steps at once."""
+    """`masked_step` for many steps at once: steps and carries have one more leading axis."""
     if steps.key is None:
         return masked_step(cell, params, copies(initial, steps.x.shape[0]), carries, steps)
     return jax.vmap(lambda carry, step: masked_step(cell, params, initial, carry, step))(carries, steps)
@@ -31,7 +31,7 @@ def copies(tree: Any, size: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """A carry as one array: `[..., N]` if its Jacobian is diagonal, `[..., blocks, k]` if not.
+    """A carry as one array: `[..., N]` if its Jacobian is diagonal, otherwise `[..., blocks, k]`.
 
     A dense Jacobian is one block over all features.
     """
@@ -46,7 +46,7 @@ class Packing:
         """The packing of carries like `carry`, whose leaves have `batch_ndim` batch axes.
 
         Raises:
-          ValueError: leaves of several shapes, for the structure "block".
+          ValueError: leaves of different shapes, for the structure "block".
         """
         leaves, treedef = jax.tree.flatten(carry)
         shapes = tuple(leaf.shape[batch_ndim:] for leaf in leaves)
@@ -55,12 +55,12 @@ class Packing:
         return cls(structure, treedef, shapes, tuple(leaf.dtype for leaf in leaves))
 
     def exact(self, cell: Cell) -> bool:
-        """Whether Jacobians so packed are all of the cell's, and not their diagonals alone."""
+        """Whether Jacobians in this packing are the cell's in full, and not just their diagonals."""
         return self.structure != "diagonal" or cell.jacobian_structure == "diagonal"
 
     @property
     def trailing(self) -> int:
-        """Axes after the batch axes."""
+        """The number of axes after the batch axes."""
         return 1 if self.structure == "diagonal" else 2
 
     @property
@@ -98,7 +98,7 @@ def packed_jacobians(
 ) -> Array:
     """∂carry_t/∂carry_{t-1} of many steps at once: `[T, ..., N]`, or `[T, ..., blocks, k, k]`.
 
-    With a diagonal packing of a cell whose Jacobian is not diagonal, it is its diagonal alone.
+    With a diagonal packing for a cell whose Jacobian is not diagonal, only the diagonal.
     """
     if packing.structure == cell.jacobian_structure and "jacobian" in cell.capabilities and steps.key is None:
         return _closed_form(packing, cell, params, initial, carries, steps)
@@ -123,7 +123,7 @@ def _columns(function: Callable[[Array], Array], packed: Array) -> Array:
 
 
 def _diagonal(function: Callable[[Array], Array], packed: Array) -> Array:
-    """The diagonal of a full Jacobian, few columns at a time, so that no full one is ever held."""
+    """The diagonal of a full Jacobian, a few columns at a time, so that the full one never exists."""
     _, push = jax.linearize(function, packed)
     width = packed.shape[-1]
 
@@ -131,14 +131,14 @@ def _diagonal(function: Callable[[Array], Array], packed: Array) -> Array:
         unit = jnp.zeros(width, packed.dtype).at[j].set(1)
         return push(jnp.zeros_like(packed) + unit)[..., j]
 
-    together = min(width, 16) if packed.size else None  # JAX cannot join batches of nothing
+    together = min(width, 16) if packed.size else None  # JAX cannot join empty batches
     return jnp.moveaxis(jax.lax.map(entry, jnp.arange(width), batch_size=together), 0, -1)
 
 
 def _closed_form(
     packing: Packing, cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
 ) -> Array:
-    """The cell's own Jacobian where a step is taken, the identity where it is masked, 0 after a reset."""
+    """The cell's own Jacobian where a step is taken, the identity where it is masked, 0 where there is a reset."""
     before = reset(copies(initial, steps.x.shape[0]), carries, steps)
     jacobian = cell.step_jacobian(params, before, cell.project(params, visible(steps)))
     if packing.structure == "diagonal":
@@ -154,9 +154,9 @@ def _closed_form(
 
 
 def solve_recurrence(matrices: Array, drives: Array) -> Array:
-    """δ_t = A_t δ_{t-1} + b_t from δ = 0, for A diagonal `[T, ..., N]` or blocks `[T, ..., k, k]`.
+    """δ_t = A_t δ_{t-1} + b_t from δ = 0, with A diagonal `[T, ..., N]` or in blocks `[T, ..., k, k]`.
 
-    A loop on CPU, where it is as fast as memory; an associative scan of depth log T elsewhere.
+    On CPU a loop, which runs at memory speed there; elsewhere an associative scan of depth log T.
     """
     return jax.lax.platform_dependent(matrices, drives, cpu=recurrence_loop, default=recurrence_tree)
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diagonal linear recurrence h_t = a_t ⊗ h_{t-1} + b_t, with its reverse pass written by hand.
 
-The recurrence solves a bidiagonal linear system, (I - a S) h = b with S the shift by one step.
+The recurrence solves a bidiagonal linear system, (I - a S) h = b, where S shifts by one step.
 So its derivative is the same solve, and its transpose is the solve with the transposed matrix:
 the recurrence run backwards, λ_t = d_t + a_{t+1} ⊗ λ_{t+1}, with d_b = λ and d_a_t = λ_t ⊗ h_{t-1}.
-(JAX transposes without conjugation, so that holds for complex numbers too.) Told so once, JAX
-derives forward mode, reverse mode and every higher order, each as a recurrence again.
+(JAX transposes without conjugation, so this holds for complex numbers too.) Once told so, JAX
+derives forward mode, reverse mode and all higher orders, each as another such recurrence.
 """
 
 import functools
@@ -31,20 +31,19 @@ def linear_recurrence(
     """All states of h_t = a_t ⊗ h_{t-1} + b_t.
 
     Args:
-      decay: a, broadcastable to `drive`; what is constant in time, `[..., N]` or `[1, ..., N]`, stays so.
+      decay: a, broadcastable to `drive`: `[T, ..., N]`, or constant in time, `[..., N]` or `[1, ..., N]`.
       drive: b `[T, ..., N]`, real or complex.
       initial: h_0 `[..., N]`; `None`: zeros.
-      cut: `[T, ...]` bool; where it is True h_t = b_t, and nothing of what came before, not even
-        NaN, passes on.
-      method: `"scan"`, a loop at the speed of memory; `"tree"`, `lax.associative_scan`, of depth log T;
-        `"kernel"`, chunks of time at once by a kernel for NVIDIA GPUs; `"interpreter"`, that kernel run by
-        Pallas' interpreter, on any device: slow, for tests.
+      cut: `[T, ...]` bool; where it is True, h_t = b_t and nothing from before, not even NaN, passes on.
+      method: `"scan"`: a loop at memory speed; `"tree"`: `lax.associative_scan`, of depth log T; `"kernel"`: a
+        kernel for NVIDIA GPUs that runs chunks of time at once; `"interpreter"`: that kernel run by Pallas'
+        interpreter, on any device; slow, for tests.
 
     Returns:
       h_1 ... h_T, `[T, ..., N]`.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit, an unknown method, `"kernel"` without a GPU.
+      ValueError: shapes or dtypes that do not fit, an unknown method, or `"kernel"` without a GPU.
 
     >>> linear_recurrence(jnp.array([[2.0], [3.0]]), jnp.array([[1.0], [1.0]])).tolist()
     [[1.0], [4.0]]
@@ -69,7 +68,7 @@ def linear_recurrence(
 
 
 def check(decay: Array, drive: Array, initial: Array | None, cut: Array | None, method: str) -> Array:
-    """`decay` with as many axes as `drive`, if all fits."""
+    """`decay` with as many axes as `drive`, if everything fits."""
     if method not in METHODS:
         raise ValueError(f"linear_recurrence: method must be one of {list(METHODS)}, got {method!r}.")
     arrays = {"decay": decay, "initial": drive[0] if initial is None else initial}
@@ -87,12 +86,12 @@ def check(decay: Array, drive: Array, initial: Array | None, cut: Array | None, 
 
 
 def keep(cut: Array | None, state: Array) -> Array:
-    """`state`, but zero where it is cut off."""
+    """`state`, with zeros where it is cut off."""
     return state if cut is None else jnp.where(expand(cut, state), jnp.zeros_like(state), state)
 
 
 def depth(method: str, T: int) -> int:
-    """Steps of a recurrence of `T` that wait for each other.
+    """The number of sequential steps that a recurrence of `T` steps takes.
 
     >>> depth("scan", 1000), depth("tree", 1000), depth("kernel", 2**20)
     (1000, 20, 2052)
@@ -106,14 +105,14 @@ def depth(method: str, T: int) -> int:
 
 
 def check_kernel() -> None:
-    """Refuses a machine that the kernel does not run on.
+    """Rejects a machine on which the kernel does not run.
 
     Raises:
       ValueError: naming the methods that would work.
     """
     if not launch.available():
         raise ValueError(
-            "method 'kernel' needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, and runs here on "
+            "method 'kernel' needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, but runs here on "
             f"{jax.default_backend()!r} with jax {jax.__version__}; use 'scan' or 'tree', or 'interpreter' to try it."
         )
 
@@ -122,7 +121,7 @@ def solver(method: str) -> Callable[..., Array]:
     """The function `(decay, cut, drive, *, reverse) -> states` of a method.
 
     Raises:
-      ValueError: the kernel, on a machine that it does not run on.
+      ValueError: the kernel, on a machine where it does not run.
     """
     if method == "kernel":
         check_kernel()
@@ -132,7 +131,7 @@ def solver(method: str) -> Callable[..., Array]:
 
 
 def solve_scan(decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False) -> Array:
-    """The states, or with `reverse` the adjoint states λ of `drive`, by a loop.
+    """The states, or with `reverse` the adjoint states λ, for `drive`, by a loop.
 
     The reverse loop carries a_{t+1} ⊗ λ_{t+1}, so that no shifted copy of the decays is made.
     """
@@ -152,7 +151,7 @@ def solve_scan(decay: Array, cut: Array | None, drive: Array, *, reverse: bool =
 
 
 def solve_tree(decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False) -> Array:
-    """As `solve_scan`, by composing the maps h -> a ⊗ h + b in a tree; where it is cut a map is constant."""
+    """Like `solve_scan`, by composing the maps h -> a ⊗ h + b in a tree; at a cut, the map is constant."""
     decay = jnp.broadcast_to(decay, drive.shape)
     constant = None if cut is None else expand(cut, drive)
     if reverse:  # λ_t decays by a_{t+1}; what is rolled around to the last step acts on nothing
@@ -170,7 +169,7 @@ def solve_tree(decay: Array, cut: Array | None, drive: Array, *, reverse: bool =
 def solve_kernel(
     decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False, interpret: bool = False
 ) -> Array:
-    """As `solve_scan`, by a kernel to which a decay of 0 is a cut."""
+    """Like `solve_scan`, by a kernel that treats a decay of 0 as a cut."""
     if cut is not None:
         decay = jnp.where(expand(cut, drive), jnp.zeros_like(decay), decay)
     return kernel.solve(decay, drive, reverse=reverse, interpret=interpret)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parallel in time for nonlinear cells: Newton's method on all steps at once."""
+"""Nonlinear cells in parallel over time: Newton's method on all steps at once."""
 
 import dataclasses
 import functools
@@ -25,41 +25,41 @@ class Newton(Engine):
     """Solves h_t = f(h_{t-1}, x_t) for all t at once by Newton's method.
 
     With r_t = f(h_{t-1}, x_t) - h_t and the step Jacobians J_t, an iteration solves the linear recurrence
-    δ_t = J_t δ_{t-1} + r_t (an associative scan of depth log T; a loop on CPU) and moves h by α δ, α
-    halved, for each sequence, until the sum of r² falls; `iteration.iterate` says what is done where it
-    does not. The reverse pass solves the transposed recurrence with the exact Jacobians: one linear
-    solve, or, where only their diagonals are used, an iteration on the true residual, so that its
+    δ_t = J_t δ_{t-1} + r_t (by an associative scan of depth log T, or a loop on CPU) and moves h by α δ,
+    where α is halved, for each sequence, until the sum of r² falls; see `iteration.iterate` for what is
+    done if it does not. The reverse pass solves the transposed recurrence with the exact Jacobians in one
+    linear solve or, where only their diagonals are used, by iterating on the true residual, so that its
     gradients are exact too.
 
-    It helps where the dynamics contract: then the iterations to 1e-6 hardly depend on T (GRU with dense
-    Jacobians: 3 at a recurrent gain of 1, 5 at 2; with their diagonals alone 15, 29 and 88 at gains of
-    1, 1.5 and 2). It cannot help where they expand: the linear recurrence grows without bound (GRU from
-    a gain of 2.5 on), and it gives up after `max_iterations`. Cells whose Jacobian is diagonal
-    (`DiagonalGRU`, `DiagonalLSTM`, `IndRNN`) are what it is for: an iteration costs little more than
-    the steps, and the first two need 4 and 5 of them at T = 1e5. Dense Jacobians take T x batch x N x N
-    numbers (`window` bounds T) and N times the arithmetic. On a CPU the loop wins: a gradient takes 2
-    to 4 times the loop's time with diagonal Jacobians, 17 times with dense ones.
+    It helps where the dynamics contract: there, the number of iterations to reach 1e-6 hardly depends on T
+    (GRU with dense Jacobians: 3 at a recurrent gain of 1, 5 at 2; with only their diagonals: 15, 29 and 88
+    at gains of 1, 1.5 and 2). It cannot help where they expand: the linear recurrence grows without bound
+    (GRU from a gain of 2.5 on), and it gives up after `max_iterations`. It is made for cells whose Jacobian
+    is diagonal (`DiagonalGRU`, `DiagonalLSTM`, `IndRNN`): an iteration costs little more than the steps,
+    and the first two need 4 and 5 of them at T = 1e5. Dense Jacobians take T x batch x N x N numbers
+    (`window` bounds T) and N times the arithmetic. On a CPU the loop wins: a gradient takes 2 to 4 times
+    the loop's time with diagonal Jacobians, and 17 times with dense ones.
 
-    Convergence is judged by the true residual and finiteness alone, in the reverse pass too, for each sequence.
-    `jvp` of a run and `grad` of `grad` are refused. `jvp` of `grad`, a Hessian-vector product, works where the
-    Jacobians used are exact and is refused where only their diagonals are. Where the dynamics are chaotic a small
-    residual does not fix the answer, and neither does the loop: float32 states of a GRU at a gain of 3 are 2e-3 from
-    those of float64 after 500 steps and 0.6 after 2,000, by `Scan`, and 2e-3 and 0.1 by `Newton`, which gives up there
-    and says so. Compute such runs in float64.
+    Convergence is judged for each sequence by the true residual and finiteness alone, in the reverse pass too.
+    `jvp` of a run and `grad` of `grad` are refused. `jvp` of `grad`, a Hessian-vector product, works if the
+    Jacobians used are exact and is refused if only their diagonals are used. Where the dynamics are chaotic, a
+    small residual does not determine the answer, and neither does the loop: the float32 states of a GRU at a gain
+    of 3 differ from those in float64 by 2e-3 after 500 steps and 0.6 after 2,000 with `Scan`, and by 2e-3 and 0.1
+    with `Newton`, which gives up there and says so. Compute such runs in float64.
 
     Args:
-      jacobian: `"auto"`: as the cell's `jacobian_structure` says, which is exact; `"dense"`: all of it;
-        `"diagonal"`: its diagonal, quasi-Newton for cells where that is not all.
-      window: solve so many steps at once, window after window; `None`: all.
-      tol: largest residual, relative to the largest carry up to there (in a window); `None`: that of the
-        carry's dtype, 1e-6 for float32 and 1e-13 for float64.
-      max_iterations: in a window; `None`: 100.
+      jacobian: `"auto"`: the cell's `jacobian_structure`, which is exact; `"dense"`: the full Jacobian;
+        `"diagonal"`: only its diagonal, which is quasi-Newton for cells whose Jacobian has more.
+      window: how many steps to solve at once, window after window; `None`: all.
+      tol: largest residual, relative to the largest carry up to that step (in a window); `None`: the carry
+        dtype's default, 1e-6 for float32 and 1e-13 for float64.
+      max_iterations: the most iterations in a window; `None`: 100.
       on_failure: `"sequential"`: keep the steps before the first that has not converged and run the
-        rest by the loop; `"raise"`: a `FloatingPointError` (under `jit`, JAX's runtime error with its
-        message); `"nan"`: the whole answer is NaN.
+        rest with the loop; `"raise"`: raise a `FloatingPointError` (under `jit`, JAX's runtime error with
+        its message); `"nan"`: make the whole answer NaN.
 
     Raises:
-      ValueError: an unknown option; a cell that mixes the sequences of a batch, in training; a
+      ValueError: an unknown option; in training, a cell that mixes the sequences of a batch; a
         complex carry.
 
     >>> import jax, jax.numpy as jnp
@@ -71,8 +71,8 @@ class Newton(Engine):
     (50, 2, 4)
 
     Source: Lim et al. 2024 (DEER); Gonzalez et al. 2024 for the diagonal form and for what goes wrong
-    without damping; Danieli et al. 2025 (ParaRNN) for diagonal cells. Figures: measured, float32, H = 32
-    and 64.
+    without damping; Danieli et al. 2025 (ParaRNN) for diagonal cells. Figures were measured in float32
+    with H = 32 and 64.
     """
 
     jacobian: str = "auto"
@@ -107,20 +107,20 @@ class Newton(Engine):
         packing = self.packing(cell, carry, xs.ndim - 2)
         jacobian = tree_bytes(carry) * (1 if packing.structure == "diagonal" else packing.width)
         step = jacobian + Scan(adjoint=False).step_bytes(cell, params, carry, xs)
-        memory = window * step + (T - window) * tree_bytes(carry)  # of other windows the states are kept
+        memory = window * step + (T - window) * tree_bytes(carry)  # of the other windows only states are kept
         depth = -(-T // window) * max(1, math.ceil(math.log2(window)))
         why = f"{packing.structure} Jacobians of {window} steps at once; depth of one iteration, on CPU a loop"
         return Plan(repr(cell), repr(self), why, memory, depth)
 
     def check(self, cell: Cell, carry: Carry, key: Key = None) -> None:
-        """Refuses a cell, or a carry, that there is no iteration for.
+        """Rejects a cell or a carry on which it cannot iterate.
 
         Raises:
           ValueError: naming the engines that would work.
         """
         check_solvable(self, cell, carry, key)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(carry)):
-            raise ValueError(f"{self!r} iterates on real carries, that of {cell!r} is complex; use Scan or Relaxed.")
+            raise ValueError(f"{self!r} iterates on real carries; that of {cell!r} is complex; use Scan or Relaxed.")
 
     def packing(self, cell: Cell, carry: Carry, batch_ndim: int) -> Packing:
         """How carries are laid out for the Jacobians that are used."""
@@ -139,17 +139,17 @@ def newton_solve(
     resets: Resets = None,
     key: Key = None,
 ) -> Solution:
-    """`Newton.run` with the iterations, residual and convergence of the forward pass beside the answer.
+    """Like `Newton.run`, but also returns the iterations, residual and convergence of the forward pass.
 
     Args:
       cell, params, carry, xs, mask, resets, key: as for `Engine.run`.
-      engine: its options.
+      engine: the options.
 
     Returns:
       The solution; its carry and outputs can be differentiated.
 
     Raises:
-      ValueError: a cell or a carry that there is no iteration for, or inputs that no engine takes.
+      ValueError: a cell or a carry on which it cannot iterate, or inputs that no engine accepts.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = seqjax.GRU(4)
@@ -165,7 +165,7 @@ def newton_solve(
 
 
 def _windows(engine: Newton, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
-    """Window after window."""
+    """Solves window after window."""
     T = steps.x.shape[0]
     if engine.window is None or engine.window >= T:
         return _solve(engine, cell, params, initial, carry, steps)
@@ -183,7 +183,7 @@ def _windows(engine: Newton, cell: Cell, params: Params, initial: Carry | None, 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _solve(engine: Newton, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
-    """One window."""
+    """Solves one window."""
     return _forward(engine, cell, params, initial, carry, steps)[0]
 
 
@@ -218,7 +218,7 @@ def _forward(engine: Newton, cell: Cell, params: Params, initial: Carry | None, 
 
 
 def _reverse(engine: Newton, cell: Cell, kept: tuple, cotangents: Solution):
-    """λ_{t-1} = J_tᵀ λ_t + (∂y_t/∂h_{t-1})ᵀ d_y_t for all t at once, then every other gradient in one transpose."""
+    """λ_{t-1} = J_tᵀ λ_t + (∂y_t/∂h_{t-1})ᵀ d_y_t for all t at once, then all other gradients in one transpose."""
     params, initial, before, steps = kept
     d_carry, d_ys = cotangents.carry, cotangents.ys
     T = steps.x.shape[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequences in pieces: cut, padded, put together, and run one after the other."""
+"""Sequences in pieces: cutting, padding, joining, and running them one after the other."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from seqjax.engines.stepping import Steps
 
 
 def near_divisor(n: int, target: float) -> int:
-    """The divisor of `n` nearest to `target` by ratio, or `target` rounded if none is within a factor of two.
+    """The divisor of `n` nearest in ratio to `target`, or `target` rounded if none is within a factor of two.
 
     >>> near_divisor(100_000, 316.2), near_divisor(997, 31.6)
     (250, 32)
@@ -25,23 +25,23 @@ def near_divisor(n: int, target: float) -> int:
 
 
 def split_at(tree: Any, T: int) -> tuple[Any, Any]:
-    """The first `T` steps of every array, and those after them."""
+    """The first `T` steps of every array, and the rest."""
     return jax.tree.map(lambda a: a[:T], tree), jax.tree.map(lambda a: a[T:], tree)
 
 
 def join(pieces: Array) -> Array:
-    """Pieces `[count, size, ...]` as one sequence. No other axis comes or goes by that reshape: JAX refuses it of an
-    array that a mesh with explicit axes splits."""
-    return pieces.reshape(pieces.shape[0] * pieces.shape[1], *pieces.shape[2:])  # -1 is no size for an empty batch
+    """Pieces `[count, size, ...]` as one sequence. This reshape adds or removes no other axis, as JAX does not allow
+    that for an array that a mesh with explicit axes splits."""
+    return pieces.reshape(pieces.shape[0] * pieces.shape[1], *pieces.shape[2:])  # -1 would fail for an empty batch
 
 
 def delayed(ys: Array, first: Array) -> Array:
-    """`ys` one step later: `first`, then all but the last."""
+    """`ys` delayed by one step: `first`, then all of `ys` but the last."""
     return jnp.concatenate([first[None], ys[:-1]])
 
 
 def pad_steps(steps: Steps, T: int) -> Steps:
-    """Steps up to `T`; those that are missing are masked."""
+    """The steps padded to `T` of them, with the added ones masked."""
     given = steps.x.shape[0]
     if given == T:
         return steps
@@ -56,14 +56,14 @@ def pad_steps(steps: Steps, T: int) -> Steps:
 
 
 def split_steps(steps: Steps, size: int) -> Steps:
-    """Steps `[T, ...]` as pieces `[K, size, ...]`; what is missing in the last one is masked."""
+    """Steps `[T, ...]` as pieces `[K, size, ...]`; the last one is filled up with masked steps."""
     count = -(-steps.x.shape[0] // size)
     return jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), pad_steps(steps, count * size))
 
 
 def loop(step: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, **options: Any) -> tuple[Any, Any]:
-    """`lax.scan`. On CPU it stacks narrow floats as float32 and rounds them back, which loses nothing: XLA there knows
-    no bfloat16, and would convert the whole stack to float32 and back at every step."""
+    """`lax.scan`. On CPU it stacks narrow floats as float32 and rounds them back afterwards, which is lossless: XLA has
+    no bfloat16 there and would convert the whole stack to float32 and back at every step."""
     if jax.default_backend() != "cpu":
         return jax.lax.scan(step, carry, xs, **options)
     dtypes: list[Any] = []
@@ -88,15 +88,15 @@ def scan_pieces(
 ) -> tuple[Any, tuple[Any, Any]]:
     """`lax.scan` over pieces of a sequence.
 
-    In the loop pieces have no axes of size 1 (see `flat_pieces`); `body` and the caller see the arrays' own shapes.
+    Inside the loop, pieces have no axes of size 1 (see `flat_pieces`); `body` and the caller see the original shapes.
 
     Args:
       body: `body(carry, piece, beside) -> (carry, (outputs, kept))`.
-      carry: what goes from piece to piece.
+      carry: what passes from piece to piece.
       steps: pytree of `[T, ...]`.
-      size: steps in a piece; it divides T.
-      beside: pytree of `[T / size, ...]`, an entry for each piece.
-      reverse: last piece first.
+      size: steps in a piece; it must divide T.
+      beside: pytree of `[T / size, ...]`, one entry per piece.
+      reverse: whether to run the last piece first.
 
     Returns:
       The carry, the outputs of all steps `[T, ...]`, and what is kept of each piece `[T / size, ...]`.
@@ -116,9 +116,9 @@ def scan_pieces(
 
 
 def flat_pieces(a: Array, size: int) -> Array:
-    """`[T, ...]` as `[T / size, size, ...]` without axes of size 1: with one, a batch of one say, XLA may lay out a
+    """`[T, ...]` as `[T / size, size, ...]` without axes of size 1: with one, such as a batch of 1, XLA may lay out a
     piece so that it has to be copied."""
-    pieces = a.reshape(a.shape[0] // size, size, *a.shape[1:])  # no more at once: see `join`
+    pieces = a.reshape(a.shape[0] // size, size, *a.shape[1:])  # only this in one reshape: see `join`
     return pieces.reshape(*pieces.shape[:2], *_without_ones(a))
 
 

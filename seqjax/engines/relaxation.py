@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Relaxation on the boundaries between chunks that are run at once."""
+"""Relaxation of the carries at the boundaries between chunks that run at once."""
 
 import functools
 from collections.abc import Callable
@@ -36,8 +36,8 @@ def relax(
 ) -> Relaxation:
     """Solves starts[k + 1] = ends[k] for (ends, outputs) = sweep(starts), with starts[0] = guess[0].
 
-    `advance(k, starts[k])` is `ends[k]` of one chunk alone, for the fallback; `idle [K, *batch]` chunks
-    are known to end where they start, so that no sweep is spent on padding.
+    `advance(k, starts[k])` is `ends[k]` for one chunk alone, for the fallback. Chunks that are `idle
+    [K, *batch]` are known to end where they start, so that no sweep is spent on padding.
     """
     count = jax.tree.leaves(guess)[0].shape[0]
     limit = engine.max_sweeps or max(8, count // 4)
@@ -55,7 +55,7 @@ def relax(
 
     def unfinished(state: tuple) -> Array:
         n, _, ends, _, good, _ = state
-        # a sequence whose first misfit is not finite has its true, useless answer there
+        # if a sequence's first mismatch is not finite, that is its true, useless answer; more sweeps do not help
         bad = jnp.argmin(good, axis=0)[None]
         numbers = functools.reduce(
             jnp.logical_and, [jnp.isfinite(e).all(tuple(range(1 + batch_ndim, e.ndim))) for e in jax.tree.leaves(ends)]
@@ -94,14 +94,14 @@ def relax(
 
 
 def idle_chunks(steps: Steps) -> Array | None:
-    """`[K, ...]` bool: chunks of padding alone."""
+    """`[K, ...]` bool: the chunks that are all padding."""
     if steps.mask is None:
         return None
     return ~(steps.mask if steps.reset is None else steps.mask | steps.reset).any(0)
 
 
 def skip(idle: Array, starts: Array) -> Array:
-    """Starts `[K, ...]` with that of an idle chunk handed on to the next one."""
+    """Starts `[K, ...]`, with the start of an idle chunk handed on to the next one."""
     here = expand(jnp.arange(1, idle.shape[0]), idle)
     source = jnp.concatenate([jnp.zeros(idle[:1].shape, here.dtype), jnp.where(idle[:-1], 0, here)])
     return jnp.take_along_axis(starts, expand(jax.lax.cummax(source), starts), axis=0)

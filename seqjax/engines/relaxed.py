@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parallel in time for any cell: relaxation on the boundaries between chunks."""
+"""Any cell in parallel over time: relaxation of the carries at the boundaries between chunks."""
 
 import dataclasses
 import functools
@@ -23,39 +23,39 @@ from seqjax.plan import Plan, tree_bytes
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Relaxed(Engine):
-    """Runs all chunks of a sequence at once, again and again until their ends meet.
+    """Runs all chunks of a sequence at once, again and again, until their ends meet.
 
     The unknowns are the carries s_k at the K boundaries between chunks of L steps. A sweep runs all
-    chunks as one batch, with the cell as a black box, from where they start to F_k(s_k); then
-    s_{k+1}^new = F_k(s_k^old) + P_k ⊗ (s_k^new - s_k^old), with P = 0 (`coupling="none"`), or P_k the
+    chunks as one batch from their starts to F_k(s_k), with the cell as a black box; then
+    s_{k+1}^new = F_k(s_k^old) + P_k ⊗ (s_k^new - s_k^old), where P = 0 (`coupling="none"`), or P_k is the
     product over the chunk of the diagonals of the step Jacobians (`"diagonal"`). After n sweeps the
     first n chunks are exact, whatever the cell. The reverse pass is solved in the same way.
 
     It helps where a cell forgets: if what it remembers after L steps is below the tolerance, two sweeps
-    do, and the sequential depth falls from T to 2 L steps. So it is at initialization: GRU (recurrent
-    gain 1 and 2) and LSTM, at T = 1e5, need two sweeps; a longer memory needs more (LSTM with chrono
-    initialization of 1e3: 83 sweeps at L = 100, 13 with `"diagonal"`, 10 at L = 1000). It cannot help
-    where a cell expands (GRU with recurrent gain 4): all K sweeps would be needed, so it gives up at
-    `max_sweeps` and does what `on_failure` says. On a CPU the loop wins: a sweep computes as much as
-    the whole loop does (a gradient takes 1.1 to 3.4 times the loop's time).
+    suffice, and the sequential depth falls from T to 2 L steps. This is the case at initialization: GRU
+    (recurrent gain 1 and 2) and LSTM need two sweeps at T = 1e5; a longer memory needs more (LSTM with
+    chrono initialization of 1e3: 83 sweeps at L = 100, 13 with `"diagonal"`, 10 at L = 1000). It cannot
+    help where a cell expands (GRU with recurrent gain 4): all K sweeps would be needed, so it gives up at
+    `max_sweeps` and does what `on_failure` says. On a CPU the loop wins, as a sweep computes as much as
+    the whole loop (a gradient takes 1.1 to 3.4 times the loop's time).
 
-    Convergence is judged by the true residual and finiteness alone, in the reverse pass too, for each
-    sequence; the sweeps of a batch end with its slowest. Memory of a gradient is O(T). Derivatives of
-    the gradient, and forward-mode, are refused.
+    Convergence is judged for each sequence by the true residual and finiteness alone, in the reverse pass
+    too; a batch is swept until its slowest sequence is done. A gradient takes O(T) memory. Derivatives of
+    the gradient, and forward mode, are refused.
 
     Args:
       chunk: L; `None`: about √T.
-      coupling: P. The diagonals are taken once, on the first sweep's trajectory; for a cell whose
+      coupling: P. The diagonals are computed once, on the first sweep's trajectory; for a cell whose
         Jacobian is dense that costs a product with each of its N columns.
-      tol: largest residual, relative to the largest carry up to there; `None`: that of the carry's dtype,
+      tol: largest residual, relative to the largest carry up to that step; `None`: the carry dtype's default,
         1e-6 for float32 and 1e-13 for float64.
-      max_sweeps: `None`: a quarter of K, at least 8, so that giving up costs a quarter of a loop's depth.
-      on_failure: `"sequential"`: keep the chunks that have converged and run the rest by the loop;
-        `"raise"`: a `FloatingPointError` (under `jit`, JAX's runtime error with its message);
-        `"nan"`: the whole answer is NaN.
+      max_sweeps: `None`: a quarter of K, but at least 8, so that giving up costs a quarter of a loop's depth.
+      on_failure: `"sequential"`: keep the chunks that have converged and run the rest with the loop;
+        `"raise"`: raise a `FloatingPointError` (under `jit`, JAX's runtime error with its message);
+        `"nan"`: make the whole answer NaN.
 
     Raises:
-      ValueError: an unknown option; a cell that mixes the sequences of a batch, in training.
+      ValueError: an unknown option; in training, a cell that mixes the sequences of a batch.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = seqjax.GRU(4)
@@ -64,8 +64,8 @@ class Relaxed(Engine):
     >>> ys.shape
     (50, 2, 4)
 
-    Source: multiple shooting by fixed-point iteration, and with P the parareal of Lions, Maday and
-    Turinici 2001 with a linear coarse propagator. Figures: measured, float32, H = 64.
+    Source: multiple shooting by fixed-point iteration; with P, the parareal method of Lions, Maday and
+    Turinici 2001 with a linear coarse propagator. Figures were measured in float32 with H = 64.
     """
 
     chunk: int | None = None
@@ -102,7 +102,7 @@ class Relaxed(Engine):
         return Plan(repr(cell), repr(self), why, memory, min(2 * size, T))
 
     def size(self, T: int) -> int:
-        """Steps in a chunk: the divisor of T nearest to √T within a factor of 2, if there is one; else √T.
+        """Steps in a chunk: the divisor of T nearest to √T, if one is within a factor of 2, otherwise √T.
 
         >>> Relaxed().size(1_000_000), Relaxed().size(101), Relaxed(chunk=30).size(101)
         (1000, 10, 30)
@@ -121,17 +121,17 @@ def relaxed_solve(
     resets: Resets = None,
     key: Key = None,
 ) -> Solution:
-    """`Relaxed.run` with the sweeps, residual and convergence of the forward pass beside the answer.
+    """Like `Relaxed.run`, but also returns the sweeps, residual and convergence of the forward pass.
 
     Args:
       cell, params, carry, xs, mask, resets, key: as for `Engine.run`.
-      engine: its options.
+      engine: the options.
 
     Returns:
       The solution; its carry and outputs can be differentiated.
 
     Raises:
-      ValueError: a cell or a carry that there is no iteration for, or inputs that no engine takes.
+      ValueError: a cell or a carry on which it cannot iterate, or inputs that no engine accepts.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = seqjax.LSTM(4)
@@ -147,7 +147,7 @@ def relaxed_solve(
 
 
 def _chunks(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
-    """All chunks side by side."""
+    """Solves for all chunks side by side."""
     T = steps.x.shape[0]
     pieces = split_steps(steps, engine.size(T))
     chunks = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), pieces)
@@ -156,7 +156,8 @@ def _chunks(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, 
 
 
 def run_chunks(cell: Cell, params: Params, initial: Carry | None, starts: Carry, steps: Steps) -> tuple[Carry, Array]:
-    """All chunks as one batch: starts `[K, ...]`, steps `[L, K, ...]` to ends `[K, ...]` and ys `[L, K, ...]`."""
+    """Runs all chunks as one batch, from starts `[K, ...]` and steps `[L, K, ...]` to ends `[K, ...]` and ys
+    `[L, K, ...]`."""
     if steps.key is not None:
         alone = functools.partial(Scan().run_steps, cell, params, initial)
         return jax.vmap(alone, (0, 1), (0, 1))(starts, steps)
@@ -164,7 +165,7 @@ def run_chunks(cell: Cell, params: Params, initial: Carry | None, starts: Carry,
 
 
 def decay_products(cell: Cell, params: Params, initial: Carry | None, starts: Carry, steps: Steps) -> Carry:
-    """The product over each chunk of the diagonals of its step Jacobians, cut off at ±1."""
+    """The product over each chunk of the diagonals of its step Jacobians, clipped to magnitudes of at most 1."""
     packing = Packing.of(starts, steps.x.ndim - 2, "diagonal")
 
     def step(state: tuple[Carry, Array], step: Steps) -> tuple[tuple[Carry, Array], None]:
@@ -177,7 +178,7 @@ def decay_products(cell: Cell, params: Params, initial: Carry | None, starts: Ca
 
 
 def _chunk(tree: Any, k: Array, axis: int) -> Any:
-    """Chunk k alone, its axis kept."""
+    """Chunk k alone, with its axis kept."""
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, k, 1, axis), tree)
 
 
@@ -211,7 +212,7 @@ def _forward(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None,
 
 
 def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
-    """The same relaxation on the cotangents of the boundaries, last chunk first."""
+    """The same relaxation, on the cotangents at the boundaries, last chunk first."""
     params, initial, steps, starts, products = kept
     d_carry, d_ys = underived(repr(engine), (cotangents.carry, cotangents.ys))
     batch_ndim, count = steps.x.ndim - 3, steps.x.shape[1]
@@ -246,5 +247,5 @@ _solve.defvjp(_forward, _reverse)
 
 
 def bounded(product: Array) -> Array:
-    """`product`, real or complex, with magnitudes above 1 brought down to it."""
+    """`product`, real or complex, with magnitudes above 1 reduced to 1."""
     return product / jnp.maximum(jnp.abs(product), 1).astype(product.dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loop stores of a step for its transpose: nothing that is an output already, and in few arrays."""
+"""What a loop stores of a step for its transpose: in few arrays, and nothing that is stored as an output anyway."""
 
 import dataclasses
 import functools
@@ -13,18 +13,18 @@ from seqjax.base import Array, Carry
 
 
 class Group(NamedTuple):
-    """Arrays that are alike but for their last axis: which, and where each but the last ends on it."""
+    """Arrays that differ only in their last axis: which ones, and where on it each of them but the last ends."""
 
     members: tuple[int, ...]
     ends: tuple[int, ...]
 
 
 class Place(NamedTuple):
-    """Which of a step's residuals are found elsewhere."""
+    """Which of a step's residuals are stored elsewhere."""
 
     output: tuple[int, ...]  # those that are the step's output
-    previous: tuple[int, ...]  # those that are the output of the step before
-    carried: int | None  # the leaf of the carry that hands that output on
+    previous: tuple[int, ...]  # those that are the previous step's output
+    carried: int | None  # the leaf of the carry that passes that output on
 
 
 @functools.partial(
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """The residuals of a step, or of many: axes may be added in front, as loops do."""
+    """The residuals of one step or, with leading axes as loops add them, of many."""
 
     arrays: tuple[Array, ...]
     structure: Any
@@ -41,21 +41,21 @@ class Stored:
 
     @property
     def all_here(self) -> bool:
-        """Whether no output is needed to recall them."""
+        """Whether `recall` needs no outputs."""
         return not self.place.output and not self.place.previous
 
 
 def store(residuals: Any, before: Carry, after: Carry, y: Array) -> Stored:
-    """What has to be stored of a step's residuals, given that its output is.
+    """What has to be stored of a step's residuals, given that its output is stored anyway.
 
-    An array is found elsewhere if it is the output itself, or the part of the carry before the step that was the
-    output of the step before: the same object, not an equal one. Other arrays of one dtype, whose axes are the same but
-    for the last, are put side by side on it; but on CPU every array stays by itself, as slices of an array that a loop
-    reads are not vectorized there.
+    An array is left out if it is the output itself, or the part of the carry before the step that was the previous
+    step's output: the same object, not an equal one. Other arrays with the same dtype and the same axes except the
+    last are put side by side on it. On CPU, though, every array is kept separate, as operations on slices of an array
+    that a loop reads are not vectorized there.
 
     Args:
       residuals: a pytree.
-      before, after: the carry that the loop hands to the step, and the one that it goes on with.
+      before, after: the carry that the loop hands to the step, and the one it continues with.
       y: the output that the loop stores.
 
     >>> h, y = jnp.zeros((2, 4)), jnp.ones((2, 4))
@@ -82,7 +82,7 @@ def store(residuals: Any, before: Carry, after: Carry, y: Array) -> Stored:
 
 
 def _kind(leaf: Array) -> tuple[Any, ...] | None:
-    """What arrays must have in common to lie side by side; `None` where `leaf` stays alone."""
+    """What arrays must have in common to be put side by side; `None` if `leaf` is kept separate."""
     spread = jax.typeof(leaf).sharding.spec
     if jax.default_backend() == "cpu" or not leaf.ndim or spread[-1] is not None:
         return None
@@ -90,7 +90,7 @@ def _kind(leaf: Array) -> tuple[Any, ...] | None:
 
 
 def recall(stored: Stored, y: Array | None, previous_y: Array | None) -> Any:
-    """The residuals, of as many steps as there are outputs; `y` and `previous_y` may be `None` if all are here.
+    """The residuals of as many steps as there are outputs; `y` and `previous_y` may be `None` if `all_here`.
 
     >>> h, y = jnp.zeros((2, 4)), jnp.ones((2, 4))
     >>> [float(a[0, 0]) for a in recall(store((y, h, h + 2), (h,), (y,), y), y, h)]

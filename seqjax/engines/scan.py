@@ -20,29 +20,29 @@ from seqjax.plan import Plan, is_known, residual_bytes, tree_bytes
 from seqjax.sequences import hide
 
 BLOCK_BYTES, WHOLE_BYTES = 2**20, 2**21
-"""The most that the projected inputs of a block may take, or the size of the params if that is more; and up to where a
-sequence is one block, as one loop compiles in two thirds of the time of two. Measured on CPUs with 1 to 2 MiB of cache
-a core."""
+"""The most bytes that the projected inputs of a block may take (or the size of the params, if that is more), and those
+up to which a sequence is a single block, as one loop compiles in two thirds of the time of two. Measured on CPUs with 1
+to 2 MiB of cache per core."""
 LONGEST_BLOCK, SHORTEST_BLOCK = 64, 8
 LARGE_BATCH = 48
-"""Sequences from which on blocks of projected inputs do not pay: without them forward was 1.00 to 1.25 times as fast, a
-step 0.98 to 1.12, at H from 16 to 256."""
+"""The number of sequences from which blocks of projected inputs do not pay: without them forward passes were 1.00 to
+1.25 times as fast, and training steps 0.98 to 1.12, at H from 16 to 256."""
 LARGE_BYTES = 2**28
-"""`BLOCK_BYTES` off the CPU, where there is no such cache, and every operation of a loop is a launch."""
+"""`BLOCK_BYTES` off the CPU, where there is no such cache and every operation of a loop is a launch."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Scan(SequentialEngine):
     """Runs a cell step by step.
 
-    Where a cell offers the adjoint capability the reverse pass is hand-written: the forward pass
-    keeps what the cell chooses, outputs once, the reverse loop computes no weight gradient, and a matmul for a
-    block of steps does, as one projects their inputs. The projections of a block fit the cache; where blocks do
-    not divide T, the steps after the last one have a loop of their own. Numbers are those of autodiff.
-    Other cells, and `adjoint=False`, go through autodiff.
+    If a cell offers the adjoint capability, the reverse pass is hand-written: the forward pass keeps what the
+    cell chooses, storing outputs only once; the reverse loop computes no weight gradients, which come from one
+    matmul per block of steps, just as inputs are projected by one per block. The projections of a block fit the
+    cache; if blocks do not divide T, the remaining steps have a loop of their own. The numbers are those of
+    autodiff. Other cells, and `adjoint=False`, go through autodiff.
 
-    Memory of a gradient is O(T). Forward-mode differentiation (`jvp`, `jacfwd`) needs
-    `adjoint=False`, as JAX refuses it for hand-written reverse rules; gradients of gradients work with either.
+    A gradient takes O(T) memory. Forward-mode differentiation (`jvp`, `jacfwd`) needs `adjoint=False`, as JAX
+    does not allow it for hand-written reverse rules; gradients of gradients work either way.
 
     Args:
       unroll: steps in one iteration of the compiled loop.
@@ -71,7 +71,7 @@ class Scan(SequentialEngine):
         return Plan(repr(cell), repr(self), how, T * self.step_bytes(cell, params, carry, xs), T)
 
     def step_bytes(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> int:
-        """Bytes that a gradient keeps of each step: residuals, and cotangents where no block contracts them."""
+        """Bytes that a gradient keeps of each step: residuals, and cotangents too if no blocks contract them."""
         x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
         if self._by_hand(cell):
             z = jax.eval_shape(cell.project, params, x)
@@ -89,7 +89,7 @@ class Scan(SequentialEngine):
             )
             return residual_bytes(step, params, carries, inputs)
 
-        return kept(2) - kept(1)  # what does not grow with the batch, weights, is kept once and not at each step
+        return kept(2) - kept(1)  # what does not grow with the batch (weights) is kept only once, not per step
 
     def _by_hand(self, cell: Cell) -> bool:
         return self.adjoint and "adjoint" in cell.capabilities
@@ -124,7 +124,7 @@ def in_whole_blocks(
     carry: Carry,
     steps: Steps,
 ) -> tuple[Carry, Array]:
-    """`run` on as many steps as blocks hold, and then on the rest, where there is one."""
+    """`run` on as many steps as fill whole blocks, and then on the rest, if there is one."""
     T, size = steps.x.shape[0], block_size(cell, params, steps.x)
     if size == 1 or T % size == 0:
         return run(cell, unroll, params, initial, carry, steps)
@@ -135,13 +135,13 @@ def in_whole_blocks(
 
 
 Kept = tuple[Stored, Array | None, Array | None]
-"""What is stored of steps, their outputs and the outputs one step earlier: all that is recalled from."""
+"""What is stored of steps, their outputs, and the outputs one step earlier: everything that `recall` needs."""
 
 
 def scan_blocks(
     cell: Cell, unroll: int, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
-    """The same loop, inputs projected block by block."""
+    """The same loop, with inputs projected block by block."""
 
     def step(carry: Carry, step: Steps, z: Any) -> tuple[Carry, Array]:
         before = reset(initial, carry, step)
@@ -163,7 +163,7 @@ def _forward(cell: Cell, unroll: int, params: Params, initial: Carry | None, car
 
 
 def _stored_step(cell: Cell, params: Params, carry: Carry, z: Any) -> tuple[Stored, Array, Any]:
-    """What is stored of a step without mask and reset, its output and its residuals."""
+    """What is stored of a step without mask and reset, along with its output and its residuals."""
     after, y, residuals = cell.step_residuals(params, carry, z)
     return store(residuals, carry, after, y), y, residuals
 
@@ -219,7 +219,7 @@ scan_adjoint.defvjp(_forward, _reverse)
 def blockwise(
     cell: Cell, unroll: int, params: Params, step: Callable[..., tuple[Carry, Any]], carry: Carry, steps: Steps
 ) -> tuple[Carry, Any]:
-    """`loop` of `step(carry, step, z)`, the inputs of a block of steps projected by one matmul, where that pays."""
+    """`loop` of `step(carry, step, z)`, with the inputs of a block of steps projected by one matmul where that pays."""
     T = steps.x.shape[0]
     size = 1 if in_step(carry, steps.x) else block_size(cell, params, steps.x)
 
@@ -240,8 +240,8 @@ def blockwise(
 def in_step(carry: Carry, xs: Array) -> bool:
     """Whether inputs `[T, ..., D]` are projected step by step.
 
-    One input is, by a multiplication; and on a CPU those of a batch whose product fills the processor by itself, unless
-    they are larger than the carry: then a projection costs more to store and to read than it saves.
+    A single input is, by a multiplication that fuses with the step. On a CPU so are those of a large batch, unless they
+    are larger than the carry: storing and reading their projections costs more than one matmul for a block saves.
     """
     *batch, inputs = xs.shape[1:]
     if inputs == 1 or not is_known(xs):
@@ -251,7 +251,7 @@ def in_step(carry: Carry, xs: Array) -> bool:
 
 
 def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> int:
-    """Steps in a block; all where they fit in one, 1 where their number is symbolic."""
+    """Steps in a block: all of them if they fit in one, 1 if their number is symbolic."""
     T = xs.shape[0]
     if not is_known(xs) or T == 0:
         return 1
@@ -265,7 +265,7 @@ def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> 
 
 
 def block_steps(T: int, most: int) -> int:
-    """Steps in a block, at most so many: the largest divisor of `T`, or `most` where that leaves blocks too short.
+    """Steps in a block, at most `most`: the largest divisor of `T`, or `most` itself if that divisor is too small.
 
     >>> block_steps(1000, 64), block_steps(1000, 9), block_steps(997, 16), block_steps(100, 4), block_steps(7, 0)
     (50, 8, 16, 4, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What engines have in common that take steps in their order, so that others can run pieces of a sequence by them."""
+"""What engines that take steps in order have in common, so that other engines can run pieces of a sequence by them."""
 
 import abc
 from typing import Any
@@ -9,7 +9,7 @@ from seqjax.engines.stepping import Steps, prepare
 
 
 class SequentialEngine(Engine):
-    """An engine that runs a piece of a sequence as it runs the whole."""
+    """An engine that runs a piece of a sequence in the same way as the whole."""
 
     def run(
         self,
@@ -27,7 +27,7 @@ class SequentialEngine(Engine):
         return self.run_steps(cell, params, initial, carry, steps)
 
     def check(self, cell: Cell) -> None:
-        """Refuses a cell that this engine cannot run, or a machine that it cannot run on.
+        """Rejects a cell that this engine cannot run, or a machine that it cannot run on.
 
         Raises:
           ValueError: saying which engines would work.
@@ -37,18 +37,18 @@ class SequentialEngine(Engine):
     def run_steps(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
-        """`run` on steps that are prepared already; `initial` is the carry that resets go back to."""
+        """`run` on prepared steps; `initial` is the carry to which resets go back."""
 
     def run_without_rule(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
-        """`run_steps` without a `custom_vjp` of its own, where possible. Engines that recompute use it forward:
-        Hessian-vector products need forward mode, which JAX refuses through a `custom_vjp`."""
+        """`run_steps` without a `custom_vjp` of its own, where possible. Engines that recompute use it forward, as
+        Hessian-vector products need forward mode, which JAX does not allow through a `custom_vjp`."""
         return self.run_steps(cell, params, initial, carry, steps)
 
 
 def require_known(engine: Engine, T: int) -> None:
-    """Refuses a length that is symbolic, as in an export, for engines that cut a sequence.
+    """Rejects a symbolic length, as in an export, for engines that cut a sequence.
 
     Raises:
       ValueError: naming the engine that would work.
@@ -58,22 +58,22 @@ def require_known(engine: Engine, T: int) -> None:
 
 
 def require_sequential(owner: str, inner: Engine) -> None:
-    """Refuses what cannot run pieces of a sequence.
+    """Rejects an engine that cannot run pieces of a sequence.
 
     Raises:
       ValueError: naming what was given.
     """
     if not isinstance(inner, SequentialEngine):
-        raise ValueError(f"{owner}: inner must take steps in their order, as Scan and Fused, got {inner!r}.")
+        raise ValueError(f"{owner}: inner must take steps in order, like Scan and Fused, got {inner!r}.")
 
 
 def run_prepared(
     engine: Engine, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Any]:
-    """`engine.run` on steps that are prepared already.
+    """`engine.run` on prepared steps.
 
     Raises:
-      ValueError: keys, for an engine that would split its own.
+      ValueError: prepared keys, for an engine that would split its own.
     """
     if isinstance(engine, SequentialEngine):
         engine.check(cell)

@@ -24,41 +24,41 @@ from seqjax.plan import Plan, tree_bytes
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Sharded(Engine):
-    """Runs a sequence on K devices, each with a piece of consecutive steps of it.
+    """Runs a sequence on K devices, each with a piece of consecutive steps.
 
-    Inputs, outputs and what a gradient keeps are split over time; params are on every device. What
-    moves between devices is the carry at the K boundaries.
+    Inputs, outputs and what a gradient keeps are split over time; params are on every device. Only the
+    carries at the K boundaries move between devices.
 
-    Affine cells: each device reduces its piece to an affine map of the carry that enters, the maps are
-    exchanged, and each device runs its piece from the carry that really enters. Two local runs, exact
-    to rounding, differentiable to any order.
+    Affine cells: each device reduces its piece to an affine map of the carry that enters it; the maps are
+    exchanged, and each device runs its piece from the actual carry. This takes two local runs, is exact
+    to rounding, and can be differentiated to any order.
 
-    Other cells are relaxed: all devices run their pieces at once, each from where the device before
-    ended in the sweep before, until every piece starts where the one before it ended. After n sweeps
+    Other cells are relaxed: all devices run their pieces at once, each from where the previous device
+    ended in the previous sweep, until every piece starts where the one before it ended. After n sweeps
     the first n pieces are exact whatever the cell, so K sweeps always suffice and there is no failure
-    to handle: a cell that forgets within T / K steps takes two sweeps; one that expands, or NaN that no
+    to handle. A cell that forgets within T / K steps takes two sweeps; one that expands, or NaN that no
     reset clears, takes K, which is the time of the loop. The reverse pass is relaxed in the same way,
     and recomputes the pieces. Forward mode, and derivatives of the gradient, are refused.
 
-    If K does not divide T, masked steps are added at the end, and dropped again. Arrays may be on the
-    host, or sharded already; outputs are left split as P(axis, batch_axis), the carry as P(batch_axis), or,
-    where arrays lie on a mesh with explicit axes, as the inputs are.
+    If K does not divide T, masked steps are added at the end and dropped again. Arrays may be on the host
+    or already sharded; outputs are left split as P(axis, batch_axis) and the carry as P(batch_axis) or, if
+    arrays lie on a mesh with explicit axes, like the inputs.
 
     Args:
-      mesh: a `jax.sharding.Mesh`. The one field of all engines that is not a plain hyperparameter: it
-        names this machine's devices. A model with it compares and hashes, but is saved without it
-        (with `Auto`, say: the params are the same).
-      axis: the mesh axis that time is split over.
+      mesh: a `jax.sharding.Mesh`. Unlike all other engines' fields it is not a plain hyperparameter: it
+        names this machine's devices. A model that contains it compares and hashes, but must be saved
+        without it (e.g. with `Auto`: the params are the same).
+      axis: the mesh axis over which time is split.
       inner: the engine on each device; `Auto()`: `Associative` for an affine cell, `Scan` or
-        `Checkpointed` for others. With one of those two, an affine cell is relaxed too.
-      batch_axis: the mesh axis that axis 1 of `xs`, the first batch axis, is split over.
-      tol: the largest distance from the end of a piece to the start of the next, relative to the largest
-        carry at a boundary so far; `None`: that of the carry's dtype, 1e-6 for float32, 1e-13 for float64.
+        `Checkpointed` for others. With one of the latter two, an affine cell is relaxed too.
+      batch_axis: the mesh axis over which axis 1 of `xs`, the first batch axis, is split.
+      tol: the largest distance from the end of a piece to the start of the next, relative to the largest carry
+        at a boundary so far; `None`: the carry dtype's default, 1e-6 for float32 and 1e-13 for float64.
 
     Raises:
-      ValueError: an axis that the mesh has not, an inner engine that does not give the loop's gradient;
-        in `run`, a batch that does not divide, arrays on another mesh with explicit axes; with `batch_axis`, in
-        training, a cell that draws noise for, or mixes, a whole batch.
+      ValueError: an axis that the mesh does not have, or an inner engine that does not give the loop's gradient;
+        in `run`, a batch that does not divide, or arrays on another mesh with explicit axes; with `batch_axis`,
+        in training, a cell that draws noise for, or mixes, a whole batch.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> mesh = jax.make_mesh((jax.device_count(),), ("time",))
@@ -68,8 +68,8 @@ class Sharded(Engine):
     >>> ys.shape
     (50, 2, 4)
 
-    Source: for affine cells Blelloch 1990, section 1.4; for others multiple shooting by fixed-point
-    iteration, as in `Relaxed`, with a piece for each device.
+    Source: for affine cells, Blelloch 1990, section 1.4; for others, multiple shooting by fixed-point
+    iteration, as in `Relaxed`, with one piece per device.
     """
 
     mesh: Mesh
@@ -106,7 +106,7 @@ class Sharded(Engine):
         return solution.carry, solution.ys
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
-        """What one device would do; two sweeps are assumed where the cell is relaxed."""
+        """What one device would do, assuming two sweeps if the cell is relaxed."""
         count, length, parts = self.layout.devices, self.piece(xs.shape[0]), self.layout.batch_devices
         inner = self.inner_engine(cell, params, carry, xs)
 
@@ -123,15 +123,15 @@ class Sharded(Engine):
 
     @property
     def layout(self) -> devices.Layout:
-        """How sequences lie on the devices."""
+        """How sequences are laid out on the devices."""
         return devices.Layout(self.mesh, self.axis, self.batch_axis)
 
     def piece(self, T: int) -> int:
-        """Steps on each device, of `T`."""
+        """The number of steps on each device, out of `T`."""
         return -(-T // self.layout.devices)
 
     def inner_engine(self, cell: Cell, params: Params, carry: Carry, xs: Array | jax.ShapeDtypeStruct) -> Engine:
-        """The engine on each device, for all of `xs`."""
+        """The engine on each device, given all of `xs`."""
         piece = jax.ShapeDtypeStruct((self.piece(xs.shape[0]), *xs.shape[1:]), xs.dtype)
         return self.inner.choose(cell, params, carry, piece)[0] if isinstance(self.inner, Auto) else self.inner
 
@@ -147,16 +147,16 @@ def sharded_solve(
     resets: Resets = None,
     key: Key = None,
 ) -> Solution:
-    """`Sharded.run` with the sweeps and the residual of the forward pass beside the answer.
+    """Like `Sharded.run`, but also returns the sweeps and the residual of the forward pass.
 
     Args:
       cell, params, carry, xs, mask, resets, key: as for `Engine.run`.
-      engine: its options.
+      engine: the options.
 
     Returns:
-      The solution; its carry and outputs can be differentiated. They are exact also where it has not
-      converged, as numbers that are not finite never do: then all K sweeps were made. An affine cell is
-      not relaxed and takes no sweeps.
+      The solution; its carry and outputs can be differentiated. They are exact even if the relaxation has
+      not converged, as it never does with numbers that are not finite: then all K sweeps were made. An
+      affine cell is not relaxed and takes no sweeps.
 
     Raises:
       ValueError: as for `Sharded`.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An affine cell with time split over devices: its linear recurrence reaches from one to the next.
+"""An affine cell with time split over devices: its linear recurrence extends from one to the next.
 
-A piece of a linear recurrence is an affine map of the state that enters, h -> A ⊗ h + b, with A the
-product of its decays and b its last state from zero. So each device solves its piece from zero, all
-gather (A, b), each composes those before its own, and solves again from the state that really enters:
-two local solves and one exchange, exact. As in `linear`, JAX is told that this solves (I - a S) h = b,
-where S now fetches the state before the first from the device before; forward mode, reverse mode and
-higher orders follow.
+A piece of a linear recurrence is an affine map of the state that enters it, h -> A ⊗ h + b, where A is
+the product of its decays and b its last state when started from zero. So each device solves its piece
+from zero, all gather (A, b), and each composes the maps before its own and solves again from the state
+that actually enters: two local solves and one exchange, exact. As in `linear`, JAX is told that this
+solves (I - a S) h = b, where S now fetches the state before the first from the previous device; forward
+mode, reverse mode and higher orders follow.
 """
 
 import functools
@@ -25,7 +25,7 @@ from seqjax.engines.stepping import Steps
 def run_affine_on_devices(
     layout: Layout, method: str, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
-    """The carry after the last step and the outputs of all steps, `[T, ...]` of which each device has its own."""
+    """The carry after the last step and the outputs of all steps, `[T, ...]`, of which each device holds its own."""
     recurrence = functools.partial(sharded_recurrence, layout, method=method)
 
     def piece(*arguments: Any) -> tuple[Carry, Array]:
@@ -47,7 +47,7 @@ def sharded_recurrence(
     """This device's states of h_t = a_t ⊗ h_{t-1} + b_t; to be called inside `jax.shard_map`.
 
     Args:
-      layout: time is split over its axis.
+      layout: the mesh, over whose axis `layout.axis` time is split.
       decay: a of this device's steps, broadcastable to `drive`.
       drive: b, `[L, ..., N]`, real or complex.
       initial: the state before the first step of the first device, `[..., N]`, on all devices.

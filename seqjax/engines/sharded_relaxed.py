@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any cell with time split over devices: all run their pieces until each starts where the one before ended."""
+"""Any cell with time split over devices: all run their pieces until each starts where the previous one ended."""
 
 import functools
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from seqjax.engines.stepping import Steps, without_float0
 
 
 class Settled(NamedTuple):
-    """The sweeps of a relaxation as one device sees them."""
+    """A relaxation as one device sees it."""
 
     sweeps: Array
     starts: Carry
     """`[K, ...]`: where each piece starts in the next sweep, known to all devices."""
     start: Carry
-    """Where the piece of this device started in the last sweep."""
+    """Where this device's piece started in the last sweep."""
     end: Carry
     """Where the last piece ended."""
     outputs: Any
     """Of this device's piece."""
     good: Array
-    """`[*batch]` bool: whether all pieces of a sequence start where the one before ended."""
+    """`[*batch]` bool: whether all pieces of a sequence start where the previous one ended."""
     residual: Array
     """`[*batch]`"""
     done: Array
@@ -46,12 +46,12 @@ def settle(
     *,
     reverse: bool = False,
 ) -> Settled:
-    """Solves starts[k + 1] = end of piece k, for (end, outputs) = sweep(start) of this device's piece.
+    """Solves starts[k + 1] = end of piece k, where (end, outputs) = sweep(start) runs this device's piece.
 
-    All devices have all `starts [K, ...]`, of which the first is exact, and so decide alike. After n sweeps
-    the first n pieces are exact, and K sweeps are never exceeded. No sweep is spent on pieces of padding
-    alone: `steps` are this device's. With `reverse` pieces follow each other from the last device to the
-    first.
+    Every device has all `starts [K, ...]`, of which the first is exact, so all decide alike. After n sweeps
+    the first n pieces are exact, and there are never more than K sweeps. No sweep is spent on pieces that
+    are all padding, as `steps`, those of this device, tell. With `reverse`, pieces follow each other from
+    the last device to the first.
     """
     batch_ndim = steps.x.ndim - 2
     place = jax.lax.axis_index(layout.axis)
@@ -67,7 +67,7 @@ def settle(
         starts = jax.tree.map(lambda s, e: jnp.concatenate([s[:1], e[:-1]]), state.starts, ends)
         starts = starts if idle is None else jax.tree.map(functools.partial(skip, idle), starts)
         last = jax.tree.map(lambda e: e[-1], ends)
-        # over all axes: devices that differ in their batch must not differ in how often they exchange
+        # over all axes: devices with different batches must still exchange equally often
         done = jax.lax.pmin(good.all().astype(jnp.int32), layout.mesh.axis_names) == 1
         return Settled(state.sweeps + 1, starts, start, last, outputs, good.all(0), residual, done)
 
@@ -78,7 +78,7 @@ def settle(
 
 
 def in_order(pieces: Any, reverse: bool) -> Any:
-    """What `[K, ...]` devices have, in the order in which pieces follow each other."""
+    """What the devices hold, `[K, ...]`, in the order in which pieces follow each other."""
     return jax.tree.map(lambda a: jnp.flip(a, 0), pieces) if reverse else pieces
 
 
@@ -93,7 +93,7 @@ def run_relaxed(
     carry: Carry,
     steps: Steps,
 ) -> Solution:
-    """Runs steps `[T, ...]` of which each device has its own."""
+    """Runs steps `[T, ...]`, of which each device holds its own."""
     return _forward(layout, inner, tol, cell, params, initial, carry, steps)[0]
 
 
@@ -117,7 +117,7 @@ def _forward(layout, inner, tol, cell, params, initial, carry, steps):
 
 
 def _reverse(layout, inner, tol, cell, kept, cotangents):
-    """The same relaxation on the cotangents of the boundaries, last piece first."""
+    """The same relaxation, on the cotangents at the boundaries, last piece first."""
 
     def piece(kept: tuple, d_carry: Carry, d_ys: Array) -> tuple:
         params, initial, starts, steps = kept

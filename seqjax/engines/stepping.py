@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks, resets and keys around a cell's step: the engines' business, done once for all cells."""
+"""Masks, resets and keys around a cell's step, which engines handle once for all cells."""
 
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from seqjax.spread import batch_alike, varying_alike
 
 
 class Steps(NamedTuple):
-    """What varies over time: one step of it inside a loop, all steps `[T, ...]` outside."""
+    """What varies over time: a single step inside a loop, all steps `[T, ...]` outside."""
 
-    x: Any  # array; None where only the flags go along
+    x: Any  # array; None where only the flags are needed
     mask: Mask
     reset: Resets
     key: Key
@@ -25,10 +25,10 @@ class Steps(NamedTuple):
 def prepare(
     cell: Cell, params: Params, carry: Carry, xs: Array, mask: Mask, resets: Resets, key: Key
 ) -> tuple[Params, Carry | None, Carry, Steps]:
-    """What a run is made of, checked: params, the initial carry if there are resets to it, the carry, the steps.
+    """The checked parts of a run: params, the initial carry (if there are resets), the carry and the steps.
 
     Raises:
-      ValueError: a wrong rank, mask or resets; a carry of another batch; a training mask for a
+      ValueError: a wrong rank, mask or resets; a carry for another batch; in training, a mask for a
         cell that mixes the sequences of a batch.
     """
     initial = check_run(cell, params, carry, xs, mask, resets)
@@ -38,13 +38,13 @@ def prepare(
             "use normalize='layer', or batches of sequences of one length."
         )
     keys = jax.random.split(key, xs.shape[0]) if key is not None and cell.stochastic else None
-    x, mask, resets = jax.tree.map(jnp.asarray, (xs, mask, resets))  # NumPy's arrays have no traced indices
+    x, mask, resets = jax.tree.map(jnp.asarray, (xs, mask, resets))  # NumPy arrays cannot be indexed by tracers
     initial, carry = batch_alike((None if resets is None else initial, carry), x)
     return varying_alike(params, initial, carry, Steps(x, mask, resets, keys))
 
 
 def select(flag: Array | None, on_true: Any, on_false: Any) -> Any:
-    """`where` over pytrees, by a flag of batch shape; `on_true` if there is no flag."""
+    """`where` over pytrees, by a flag with the batch's shape; `on_true` if there is no flag."""
     if flag is None:
         return on_true
     return jax.tree.map(lambda a, b: jnp.where(expand(flag, a), a, b), on_true, on_false)
@@ -55,7 +55,7 @@ def zeros_like(tree: Any) -> Any:
 
 
 def no_cotangents(tree: Any) -> Any:
-    """Cotangents of zero, to be added to; those of what is not differentiable are JAX's float0."""
+    """Zero cotangents to add to; for leaves that are not differentiable, JAX's float0."""
 
     def zero(leaf: Array) -> Any:
         differentiable = jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -65,12 +65,12 @@ def no_cotangents(tree: Any) -> Any:
 
 
 def add(tree: Any, other: Any) -> Any:
-    """The sum of two pytrees of cotangents; what is not differentiable has none, and stays as it is."""
+    """The sum of two pytrees of cotangents; leaves that are not differentiable have none and stay as they are."""
     return jax.tree.map(lambda a, b: a if b.dtype == jax.dtypes.float0 else a + b, tree, other)
 
 
 def without_float0(tree: Any) -> Any:
-    """`None` for the cotangents of what is not differentiable."""
+    """`tree` with `None` as the cotangent of leaves that are not differentiable."""
     return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
 
 
@@ -80,12 +80,12 @@ def reset(initial: Carry | None, carry: Carry, step: Steps) -> Carry:
 
 
 def visible(steps: Steps) -> Array:
-    """The inputs with padding replaced by zeros, so that it poisons nothing."""
+    """The inputs with padding replaced by zeros, so that NaN there cannot spread."""
     return hide(steps.x, steps.mask)
 
 
 def leave(before: Carry, after: Carry, y: Array, step: Steps) -> tuple[Carry, Array]:
-    """The carry kept and the output zero where the step is masked."""
+    """The carry and output of a step; where it is masked, the carry before it and zeros."""
     return select(step.mask, after, before), hide(y, step.mask)
 
 

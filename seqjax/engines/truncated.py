@@ -18,23 +18,23 @@ from seqjax.plan import Plan, tree_bytes
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Truncated(Engine):
-    """Runs a cell window by window: the carry is passed on, its gradient is cut.
+    """Runs a cell window by window: the carry is passed on, but its gradient is cut.
 
-    Values are those of every other engine. Gradients see at most `window` steps back: they are
-    those of a loop that detaches the carry before steps window, 2·window, ... This is the one engine
-    whose gradients differ from `Scan`'s, and says so in its name. The initial carry has the gradient
+    Values are those of every other engine. Gradients reach at most `window` steps back: they are
+    those of a loop that detaches the carry before steps window, 2·window, ... This is the only engine
+    whose gradients differ from `Scan`'s, as its name says. The initial carry has the gradient
     of the first window.
 
-    A window is computed again in the reverse pass, so that a gradient holds, beside inputs and outputs, the
-    carries between windows and the residuals of one; it costs one more forward pass.
-    For sequences that do not fit in memory whole, `seqjax.training` walks them window by window.
+    A window is recomputed in the reverse pass, so a gradient holds the carries between windows and the
+    residuals of one of them, besides inputs and outputs, at the cost of one more forward pass.
+    For sequences too long for memory, `seqjax.training` goes through them window by window.
 
     Args:
       window: steps in a window.
       inner: what runs a window: `Scan()`, or `Fused()` for a kernel.
 
     Raises:
-      ValueError: a window that is not a positive integer, an engine that cannot run pieces.
+      ValueError: a window that is not a positive integer, or an engine that cannot run pieces.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = seqjax.RNN(seqjax.GRU(4), Truncated(window=20))
@@ -46,7 +46,7 @@ class Truncated(Engine):
     >>> int(reached.sum()), bool(reached[79]), bool(reached[80])
     (20, False, True)
 
-    Source: Williams and Peng 1990, truncation at fixed windows (their h = h').
+    Source: Williams and Peng 1990, truncation to fixed windows (their h = h').
     """
 
     window: int

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models from and to other libraries: `keras`, `torch`, `flax`, `haiku`, and `export`.
+"""Models from and to other libraries: `keras`, `torch`, `flax` and `haiku`; and `export`.
 
-Nothing here is imported by the core, and no submodule imports the library it is for before
-a function needs it. A converter gives a layer *and* its params, time-major.
+Nothing here is imported by the core, and no submodule imports the library it is for until a
+function needs it. A converter returns a layer *and* its params, time-major.
 """
 
 import importlib

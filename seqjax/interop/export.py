@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained model as a StableHLO artifact that runs without seqjax, whole or as a stream.
 
-An artifact is what `jax.export` serializes: the params are inside, time and batch stay symbolic, and
-any process that has jax (and flatbuffers) calls it for sequences of any length and any batch:
+An artifact is what `jax.export` serializes: the params are inside, time and batch can stay symbolic, and
+any process that has jax (and flatbuffers) can call it on sequences of any length and any batch size:
 
     from jax import export
     forecast = export.deserialize(pathlib.Path("forecast.jax").read_bytes())
-    ys = forecast.call(xs)                        # jax.jit(forecast.call) compiles once a shape
+    ys = forecast.call(xs)                        # jax.jit(forecast.call) compiles once per shape
 
-A stream is two artifacts, its carry a dict of arrays that belongs to the caller:
+A stream is two artifacts and a carry, a dict of arrays, which the caller keeps:
 
     start, step = (export.deserialize(pathlib.Path(name).read_bytes()) for name in ("start.jax", "step.jax"))
-    carry = start.call(xs)                        # the initial carry of a batch like xs; its values are not read
-    carry, ys = step.call(carry, xs)              # again and again, as inputs come
+    carry = start.call(xs)                        # the initial carry for a batch like xs, whose values are not read
+    carry, ys = step.call(carry, xs)              # again and again, as inputs arrive
 
 `deserialize(...).mlir_module()` is the StableHLO text, for compilers other than XLA. A float64 model
-needs `jax_enable_x64` where it is called, too.
+needs `jax_enable_x64` in the process that calls it, too.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names
 
 LOOP = Scan(adjoint=False)
-"""The engine of artifacts: it sizes nothing by the length, and there is no reverse pass to write by hand."""
+"""The engine of artifacts: nothing in it depends on the length, and an artifact needs no hand-written reverse pass."""
 
 
 class Stream(NamedTuple):
@@ -57,25 +57,25 @@ def export_model(
     constraints: Sequence[str] = (),
     platforms: Sequence[str] | None = None,
 ) -> bytes:
-    """`ys = f(xs[, mask][, resets])`, from the initial carry, in evaluation mode.
+    """Exports `ys = f(xs[, mask][, resets])`, which starts from the initial carry, in evaluation mode.
 
-    Every engine is replaced by the plain loop, which works for a length that is not known yet; engines
-    give the same numbers. A lower bound on the length that convolutions need is added by itself.
+    Every engine is replaced by the plain loop, which works for lengths that are not known yet and gives the
+    same numbers. The lower bound on the length that convolutions need is added automatically.
 
     Args:
       model, params: the trained model.
-      shape: of `xs`, in the notation of `jax.export.symbolic_shape`: `"t, b, 3"`, `"50, b, 3"`,
-        `"t, 3"` for single sequences; time first, or second for a `BatchMajor` model.
-      dtype: of `xs`.
-      masked, resets: whether the artifact takes a mask, resets, bool arrays `[T, ...]`.
-      constraints: what is known of the symbols, such as `"t <= 1000"`.
-      platforms: what to compile for, such as `("cpu", "cuda")`; by default the present one.
+      shape: that of `xs`, in the notation of `jax.export.symbolic_shape`: `"t, b, 3"`, `"50, b, 3"`, or
+        `"t, 3"` for single sequences; time comes first, or second for a `BatchMajor` model.
+      dtype: that of `xs`.
+      masked, resets: whether the artifact takes a mask, and resets, as bool arrays `[T, ...]`.
+      constraints: what is known about the symbols, such as `"t <= 1000"`.
+      platforms: platforms to compile for, such as `("cpu", "cuda")`; by default the current one.
 
     Returns:
-      The artifact: write it to a file, read it with `jax.export.deserialize`.
+      The artifact: write it to a file, and read it with `jax.export.deserialize`.
 
     Raises:
-      ValueError: a shape that does not fit the model, or what its `apply` refuses.
+      ValueError: a shape that does not fit the model, or inputs that its `apply` rejects.
       ImportError: flatbuffers is not installed.
 
     >>> import jax, jax.numpy as jnp, seqjax
@@ -108,16 +108,16 @@ def export_stream(
     constraints: Sequence[str] = (),
     platforms: Sequence[str] | None = None,
 ) -> Stream:
-    """A model that is fed piece by piece: `carry, ys = step(carry, xs[, mask][, resets])`.
+    """Exports a model that is fed piece by piece: `carry, ys = step(carry, xs[, mask][, resets])`.
 
-    The carry is a dict of arrays, named by where they are in the model's carry (`"1.h"`: the h of
+    The carry is a dict of arrays, named by their paths in the model's carry (`"1.h"` is the h of
     layer 1), so that the process that streams needs none of seqjax's classes.
 
     Args:
-      model: a model that streams: causal, as the future of a stream is not known.
+      model: a model that streams, and hence is causal, as the future of a stream is not known.
       params: its params.
-      shape: of a piece: `"1, b, 3"` for single steps, `"k, b, 3"` for pieces of any length; a model with
-        stride 2 takes pieces `"2*k, b, 3"`.
+      shape: that of a piece: `"1, b, 3"` for single steps, `"k, b, 3"` for pieces of any length; a model
+        with stride 2 takes pieces `"2*k, b, 3"`.
       dtype, masked, resets, constraints, platforms: as for `export_model`.
 
     Returns:
@@ -162,7 +162,7 @@ def export_stream(
 
 
 def length_agnostic(model: Layer) -> Layer:
-    """`model` with the plain loop in place of every engine, many devices folded into one.
+    """`model` with the plain loop in place of every engine, and on one device instead of many.
 
     >>> import seqjax
     >>> length_agnostic(seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1)))
@@ -176,7 +176,7 @@ def length_agnostic(model: Layer) -> Layer:
 
 
 def least_steps(model: Layer, outputs: int = 1) -> int:
-    """The fewest steps of input from which `model` gives `outputs` steps of output.
+    """The fewest input steps from which `model` produces `outputs` output steps.
 
     >>> import seqjax
     >>> least_steps(seqjax.Conv1D(20, width=4, stride=2, padding="valid"), 3)
@@ -198,7 +198,7 @@ def least_steps(model: Layer, outputs: int = 1) -> int:
 def _inputs(
     model: Layer, shape: str, dtype: DTypeLike, masked: bool, resets: bool, constraints: Sequence[str]
 ) -> list[jax.ShapeDtypeStruct]:
-    """`xs`, then the mask and the resets if there are such."""
+    """`xs`, then the mask and the resets, if there are any."""
     if not isinstance(shape, str):
         raise ValueError(f"the shape of xs is a string such as 't, b, 3', got {shape!r}.")
     wanted, at = ("[B, T, ..., D]", 1) if isinstance(model, BatchMajor) else ("[T, ..., D]", 0)

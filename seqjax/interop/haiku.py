@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Haiku's recurrent cores: their params as seqjax params, and back.
 
-haiku itself is not needed: its params are a dict of dicts of arrays, and this is what comes in and goes out.
+haiku itself is not needed: its params are a dict of dicts of arrays, which is what goes in and comes out here.
 """
 
 from collections.abc import Mapping
@@ -38,26 +38,26 @@ _MAPS = {"VanillaRNN": ("/linear", "/linear_1"), "LSTM": ("/linear",), "GRU": ("
 
 
 def from_haiku(core: Any, params: HaikuParams, name: str | None = None) -> tuple[RNN, Params]:
-    """An `RNN`, and its params, from those of a haiku core.
+    """An `RNN` and its params, from the params of a haiku core.
 
     | haiku        | here                         | exact?                                                   |
     |--------------|------------------------------|----------------------------------------------------------|
-    | `VanillaRNN` | `Simple(activation="relu")`  | weights are; two biases are added, which is rounded once |
+    | `VanillaRNN` | `Simple(activation="relu")`  | weights are; the two biases are summed, rounded once     |
     | `LSTM`       | `LSTM`                       | weights are; the forget bias is b + 1, rounded once      |
-    | `GRU`        | `GRU(reset="before")`        | all are; haiku's z is 1 - z here, so its signs change    |
+    | `GRU`        | `GRU(reset="before")`        | all are; haiku's z is 1 - z here, so signs change        |
 
     haiku adds 1 to the forget gate's bias inside the step; here it is in the params.
 
     Args:
-      core: `"VanillaRNN"`, `"LSTM"`, `"GRU"`, or haiku's class or module of that name.
+      core: `"VanillaRNN"`, `"LSTM"` or `"GRU"`, or haiku's class or module of that name.
       params: what the transformed function's `init` returned.
-      name: the core's module path in `params`, such as `"lstm_1"`; needed where there are several.
+      name: the core's module path in `params`, such as `"lstm_1"`; needed if there are several.
 
     Returns:
       The layer, time-major, and its params.
 
     Raises:
-      ValueError: another core, or params that are missing, unknown, of the wrong shape or of several dtypes, by name.
+      ValueError: another core, or params that are missing, unknown, of the wrong shape or of mixed dtypes, by name.
 
     >>> import numpy as np
     >>> zeros = {"w_i": np.zeros((3, 12), "float32"), "w_h": np.zeros((4, 12), "float32"), "b": np.zeros(12, "float32")}
@@ -87,19 +87,19 @@ def to_haiku(
 ) -> dict[str, dict[str, Array]]:
     """The params of a haiku core with the weights of a seqjax model: the inverse of `from_haiku`.
 
-    The forget bias loses its 1 again, which is exact for a bias between 1/2 and 2 and otherwise rounded once.
+    1 is subtracted again from the forget bias, which is exact for a bias between 1/2 and 2, else rounded once.
 
     Args:
       model: `Simple(activation="relu")`, `LSTM`, `GRU(reset="before")`, or an `RNN` of one.
       params: its params.
       name: the core's module path; by default `"vanilla_rnn"`, `"lstm"` or `"gru"`.
-      double_bias: as the `VanillaRNN` has it; the second bias is zeros.
+      double_bias: the `VanillaRNN`'s option of that name; the second bias is zeros.
 
     Returns:
       Params for a transformed function with such a core.
 
     Raises:
-      ValueError: options that haiku's core has not, by name; params that are not `model`'s.
+      ValueError: options that haiku's core does not have, by name; params that are not `model`'s.
 
     >>> import jax
     >>> cell = LSTM(4)
@@ -145,7 +145,7 @@ def _kind(core: Any) -> str:
 
 
 def _path(kind: str, params: HaikuParams, name: str | None) -> str:
-    """Where the core's params are: `name`, or the one place where they can be."""
+    """The core's module path: `name`, or the only possible one."""
     first = _MAPS[kind][0]
     found = [path[: len(path) - len(first)] for path in params if path.endswith(first)]
     found = [path for path in found if path.split("/")[-1].startswith(_NAMES[kind])]
@@ -160,7 +160,7 @@ def _path(kind: str, params: HaikuParams, name: str | None) -> str:
 
 
 def _take(kind: str, params: HaikuParams, path: str) -> dict[str, Array]:
-    """The core's params by their names below `path`, which must all be there and fit together."""
+    """The core's params by their names below `path`; all must be present and fit together."""
     owner = f"haiku {kind} {path!r}"
     given = {
         f"{suffix}/{leaf}".lstrip("/"): array
@@ -188,6 +188,6 @@ def _take(kind: str, params: HaikuParams, path: str) -> dict[str, Array]:
 
 
 def _flip_z(weights: Array) -> Array:
-    """-W_z, W_r, W_g: σ(-a) = 1 - σ(a), so that z keeps the state and does not replace it."""
+    """-W_z, W_r, W_g: σ(-a) = 1 - σ(a), so that z keeps the state instead of replacing it."""
     hidden = weights.shape[-1] // 3
     return weights.at[..., :hidden].multiply(-1)

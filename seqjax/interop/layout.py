@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all converters share: gates in another order, arrays without a cast, refusals by name."""
+"""What all converters share: reordering gates, converting arrays without a cast, and errors that name the culprit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,18 +14,18 @@ from seqjax.layers import Serial
 
 
 def reorder(weights: Any, given: str, wanted: str) -> Any:
-    """Permutes gates that stand side by side on the last axis.
+    """Permutes gates that lie side by side on the last axis.
 
     Args:
       weights: `[..., G*H]`, a NumPy or JAX array.
-      given: the gates of `weights`, a letter each, such as `"ifgo"`.
+      given: the gates of `weights`, one letter each, such as `"ifgo"`.
       wanted: the same letters in the order of the result.
 
     Returns:
       An array like `weights`.
 
     Raises:
-      ValueError: other letters, or a last axis that does not divide into gates.
+      ValueError: letters that differ, or a last axis that does not divide into gates.
 
     >>> reorder(np.array([1, 2, 3, 4, 5, 6]), "rzg", "zrg").tolist()
     [3, 4, 1, 2, 5, 6]
@@ -40,7 +40,7 @@ def reorder(weights: Any, given: str, wanted: str) -> Any:
 
 
 def unsupported(owner: str, what: str, advice: str) -> ValueError:
-    """The refusal of something that seqjax or the other library has not.
+    """The error for something that seqjax or the other library does not have.
 
     >>> unsupported("keras LSTM 'a'", "go_backwards=True", "use Bidirectional")
     ValueError("keras LSTM 'a': go_backwards=True is not supported; use Bidirectional.")
@@ -49,16 +49,16 @@ def unsupported(owner: str, what: str, advice: str) -> ValueError:
 
 
 def check_options(owner: str, options: Mapping[str, Any], allowed: Mapping[str, tuple], advice: str) -> None:
-    """Refuses an option whose value is not among those that mean the same here.
+    """Rejects an option whose value is not among those that mean the same here.
 
     Args:
       owner: what the options belong to, for the message.
-      options: name to value; names that are missing are fine.
+      options: name to value; missing names are fine.
       allowed: name to the values that can be converted.
       advice: what to do instead.
 
     Raises:
-      ValueError: naming the owner, the option, what was given and what would do.
+      ValueError: naming the owner, the option, what was given and what would work.
     """
     for name, values in allowed.items():
         if name in options and not any(options[name] is value or options[name] == value for value in values):
@@ -67,15 +67,15 @@ def check_options(owner: str, options: Mapping[str, Any], allowed: Mapping[str, 
 
 
 def to_jax(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = None) -> Array:
-    """A weight as a JAX array of its own dtype, in the byte order of the machine.
+    """A weight as a JAX array of its own dtype, in the machine's byte order.
 
     Args:
-      owner, name: whose weight it is and which, for the message.
+      owner, name: whose weight it is, and which one, for the message.
       array: a floating-point NumPy or JAX array.
-      shape: what the rest of the model implies, or `None`.
+      shape: the shape that the rest of the model implies, or `None`.
 
     Raises:
-      ValueError: another shape, no floating dtype, or a dtype that JAX would cast (float64 without x64).
+      ValueError: another shape, a dtype that is not floating point, or one that JAX would cast (float64 without x64).
     """
     if shape is not None and tuple(array.shape) != tuple(shape):
         raise ValueError(f"{owner}: {name} must have shape {tuple(shape)}, got {tuple(array.shape)}.")
@@ -91,7 +91,7 @@ def to_jax(owner: str, name: str, array: Any, shape: tuple[int, ...] | None = No
 
 
 def check_one_dtype(owner: str, arrays: Mapping[str, Any]) -> None:
-    """Refuses weights of several dtypes, which no cell has.
+    """Rejects weights of different dtypes, which no cell can have.
 
     Raises:
       ValueError: naming the dtype of each.
@@ -106,21 +106,21 @@ def param_array(owner: Any, name: str, params: Params, shape: tuple[int, ...] | 
 
     Args:
       owner: the cell or layer.
-      name: of the param.
-      params: of `owner`.
-      shape: what the rest of the model implies, or `None`.
+      name: that of the param.
+      params: those of `owner`.
+      shape: the shape that the rest of the model implies, or `None`.
 
     Raises:
-      ValueError: a param that is missing, or of another dtype or shape than the model implies.
+      ValueError: a param that is missing, or whose dtype or shape is not what the model implies.
     """
     return np.asarray(_own(owner, name, params, shape))
 
 
 def check_params(cell: Cell, params: Params) -> None:
-    """Refuses params that are not those of `cell`, before they are written under another library's names.
+    """Rejects params that are not those of `cell`, before they are written under another library's names.
 
     Raises:
-      ValueError: naming the param that is missing, too many, or of another shape or dtype.
+      ValueError: naming the param that is missing, superfluous, or of the wrong shape or dtype.
     """
     in_dim = _own(cell, "w_in", params, None).shape[0]
     wanted = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
@@ -135,7 +135,7 @@ def pieces_of(model: Serial, params: Params) -> list[tuple[Layer, Params]]:
     """The layers of a `Serial`, each with its params.
 
     Raises:
-      ValueError: params of another model.
+      ValueError: params that do not fit the model.
     """
     if not isinstance(params, tuple | list) or len(params) != len(model.layers):
         raise ValueError(f"{model!r} has {len(model.layers)} layers; its params must be a tuple of as many.")
@@ -143,7 +143,7 @@ def pieces_of(model: Serial, params: Params) -> list[tuple[Layer, Params]]:
 
 
 def param_dtypes(dtype: Any) -> DTypes:
-    """The `DTypes` of a model whose weights are of `dtype`.
+    """The `DTypes` of a model whose weights have `dtype`.
 
     >>> param_dtypes(np.dtype("float64"))
     DTypes(params='float64')
@@ -152,7 +152,7 @@ def param_dtypes(dtype: Any) -> DTypes:
 
 
 def _own(owner: Any, name: str, params: Params, shape: tuple[int, ...] | None) -> Array:
-    """A param as it is, checked as `param_array` says."""
+    """A param as it is, checked as described in `param_array`."""
     array = getattr(params, name, None)
     if array is None:
         raise ValueError(f"{owner!r}: {name} is None in the params, but the model has it; were they made by it?")

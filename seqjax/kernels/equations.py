@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of each recurrence and its transpose, as a kernel sees them: gates apart, products handed in.
+"""One step of each recurrence and its transpose, as a kernel sees them: gates separate, products passed in.
 
-`product(h, *gates)` has `W_hk h` for each gate k named, in turn, with its bias where there is one, and
-`transposed((k, d), ...)` the sum of `W_hkᵀ d`: all that a step needs at a time is asked for at once.
+`product(h, *gates)` yields `W_hk h` for each given gate k in turn, with its bias if there is one, and
+`transposed((k, d), ...)` returns the sum of `W_hkᵀ d`; everything a step needs at a time is requested at once.
 `emit(k, d)` takes the cotangent of gate k's linear combination as soon as it is known.
-States, gates and cotangents are `[rows, H]` in at least float32; equations are those of the cells.
+States, gates and cotangents are `[rows, H]` in at least float32; the equations are those of the cells.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Functions(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A recurrence: how many arrays there are of each sort, a step and its transpose.
+    """A recurrence: how many arrays of each sort there are, a step and its transpose.
 
     `forward(z, states, product, functions) -> (states, kept)`;
     `reverse(kept, before, after, d_states, transposed, emit, functions) -> d_states`.
@@ -41,8 +41,8 @@ class Kind(NamedTuple):
     name: str
     gates: int
     states: int
-    kept: int  # beside the states, which are kept as well
-    products: int  # of a step that must run one after another
+    kept: int  # besides the states, which are kept as well
+    products: int  # products of a step that must run one after another
     forward: Callable[..., tuple[States, tuple[Array, ...]]]
     reverse: Callable[..., States]
 
@@ -72,7 +72,7 @@ def _lstm_transpose(
     kept, before: States, after: States, d: States, transposed: Product, emit: Emit, functions: Functions
 ):
     i, f, g, o = kept
-    squashed = functions.activation(f * before[1] + i * g)  # not from `after`: rounded, and kept where it is masked
+    squashed = functions.activation(f * before[1] + i * g)  # `after` is rounded, and old where masked
     d_c = d[1] + d[0] * o * functions.slope(squashed)
     d_z = (
         d_c * g * functions.gate_slope(i),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels of a recurrence are given and what they leave, and how arrays are made to fit."""
+"""What the kernels of a recurrence take and return, and how arrays are made to fit."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,15 +20,15 @@ class Given(NamedTuple):
     w_rec: Array  # [H, G*H]
     bias_rec: Array | None  # [G*H], added to the recurrent products
     states: States  # [B, H] each, before the first step; h comes first
-    initial: States | None  # what resets go back to, where there are any
+    initial: States | None  # what resets go back to, if there are any
     flags: Array | None  # [T, B] int8, bits `MASKED` and `RESET`
 
 
 class Left(NamedTuple):
-    """What the forward kernel leaves."""
+    """What the forward kernel returns."""
 
-    sequences: States  # [T, B, H] each, the states after every step; h alone if no reverse pass follows
-    kept: Any  # [T, B, K, H], or what else a kernel makes of it; `None` if there is nothing
+    sequences: States  # [T, B, H] each, the states after every step; only h if no reverse pass follows
+    kept: Any  # [T, B, K, H], or another form of it that a kernel prefers; `None` if there is nothing
     last: States  # [B, H] each
 
 
@@ -43,7 +43,7 @@ def pick(flag: Array, on_true: Sequence[Array], on_false: Sequence[Array]) -> St
 
 
 def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `n` and `least`.
+    """The smallest power of two that is at least `n` and at least `least`.
 
     >>> power_of_two(20), power_of_two(3, 16)
     (32, 16)
@@ -52,7 +52,7 @@ def power_of_two(n: int, least: int = 1) -> int:
 
 
 def pad(array: Array, axis: int, size: int) -> Array:
-    """`array` with zeros after it on `axis`, up to `size`.
+    """`array`, padded with zeros at the end of `axis` to `size`.
 
     >>> pad(jnp.ones(2), 0, 3).tolist()
     [1.0, 1.0, 0.0]
@@ -63,6 +63,6 @@ def pad(array: Array, axis: int, size: int) -> Array:
 
 
 def varying_as(arrays: Any, shapes: Any) -> Any:
-    """`shapes` of results, inside `jax.shard_map` over the same devices as the operands `arrays` that vary most."""
+    """`shapes` of results which, inside `jax.shard_map`, vary over the same devices as the operand that varies most."""
     most = max((jax.typeof(a).manual_axis_type for a in jax.tree.leaves(arrays)), key=lambda kind: len(kind.varying))
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=most), shapes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both directions of time."""
+"""A layer that runs in both directions of time."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _MERGES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def reversed_in_time(mask: Mask, resets: Resets) -> tuple[Mask, Resets]:
-    """Mask and resets for the backward direction: a reset before t is one before t - 1 from behind."""
+    """Mask and resets for the backward direction, where a reset before t becomes a reset before t - 1."""
     if resets is not None:
         resets = jnp.flip(jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])]), 0)
     return None if mask is None else jnp.flip(mask, 0), resets
@@ -30,18 +30,18 @@ def reversed_in_time(mask: Mask, resets: Resets) -> tuple[Mask, Resets]:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Bidirectional(Layer):
-    """One layer forward in time and one backward, their outputs merged.
+    """One layer run forward in time and one run backward, with their outputs merged.
 
-    The backward direction reverses within each sequence: padding stays where it is. Params and
-    carry are pairs (forward, backward). It does not stream, as its outputs need the future.
+    The backward direction reverses within each sequence, so padding stays where it is. Params and
+    carry are pairs (forward, backward). It does not stream, because its outputs depend on the future.
 
     Args:
-      forward: a layer that keeps the time axis.
+      forward: a layer that keeps the time axis, or one that ends in `Last`.
       backward: the layer for the other direction; `None`: one like `forward`, with its own params.
       merge: `"concat"`, `"sum"`, `"mean"` or `"mul"`.
 
     Raises:
-      ValueError: an unknown merge, or one that the sizes of the outputs do not allow; a layer that changes the
+      ValueError: an unknown merge, or one that does not fit the sizes of the outputs; a layer that changes the
         time axis, or whose axis 0 is not time.
 
     >>> import jax, jax.numpy as jnp, seqjax
@@ -63,7 +63,7 @@ class Bidirectional(Layer):
 
     @property
     def layers(self) -> tuple[Layer, Layer]:
-        """Those forward and backward in time."""
+        """The forward and the backward layer."""
         return self.forward, self.forward if self.backward is None else self.backward
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers made of layers: one carry, one key, mask and resets thread through all."""
+"""Layers made of layers: one carry, one key, one mask and one set of resets thread through all of them."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from seqjax.sequences import hide, step_shape
 
 
 def check_layers(owner: str, *layers: Layer) -> None:
-    """Refuses what is not a layer.
+    """Rejects anything that is not a layer.
 
     Raises:
       ValueError: naming what was given.
@@ -65,9 +65,9 @@ def fold_key(key: Key, index: int) -> Key:
 
 @dataclasses.dataclass(frozen=True, repr=False, init=False)
 class Serial(Layer):
-    """Layers one after the other. Its params and carries are tuples, one entry a layer.
+    """Layers applied one after the other. Params and carry are tuples with one entry per layer.
 
-    Mask and resets are mapped by each layer's `time_map` for the next.
+    Each layer's `time_map` maps the mask and resets for the next layer.
 
     Raises:
       ValueError: no layers, or an argument that is not a layer.
@@ -133,7 +133,7 @@ class Serial(Layer):
             after, xs = layer.apply(p, c, xs, mask=mask, resets=resets, key=fold_key(key, i))
             mask, resets = layer.time_map(mask, resets, c)
             carries.append(after)
-        return (carries if isinstance(carry, list) else tuple(carries)), xs  # a loop's carry keeps its structure
+        return (carries if isinstance(carry, list) else tuple(carries)), xs  # keeps a loop carry's structure
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
         plans: list[Plan] = []
@@ -156,7 +156,7 @@ class Serial(Layer):
         return tuple(calibrated)
 
     def check(self, **trees: Any) -> None:
-        """Refuses `params`, or a `carry`, of another number of layers.
+        """Rejects `params` or a `carry` with the wrong number of layers.
 
         Raises:
           ValueError: naming what was given.
@@ -172,10 +172,10 @@ class Serial(Layer):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Residual(Layer):
-    """y = x + layer(x). The layer keeps the shape and the time axis.
+    """y = x + layer(x), for a layer that keeps the shape and the time axis.
 
     Raises:
-      ValueError: at `init` or `apply`, a layer that changes the shape or the dtype.
+      ValueError: in `init` or `apply`, a layer that changes the shape or the dtype.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = Residual(seqjax.RNN(seqjax.GRU(3)))
@@ -235,9 +235,9 @@ class Residual(Layer):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class BatchMajor(Layer):
-    """Runs a time-major model on batches `[B, T, ..., D]`: the one place where they enter.
+    """Runs a time-major model on batches `[B, T, ..., D]`: the one place where that layout enters.
 
-    Inputs, mask, resets and outputs have the batch axis first; the carry is the model's.
+    Inputs, mask, resets and outputs have the batch axis first; the carry is the model's own.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = BatchMajor(seqjax.RNN(seqjax.GRU(4)))
@@ -295,7 +295,7 @@ class BatchMajor(Layer):
 
 
 def time_major(model: Layer, *inputs: Any) -> tuple[Any, ...]:
-    """The model without `BatchMajor` around it, and inputs to match: pytrees of arrays whose axes 0 and 1 it swaps."""
+    """The model without a `BatchMajor` around it, and the inputs, with axes 0 and 1 swapped if there was one."""
     return (model.layer, *jax.tree.map(_swap, inputs)) if isinstance(model, BatchMajor) else (model, *inputs)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-dimensional convolution over time, which respects masks and resets and, if causal, streams."""
+"""One-dimensional convolution over time, which respects masks and resets, and streams if it is causal."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -24,22 +24,22 @@ class ConvParams(NamedTuple):
 
 
 class ConvCarry(NamedTuple):
-    """What a causal `Conv1D` remembers of the pieces before."""
+    """What a causal `Conv1D` remembers of earlier pieces."""
 
     window: Array | None
-    """`[..., (width - 1) * dilation, D]`, the newest inputs, oldest first. Zeros where they are masked
-    or belong to an earlier sequence: there they count as padding. `None` for a width of 1."""
+    """`[..., (width - 1) * dilation, D]`, the most recent inputs, oldest first. Inputs that are masked or belong
+    to an earlier sequence count as padding and are zeros. `None` for a width of 1."""
     pending: Array | None
-    """`[...]` bool, whether a reset fell after the last output. `None` for a stride of 1."""
+    """`[...]` bool, whether a reset occurred after the last output. `None` for a stride of 1."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Conv1D(Layer):
     """Convolution over time: y_o = φ(b + Σ_k W_k x[o * stride + k * dilation - left]).
 
-    As in Keras and PyTorch the kernel is not flipped. With reach = (width - 1) * dilation, `padding`
-    decides how many zeros stand before (`left`) and after `xs`, and so how many outputs there are
-    and which input is an output's own, its *anchor*:
+    As in Keras and PyTorch, the kernel is not flipped. With reach = (width - 1) * dilation, `padding`
+    determines how many zeros are put before (`left`) and after `xs`, and hence how many outputs there
+    are and which input each output belongs to, its *anchor*:
 
     | padding    | left       | outputs                             | anchor of output o |
     |------------|------------|-------------------------------------|--------------------|
@@ -47,18 +47,18 @@ class Conv1D(Layer):
     | `"same"`   | total // 2 | ceil(T / stride)                    | o * stride         |
     | `"valid"`  | 0          | floor((T - reach - 1) / stride) + 1 | o * stride + reach |
 
-    where total = max((ceil(T / stride) - 1) * stride + reach + 1 - T, 0), as in TensorFlow: with a stride the
-    alignment of `"same"` depends on T. Keras' default is `"valid"`.
+    where total = max((ceil(T / stride) - 1) * stride + reach + 1 - T, 0), as in TensorFlow; with a stride, the
+    alignment of `"same"` therefore depends on T. Keras' default is `"valid"`.
 
     Masked inputs count as zeros, and so do inputs that a reset separates from the anchor. An output is
-    valid where its anchor is; with `"valid"` padding where all of its inputs are, with no reset among
-    them. `time_map` gives the mask of the outputs, and their resets: a reset belongs to the first
-    output whose anchor it reaches.
+    valid where its anchor is; with `"valid"` padding, only where all of its inputs are, with no reset among
+    them. `time_map` returns the mask and the resets of the outputs: a reset belongs to the first
+    output whose anchor is at or after it.
 
-    A causal convolution streams, in pieces that are multiples of the stride (the last may have any
-    length, also shorter than the window). A piece that comes without mask and resets has no shape from
-    which `time_map` could tell the next layer of a reset left over from the piece before: in a strided
-    stream with resets, give them with every piece.
+    A causal convolution streams in pieces whose lengths are multiples of the stride (the last piece may
+    have any length, even shorter than the window). If a piece comes without mask and resets, `time_map` has
+    no shape from which to tell the next layer about a reset left over from the previous piece; so in a
+    strided stream with resets, pass them with every piece.
 
     Args:
       features: F, the size of the output.
@@ -67,14 +67,14 @@ class Conv1D(Layer):
       padding: `"causal"`, `"same"` or `"valid"`.
       dilation: steps from one input of an output to the next.
       activation: φ, a name or an elementwise function; `None` for none.
-      use_bias: whether there is a b.
+      use_bias: whether b exists.
       kernel_init: draws the kernel `[width, D, F]`.
       bias_init: draws b `[F]`.
       dtypes: of params, computation and the carried window; outputs have the compute dtype. Products
         are summed in at least float32.
 
     Raises:
-      ValueError: a size that is not a positive integer, an unknown padding or activation.
+      ValueError: a size that is not a positive integer, or an unknown padding or activation.
 
     >>> import jax, jax.numpy as jnp
     >>> layer, xs = Conv1D(20, 4, stride=2, padding="valid"), jnp.ones((50, 32, 1))
@@ -122,7 +122,7 @@ class Conv1D(Layer):
         return ConvParams(kernel, resolve(self.bias_init)(bias_key, (self.features,), self.dtypes.params))
 
     def initial_carry(self, params: ConvParams, batch_shape: Shape) -> ConvCarry | tuple[()]:
-        """A window of zeros, which is what causal padding is; `()` if the layer does not stream."""
+        """A window of zeros, which amounts to causal padding; `()` if the layer does not stream."""
         if not self.streams:
             return ()
         window = (*batch_shape, self.reach, params.kernel.shape[1])
@@ -191,11 +191,11 @@ class Conv1D(Layer):
         return total // 2, total - total // 2
 
     def _every(self, first: int, steps: int) -> slice:
-        """One position for each output, from `first` on, for an input of `steps` steps."""
+        """One position per output, starting at `first`, for an input of `steps` steps."""
         return slice(first, first + (self._outputs(steps) - 1) * self.stride + 1, self.stride)
 
     def _whole_windows(self, mask: Mask, resets: Resets) -> Mask:
-        """Which windows are unmasked throughout and in one sequence."""
+        """Which windows are unmasked throughout and lie within one sequence."""
         whole = None
         if resets is not None:
             sequence = _sequence_number(resets)
@@ -209,7 +209,7 @@ class Conv1D(Layer):
     # -- the convolution ---------------------------------------------------------------------
 
     def _convolve(self, params: ConvParams, padded: Array, sequence: Array | None, steps: int) -> Array:
-        """The affine part: one product for each of the kernel's taps."""
+        """The affine part: one product per tap of the kernel."""
         wide = at_least_float32(padded.dtype)
         anchors = self._every(self._padding(steps)[0] + self._first_anchor, steps)
         ys = jnp.zeros((), wide) if params.bias is None else params.bias.astype(wide)
@@ -222,7 +222,7 @@ class Conv1D(Layer):
         return ys.astype(padded.dtype)
 
     def _after_window(self, carry: ConvCarry | tuple[()], xs: Array) -> Array:
-        """`xs` after the carried window."""
+        """`xs` preceded by the carried window."""
         window = carry.window if isinstance(carry, ConvCarry) else None
         expected = (*xs.shape[1:-1], self.reach, xs.shape[-1]) if self.reach else None
         if not isinstance(carry, ConvCarry) or (None if window is None else window.shape) != expected:
@@ -237,7 +237,7 @@ class Conv1D(Layer):
     def _after(
         self, carry: ConvCarry | tuple[()], padded: Array, sequence: Array | None, steps: int
     ) -> ConvCarry | tuple[()]:
-        """The carry of a causal convolution after `padded`, whose last `steps` steps are new."""
+        """The carry of a causal convolution after `padded`, of which the last `steps` steps are new."""
         if not isinstance(carry, ConvCarry):
             return carry
         window, pending = carry
@@ -247,16 +247,16 @@ class Conv1D(Layer):
             if sequence is not None:
                 newest = hide(newest, sequence[-self.reach :] == sequence[-1])
             window = jnp.moveaxis(newest, 0, -2).astype(window.dtype)
-        if pending is not None:  # a reset left over from before went to the first output
+        if pending is not None:  # an earlier pending reset went to the first output
             pending = jnp.zeros_like(pending) if sequence is None else sequence[-1] != sequence[last : last + 1][0]
         return ConvCarry(window, pending)
 
 
 def _sequence_number(resets: Array) -> Array:
-    """How many sequences have begun: two steps belong together where it is equal."""
+    """How many sequences have begun so far; steps with equal numbers belong to the same sequence."""
     return jnp.cumsum(resets, axis=0, dtype=jnp.int32)
 
 
 def _pad(steps: Array, left: int, right: int) -> Array:
-    """Steps `[T, ...]` between zeros. As a sequence's number, zero is that of what goes on from the carry."""
+    """Steps `[T, ...]` padded with zeros. As a sequence number, zero means the sequence continued from the carry."""
     return jnp.pad(steps, [(left, right)] + [(0, 0)] * (steps.ndim - 1))

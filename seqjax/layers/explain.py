@@ -10,19 +10,20 @@ from seqjax.sequences import check_sequence
 
 
 def explain(model: Layer, xs: Array | jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
-    """Prints, for each layer, the engine that was chosen and why, memory and sequential depth.
+    """Prints for each layer the chosen engine and why it was chosen, with the memory and sequential depth.
 
-    Nothing is computed: memory is estimated from shapes, for a gradient, beside inputs, outputs and params.
+    Nothing is computed. Memory is that of a gradient, besides inputs, outputs and params, estimated from shapes.
 
     Args:
       model: any layer.
       xs: `[T, ..., D]`, or its shape and dtype.
 
     Returns:
-      The table's rows.
+      The rows of the table.
 
     Raises:
-      ValueError: what is no layer or no array; inputs or a cell that the model or its engine cannot take.
+      ValueError: `model` is not a layer or `xs` is not an array; inputs or a cell that an engine or the model
+        cannot take.
 
     >>> import jax.numpy as jnp, seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(64)), seqjax.Dense(1))

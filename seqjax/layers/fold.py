@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequences of any length: a streaming model run segment by segment, its outputs reduced on the way."""
+"""Sequences of any length: a streaming model run segment by segment, with its outputs reduced along the way."""
 
 import numbers
 from collections.abc import Callable
@@ -31,30 +31,30 @@ def fold(
 ) -> tuple[Carry, Any]:
     """Reduces a model's outputs over time without ever holding all of them.
 
-    total_{s+1} = fn(total_s, ys of segment s), from total_0 = `init`. Each segment is recomputed in
-    the reverse pass, so a gradient holds the carries between segments and the activations of one.
-    Memory beyond the inputs is about (T / segment) carries + one segment's activations, least for
+    total_{s+1} = fn(total_s, ys of segment s), starting from total_0 = `init`. Each segment is recomputed
+    in the reverse pass, so a gradient holds only the carries between segments and the activations of one.
+    Memory beyond the inputs is about (T / segment) carries plus one segment's activations, smallest for
     segments of about √T steps; the price is one more forward pass.
 
     Args:
       model: any layer that streams.
       params, carry: its params and the carry to start from.
       xs: `[T, ..., D]`.
-      fn: `fn(total, ys)`, or `fn(total, ys, extras)` where `extras` are given; it must keep the
+      fn: `fn(total, ys)`, or `fn(total, ys, extras)` if `extras` are given; it must keep the
         structure, shapes and dtypes of `total`.
       init: the total before the first segment.
       segment: steps in a segment, a multiple of the model's stride; the last one may be shorter.
-      extras: a pytree of arrays that are sliced along with the outputs (targets, weights, the
-        outputs' mask): axis 0 is as long as all outputs, or as `xs`.
+      extras: a pytree of arrays to slice along with the outputs (targets, weights, the outputs'
+        mask); axis 0 has one entry per output step, or per step of `xs`.
       mask, resets: `[T, ...]`, as for `Layer.apply`.
-      key: for training; each segment gets its own, so a variational dropout mask holds for a segment.
+      key: for training; each segment gets its own key, so a variational dropout mask lasts for one segment.
 
     Returns:
       The carry after the last step, and the total.
 
     Raises:
-      ValueError: what is no layer, or does not stream, a segment that does not divide into strides, extras
-        of another length.
+      ValueError: a `model` that is not a layer or does not stream, a segment that is not a positive multiple of
+        the stride, or extras of the wrong length.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
@@ -101,7 +101,7 @@ def fold(
 
     params, state, sliced = varying_alike(params, (carry, init), (xs, mask, resets, extras))
     if count:
-        # inside a scan the loop itself keeps XLA from merging the two forward passes
+        # inside a scan, the loop itself keeps XLA from merging the two forward passes
         body = jax.checkpoint(piece, prevent_cse=False)
         pieces = (jnp.arange(count), *jax.tree.map(whole, sliced))
         state, _ = jax.lax.scan(body, step_alike(piece, state, pieces), pieces)
@@ -111,12 +111,12 @@ def fold(
 
 
 def _steps_of(array: Array, T: int, segment: int, output_segment: int) -> int:
-    """Entries of `array` in a segment: as `xs`, or as the outputs."""
+    """Entries of `array` in a segment: as many as those of `xs`, or of the outputs."""
     return segment if array.shape[0] == T else output_segment
 
 
 def _output_steps(model: Layer, params: Params, carry: Carry, xs: Array, steps: int) -> int:
-    """Outputs for `steps` inputs, without computing them."""
+    """The number of outputs for `steps` inputs, without computing them."""
     if steps == 0:
         return 0
     _, ys = jax.eval_shape(lambda params, carry, xs: model.apply(params, carry, xs[:steps]), params, carry, xs)

@@ -15,13 +15,13 @@ from seqjax.sequences import as_sequence, check_sequence, hide, last_step
 class Last(Layer):
     """The last unmasked step of each sequence, as a sequence of one step: Keras' `return_sequences=False`.
 
-    y_0 = x_t, t the last step whose mask is True; zeros for a sequence that is padding alone. The
-    output `[1, ..., D]` is a sequence still, so that `Dense` and losses go on as before. The output's
-    mask says which sequences have an unmasked step, its reset whether any step had one.
+    y_0 = x_t, where t is the last step whose mask is True; zeros for a sequence that is all padding. The
+    output `[1, ..., D]` is still a sequence, so `Dense` and losses work as before. The output's mask
+    says which sequences have an unmasked step, and its reset whether any step had one.
 
     After a `Bidirectional` layer this is the output *at* the last step, where the backward
-    direction has seen that step alone. What Keras and most classifiers take is the last step that each
-    direction reaches: `Bidirectional(Serial(RNN(cell), Last()))`.
+    direction has seen only that step. Keras and most classifiers take the last step that each
+    direction reaches instead: `Bidirectional(Serial(RNN(cell), Last()))`.
 
     It does not stream: the last step of a piece is not the last of the whole.
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that act on every step by itself: `Dense`, `LayerNorm`, `Embed`, `Activation`.
+"""Layers that act on each step separately: `Dense`, `LayerNorm`, `Embed`, `Activation`.
 
-Resets mean nothing to them and their carry is `()`, so they stream in pieces of any length.
-Where `mask` is False the output is zeros, and what the input holds there reaches neither a
-value nor a gradient.
+They ignore resets and their carry is `()`, so they stream in pieces of any length. Where `mask`
+is False the output is zeros, and whatever the input holds there reaches no value and no gradient.
 """
 
 import dataclasses
@@ -23,10 +22,10 @@ from seqjax.spread import is_spread
 
 
 def activate(activation: activations.Activation | None, xs: Array, mask: Mask) -> Array:
-    """φ(xs), zeros in masked steps.
+    """φ(xs), with zeros in masked steps.
 
-    The operand is hidden as well as the result: a function whose slope at a masked step is
-    infinite would otherwise send 0 x inf = NaN into the gradient.
+    The operand is hidden as well as the result: otherwise a function whose slope at a masked step
+    is infinite would send 0 x inf = NaN into the gradient.
     """
     if activation is None:
         return hide(xs, mask)
@@ -34,7 +33,7 @@ def activate(activation: activations.Activation | None, xs: Array, mask: Mask) -
 
 
 def check_floating(owner: Layer, xs: Array | jax.ShapeDtypeStruct) -> None:
-    """Refuses inputs that are not floating point, for layers that have no dtype of their own.
+    """Rejects inputs that are not floating point, on behalf of layers without a dtype of their own.
 
     Raises:
       ValueError: naming the layer and the dtype.
@@ -52,12 +51,12 @@ class DenseParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dense(Layer):
-    """An affine map at every step, Keras' `TimeDistributed(Dense)`: y_t = φ(W x_t + b).
+    """An affine map at every step, like Keras' `TimeDistributed(Dense)`: y_t = φ(W x_t + b).
 
     Args:
       features: F, the size of the output.
       activation: φ, a name or an elementwise function; `None` for the affine map alone.
-      use_bias: whether there is a b.
+      use_bias: whether b exists.
       kernel_init: draws W `[D, F]`.
       bias_init: draws b `[F]`.
       dtypes: of params and computation; outputs have the compute dtype.
@@ -129,8 +128,8 @@ class LayerNorm(Layer):
 
     Args:
       epsilon: ε > 0. The default is that of PyTorch and of the normalized cells here (Keras: 1e-3).
-      use_scale: whether there is a scale; it begins at one.
-      use_offset: whether there is an offset; it begins at zero.
+      use_scale: whether there is a scale; it starts at one.
+      use_offset: whether there is an offset; it starts at zero.
       dtypes: of params and computation; outputs have the compute dtype.
 
     Raises:
@@ -199,15 +198,15 @@ class EmbedParams(NamedTuple):
 class Embed(Layer):
     """A learned vector for each id: y_t = table[x_t].
 
-    Ids are integers `[T, ...]` *without* a feature axis and `ys` are `[T, ..., F]`; the mask has the
-    shape of the ids. An id outside `[0, num)` never wraps or clips: outside of `jit` it is a
-    ValueError, inside, where values cannot be looked at, its vector is NaN. Ids in masked steps
-    may be anything.
+    Ids are integers `[T, ...]` *without* a feature axis, and `ys` are `[T, ..., F]`; the mask has the
+    shape of the ids. An id outside `[0, num)` is never wrapped or clipped: outside `jit` it raises a
+    ValueError; inside, where values cannot be inspected, its vector is NaN. Ids in masked steps can
+    have any value.
 
     Args:
       num: how many ids there are.
       features: F, the size of a vector.
-      table_init: draws the table `[num, F]`; by default normal with standard deviation 0.01.
+      table_init: draws the table `[num, F]`; by default from a normal with standard deviation 0.01.
       dtypes: of params and computation; outputs have the compute dtype.
 
     Raises:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that act differently in training: `Dropout`, `BatchNorm`, and `calibrate`, which ends a training.
+"""Layers that act differently in training: `Dropout` and `BatchNorm`; and `calibrate`, for use after training.
 
-A key means training, `None` means evaluation. In evaluation both layers act on every step by
-itself, and stream. In training they do not see beyond the piece that they are given: ordinary
-dropout draws for each piece anew, batch normalization takes each piece's own statistics.
+A key means training, `None` means evaluation. In evaluation both layers act on each step
+separately, and stream. In training they do not see beyond the piece that they are given: dropout
+draws anew for each piece, and batch normalization uses each piece's own statistics.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from seqjax.sequences import as_sequence, check_sequence, hide, step_shape
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dropout(Layer):
-    """Zeros at random: y = x ⊗ m / (1 - rate), m ~ Bernoulli(1 - rate); y = x without a key.
+    """Sets features to zero at random: y = x ⊗ m / (1 - rate), m ~ Bernoulli(1 - rate); y = x without a key.
 
-    Source: Srivastava et al. 2014; `variational` for inputs and outputs of a recurrent layer: Gal and
-    Ghahramani 2016 (its recurrent part is a wrapper of a cell).
+    Source: Srivastava et al. 2014; for `variational`, on the inputs and outputs of a recurrent layer, Gal and
+    Ghahramani 2016 (their recurrent dropout is a wrapper around a cell).
 
     Args:
       rate: probability of dropping, 0 <= rate < 1.
-      variational: one m `[..., D]` for the whole of `xs`, held over time, in place of one for each step.
+      variational: use a single m `[..., D]` for the whole of `xs`, held over time, instead of one for each step.
         It is also held across resets, and drawn again for each piece of a stream unless the key is the same.
 
     Raises:
-      ValueError: `rate` is outside of [0, 1).
+      ValueError: `rate` is outside [0, 1).
 
     >>> import jax, jax.numpy as jnp
     >>> layer, xs = Dropout(0.5, variational=True), jnp.ones((3, 4))
@@ -73,7 +73,7 @@ class Dropout(Layer):
         ys = hide(xs, mask)
         if key is None or self.rate == 0:
             return carry, ys
-        kept = float(1 - self.rate)  # NumPy's numbers would promote
+        kept = float(1 - self.rate)  # a NumPy scalar would promote
         keep = jax.random.bernoulli(key, kept, xs.shape[1:] if self.variational else xs.shape)
         return carry, jnp.where(keep, ys / kept, 0)
 
@@ -92,11 +92,12 @@ class BatchNorm(Layer):
     """Normalization of each feature over steps and sequences.
 
     y = scale ⊗ (x - mean) / sqrt(var + ε) + offset. With a key, mean and (biased) variance are those of
-    the unmasked steps of this batch, over time and batch axes; without one, those of the population in
-    `params`, which `calibrate` sets after training and which begin at 0 and 1. There is no running
-    average. Statistics are taken in at least float32. Source: Ioffe and Szegedy 2015, algorithms 1 and 2.
+    the unmasked steps of this batch, over time and batch axes; without one, they are the population
+    statistics in `params`, which start at 0 and 1 and which `calibrate` sets after training. There is no
+    running average. Statistics are computed in at least float32. Source: Ioffe and Szegedy 2015,
+    algorithms 1 and 2.
 
-    A mask that leaves fewer than two steps cannot be seen under `jit`: their variance is taken as zero.
+    If a mask leaves fewer than two steps, which cannot be detected under `jit`, their variance is zero.
 
     Args:
       epsilon: ε > 0. The default is that of PyTorch (Keras: 1e-3).
@@ -125,7 +126,7 @@ class BatchNorm(Layer):
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> BatchNormParams:
         check_sequence(xs)
 
-        def filled(value: int) -> Array:  # each by itself: params that share a buffer cannot be donated
+        def filled(value: int) -> Array:  # a new array each time: params that share a buffer cannot be donated
             return jnp.full(xs.shape[-1], value, self.dtypes.params)
 
         return BatchNormParams(scale=filled(1), offset=filled(0), mean=filled(0), var=filled(1))
@@ -155,7 +156,7 @@ class BatchNorm(Layer):
         """Params whose population statistics are those of the unmasked steps of `xs`.
 
         Raises:
-          ValueError: fewer than two such steps (with a mask: if its values can be looked at).
+          ValueError: fewer than two such steps (with a mask, only if its values can be inspected).
         """
         _, wide = self._operands(params, xs, mask, resets)
         if mask is not None and not isinstance(mask, jax.core.Tracer) and mask.sum() < 2:
@@ -164,13 +165,13 @@ class BatchNorm(Layer):
         return params._replace(mean=mean.astype(params.mean.dtype), var=var.astype(params.var.dtype))
 
     def _operands(self, params: BatchNormParams, xs: Array, mask: Mask, resets: Resets) -> tuple[Array, Array]:
-        """`xs` in the compute dtype, and with masked steps hidden in that of the statistics."""
+        """`xs` in the compute dtype, and `xs` in the dtype of the statistics with masked steps hidden."""
         xs = as_sequence(xs, mask, resets)
         xs = self.dtypes.cast(self, xs, params.scale[:, None])
         return xs, hide(xs, mask).astype(at_least_float32(xs.dtype))
 
     def _statistics(self, xs: Array, mask: Mask) -> tuple[Array, Array]:
-        """Mean and biased variance `[D]` of the unmasked steps of `xs`, which is zero elsewhere."""
+        """Mean and biased variance `[D]` of the unmasked steps of `xs`, which must be zero elsewhere."""
         samples = math.prod(xs.shape[:-1])
         if samples < 2:
             raise ValueError(
@@ -186,22 +187,22 @@ class BatchNorm(Layer):
 def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Array, Mask]]) -> Params:
     """Sets the population statistics of every batch normalization in `model`, after training.
 
-    The batches are put side by side, short ones padded, and go through the model once, in evaluation:
+    The batches are put side by side, short ones padded, and go through the model once, in evaluation mode:
     each layer's statistics are those of all batches together, given the calibrated layers before it.
-    Everything is in memory at once: a sample of the training data is enough.
+    Everything is in memory at once; a sample of the training data is enough.
 
     Args:
-      model: a layer, `Serial` and the like included; batches of a `BatchMajor` one have the batch axis first.
-      params: of `model`; they are not changed.
+      model: any layer, including `Serial` and the like; for a `BatchMajor`, batches have the batch axis first.
+      params: of `model`; they are not modified.
       batches: arrays `[T, ..., D]` (integer ids `[T, ...]`), or pairs of such an array and its mask
-        `[T, ...]` or `None`. T and the batch axes may differ from one to the next; T by multiples of the model's
-        stride, where it does not stream: a strided convolution may lie as T has it.
+        `[T, ...]` or `None`. T and the batch axes may differ between batches; but if the model does not stream, T
+        only by multiples of its stride, as the alignment of a strided convolution may depend on T.
 
     Returns:
       Params like `params`.
 
     Raises:
-      ValueError: no batches, or batches that differ in features, dtype or, as said, in T.
+      ValueError: no batches, or batches that differ in features, in dtype or, beyond what is said above, in T.
 
     >>> import jax, jax.numpy as jnp
     >>> layer, batches = BatchNorm(), [jnp.array([[0.0], [1.0]]), jnp.array([[5.0]])]
@@ -222,7 +223,7 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
     if not model.streams and any((T - length) % model.stride for length in lengths):
         raise ValueError(
             f"calibrate pads batches of {lengths} steps to {T}, and {model!r}, of stride {model.stride}, would look at "
-            "other windows than in each alone; cut them to lengths that differ by multiples of the stride."
+            "other windows than in each batch alone; cut them to lengths that differ by multiples of the stride."
         )
     together, mask = (jnp.concatenate([_pad_end(x, T) for x in side], axis=1) for side in zip(*flat, strict=True))
     masked = any(given is not None for _, given in pairs) or any(len(xs) < T for xs, _ in flat)
@@ -242,5 +243,5 @@ def _flat(xs: Array, mask: Mask) -> tuple[Array, Array]:
 
 
 def _pad_end(x: Array, T: int) -> Array:
-    """`x` with zeros, or False, up to T steps."""
+    """`x` padded at the end with zeros, or False, to T steps."""
     return jnp.pad(x, [(0, T - len(x))] + [(0, 0)] * (x.ndim - 1))

@@ -22,7 +22,7 @@ class RNN(Layer):
       engine: how it is run; every engine gives the same numbers. `Auto` picks one; see `explain`.
 
     Raises:
-      ValueError: `cell` is no Cell, or `engine` no Engine.
+      ValueError: `cell` is not a `Cell`, or `engine` is not an `Engine`.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = RNN(seqjax.LSTM(4))
@@ -43,7 +43,7 @@ class RNN(Layer):
                 raise ValueError(f"RNN: {name} must be a seqjax {kind.__name__}, got {given!r}.")
 
     def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
-        return xs.shape[1:-1]  # integers may be features of a cell: there are no ids without Embed
+        return xs.shape[1:-1]  # a cell may have integer features; only Embed takes ids
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         check_sequence(xs)
@@ -51,7 +51,7 @@ class RNN(Layer):
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
         if not isinstance(batch_shape, tuple | list):
-            raise ValueError(f"batch_shape must be a tuple, (32,) say or () for one sequence, got {batch_shape!r}.")
+            raise ValueError(f"batch_shape must be a tuple, e.g. (32,), or () for one sequence, got {batch_shape!r}.")
         return self.cell.initial_carry(params, batch_shape)
 
     def apply(

@@ -21,26 +21,27 @@ from seqjax.plan import Plan, tree_bytes
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Wavefront(Layer):
-    """`Serial(RNN(cell), ..., RNN(cell))` on the devices of a mesh axis: the same params, the same numbers.
+    """`Serial(RNN(cell), ..., RNN(cell))` on the devices of a mesh axis, with the same params and the same numbers.
 
-    Layer l needs from time only what layer l - 1 has done so far. So device l runs its layer on chunk
-    k - l of C steps at tick k and hands the outputs to device l + 1: T / C + K - 1 ticks on K devices, in
-    place of the K · T / C of one. A device that has no chunk yet, or no more, runs masked steps. The
-    gradient runs the pipeline backwards; it keeps the inputs of every chunk and recomputes the rest.
+    At any time, layer l needs only what layer l - 1 has computed so far. So at tick k device l runs its
+    layer on chunk k - l, of C steps, and hands the outputs to device l + 1. This takes T / C + K - 1 ticks
+    on K devices instead of K · T / C on one. A device whose first chunk has not arrived yet, or whose last
+    is done, runs masked steps. The gradient runs the pipeline backwards; it keeps the inputs of every chunk
+    and recomputes the rest.
 
-    Params and their gradients are where their layer is; inputs and outputs are on all devices of the axis.
+    Params and their gradients live where their layer runs; inputs and outputs are on all devices of the axis.
 
     Args:
-      cell: the recurrence; its outputs are like its inputs, H = D.
-      layers: how many, a multiple of K; each device runs layers / K consecutive ones.
+      cell: the recurrence; its outputs must be like its inputs, H = D.
+      layers: the number of layers, a multiple of K; each device runs layers / K consecutive ones.
       mesh: a `jax.sharding.Mesh`; as for `Sharded`, not a plain hyperparameter.
-      axis: the mesh axis that layers are split over.
-      chunk: C; `None`: T / (8 K), so that a device waits for an eighth of the time at most.
-      batch_axis: the mesh axis that axis 1 of `xs`, the first batch axis, is split over.
+      axis: the mesh axis over which layers are split.
+      chunk: C; `None`: T / (8 K), so that a device waits for at most an eighth of the time.
+      batch_axis: the mesh axis over which axis 1 of `xs`, the first batch axis, is split.
 
     Raises:
-      ValueError: an axis that the mesh has not, layers that K does not divide; at `init`, a cell with
-        outputs unlike its inputs; in `apply`, as for `Sharded`.
+      ValueError: an axis that the mesh does not have, a number of layers that K does not divide; in `init`, a
+        cell whose outputs are unlike its inputs; in `apply`, as for `Sharded`.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = Wavefront(seqjax.GRU(4), 2, jax.make_mesh((1,), ("layer",)), "layer")
@@ -141,7 +142,7 @@ class Wavefront(Layer):
 def _apply(
     model: Wavefront, params: Params, initial: tuple, carry: Carry, steps: tuple[Steps, ...]
 ) -> tuple[Carry, Array]:
-    """Runs the layers; `steps` differ in their keys alone."""
+    """Runs the layers; the entries of `steps` differ only in their keys."""
     layout, T = model._layout, steps[0].x.shape[0]
     count, chunk, ticks = model.pipeline(T)
     first, last = 0, ticks - count  # chunks
@@ -152,7 +153,7 @@ def _apply(
         return y, carry
 
     def run_device(params: Params, initial: Carry, carry: Carry, chunks: Steps) -> tuple[Carry, Array]:
-        """The layers of a device over all ticks; `chunks.key [layers, chunks, C]`, the rest `[chunks, C, ...]`."""
+        """Runs a device's layers over all ticks; `chunks.key [layers, chunks, C]`, the rest `[chunks, C, ...]`."""
         device = jax.lax.axis_index(layout.axis)
         keys, chunks = chunks.key, chunks._replace(key=None)
 
@@ -162,7 +163,7 @@ def _apply(
             piece = jax.tree.map(lambda a: a[here], chunks)
             busy = here == k - device
             mask = jnp.ones(piece.x.shape[:-1], bool) if piece.mask is None else piece.mask
-            # a reset acts on masked steps too, so one of a chunk that is not this device's must go
+            # a reset acts even on masked steps, so the resets of a chunk that is not this device's must go
             reset = None if piece.reset is None else piece.reset & busy
             flags = piece._replace(mask=mask & busy, reset=reset)
             key = None if keys is None else keys[:, here]
@@ -172,7 +173,7 @@ def _apply(
             return (carry, jax.lax.ppermute(y, layout.axis, to_next)), y
 
         begin = carry, jnp.zeros_like(chunks.x[0])
-        # inside a scan the loop itself keeps XLA from merging the two forward passes
+        # inside a scan, the loop itself keeps XLA from merging the two forward passes
         (carry, _), ys = jax.lax.scan(
             jax.checkpoint(tick, prevent_cse=False), begin, jnp.arange(ticks, dtype=device.dtype)
         )

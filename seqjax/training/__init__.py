@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: clipped optimizers, masked losses, a step, a loop, checkpoints.
+"""Training: clipped optimizers, masked losses, a training step, a loop, and checkpoints.
 
-`fit` does it all; a loop of one's own needs only `make_train_step`.
+`fit` does all of it; a loop of your own needs only `make_train_step`.
 """
 
 from seqjax.training.checkpoint import Loaded, latest, load, read_manifest, restore, save, steps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run a directory, by a lock that the kernel lets go of when a process ends, however it ends."""
+"""One run per directory, ensured by a lock that the kernel releases when a process ends, however it ends."""
 
 import contextlib
 import sys
@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keeps other runs out of the directory `path`, which is made if it is not there.
+    """Keeps other runs out of the directory `path`, which is created if it does not exist.
 
-    Windows and some network file systems have no such locks, and keep nobody out.
+    Windows and some network file systems have no such locks; there, other runs are not kept out.
 
     Raises:
-      ValueError: another run has it.
-      OSError: it cannot be made or written.
+      ValueError: another run has the lock.
+      OSError: the directory cannot be created or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{path} is being trained in, by another process or thread; wait for its end, or give another run_dir."
+                f"{path} is being trained in, by another process or thread; wait for it to end, or use another run_dir."
             ) from None
         except OSError:  # a file system without locks
             yield

@@ -4,9 +4,9 @@
     run_dir/checkpoints/<step>/manifest.json    what it is, and the sha256 of every file
     run_dir/checkpoints/<step>/state/           the arrays by name, written by orbax
 
-A checkpoint is written beside its place, flushed to the disk and renamed into it, so that a kill
-or a full disk at any moment leaves the earlier ones as they were. Reading one checks every file
-against the manifest first.
+A checkpoint is written next to its final place, flushed to disk and then renamed, so that a kill
+or a full disk at any moment leaves the earlier ones as they were. Before one is read, every file is
+checked against the manifest.
 """
 
 import json
@@ -27,7 +27,7 @@ from seqjax.training.step import TrainState
 
 
 class Loaded(NamedTuple):
-    """A trained model, as `load` finds it."""
+    """A trained model, as `load` returns it."""
 
     model: Layer
     params: Params
@@ -48,11 +48,11 @@ def save(
     """Writes the checkpoint of `state.step` and removes all but the newest `keep`.
 
     Args:
-      run_dir: where the run is kept; made if it is not there.
+      run_dir: where the run is kept; created if it does not exist.
       state: what to save.
-      model: its description is saved beside the arrays.
-      inputs: what the model was initialized for; only shape and dtype are used.
-      metadata: anything JSON can hold.
+      model: the model, whose description is saved beside the arrays.
+      inputs: what the model was initialized for; only the shape and dtype are used.
+      metadata: anything that JSON can hold.
       keep: how many checkpoints to keep, at least 1.
       types: see `describe`.
 
@@ -60,8 +60,8 @@ def save(
       The checkpoint's path.
 
     Raises:
-      OSError: it could not be written; the checkpoints before it are untouched.
-      ValueError: this step is saved already, or the model cannot be described.
+      OSError: it could not be written; earlier checkpoints are untouched.
+      ValueError: this step is already saved, or the model cannot be described.
 
     >>> import optax, seqjax, tempfile
     >>> from seqjax.training import init_state
@@ -103,7 +103,7 @@ def save(
 
 
 def steps(run_dir: str | Path) -> list[int]:
-    """The steps that have a checkpoint, in order; whether each is whole is only known on reading it.
+    """The steps that have a checkpoint, in order; whether each is whole is only known once it is read.
 
     >>> steps("no/such/run"), latest("no/such/run")
     ([], None)
@@ -120,18 +120,18 @@ def latest(run_dir: str | Path) -> int | None:
 
 
 def read_manifest(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
-    """What a checkpoint says of itself, after every file in it was checked.
+    """What a checkpoint says about itself, once every file in it has been checked.
 
     Args:
       run_dir: where the run is kept.
       step: which checkpoint; the newest if None.
 
     Returns:
-      `{"step", "model", "inputs", "metadata", "arrays", ...}`; `build` makes the model of its description.
+      `{"step", "model", "inputs", "metadata", "arrays", ...}`; `build` makes the model from its description.
 
     Raises:
-      ValueError: there is none, or it is truncated, corrupt or not seqjax's; the message names
-        the newest whole one, which is not used unless asked for with `step`.
+      ValueError: there is none, or it is truncated, corrupt or not seqjax's; the message names the
+        newest whole one, which is used only if you ask for it with `step`.
     """
     found = steps(run_dir)
     directory = _directory(run_dir)
@@ -144,7 +144,7 @@ def read_manifest(run_dir: str | Path, step: int | None = None) -> dict[str, Any
     except ValueError as error:
         whole = next((other for other in reversed(found) if other != step and _is_whole(directory / str(other))), None)
         advice = (
-            f"The newest whole checkpoint is step {whole}; to go on from it, say so with step={whole} "
+            f"The newest whole checkpoint is step {whole}; to continue from it, pass step={whole} "
             f"(fit: resume={whole})."
             if whole is not None
             else "No other checkpoint there is whole; start again in a new run_dir, or restore this one from a backup."
@@ -155,12 +155,12 @@ def read_manifest(run_dir: str | Path, step: int | None = None) -> dict[str, Any
 def restore(
     run_dir: str | Path, like: TrainState, *, model: Layer, step: int | None = None, types: Types = ()
 ) -> TrainState:
-    """The saved state, which must be of this model and have the structure of `like`.
+    """The saved state, which must belong to this model and have the structure of `like`.
 
     Args:
       run_dir: where the run is kept.
-      like: a state of the same structure, shapes and dtypes, `init_state(...)` say.
-      model: the model that the state is expected to be of.
+      like: a state of the same structure, shapes and dtypes, such as `init_state(...)`.
+      model: the model to which the state is expected to belong.
       step: which checkpoint; the newest if None.
       types: see `describe`.
 
@@ -189,7 +189,7 @@ def restore(
 
 
 def load(run_dir: str | Path, *, step: int | None = None, types: Types = ()) -> Loaded:
-    """A trained model and its params, from the run directory alone.
+    """Loads a trained model and its params, from the run directory alone.
 
     Args:
       run_dir: where the run is kept.
@@ -212,10 +212,10 @@ def load(run_dir: str | Path, *, step: int | None = None, types: Types = ()) -> 
 
 
 def require_room(run_dir: str | Path, state: TrainState, keep: int) -> None:
-    """Makes the directory and finds out, by writing, whether the run's checkpoints have room in it.
+    """Creates the directory and finds out, by writing, whether it has room for the run's checkpoints.
 
     Raises:
-      OSError: it cannot be written, or not that much.
+      OSError: it cannot be written, or does not have enough room.
     """
     size = sum(_data(leaf).nbytes for leaf in _named(state).values())
     copies = max(1, keep + 1 - len(steps(run_dir)))
@@ -232,7 +232,7 @@ def require_room(run_dir: str | Path, state: TrainState, keep: int) -> None:
 
 
 def set_aside(run_dir: str | Path, after: int) -> list[Path]:
-    """Renames the checkpoints after a step, so that a run can go on from it; nothing is deleted."""
+    """Renames the checkpoints after a step, so that a run can continue from that step; nothing is deleted."""
     moved = []
     for step in steps(run_dir):
         if step > after:
@@ -269,7 +269,7 @@ def _printed(description: Any, types: Types) -> str:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by their path: `params.0.w_in`."""
+    """The leaves by path, e.g. `params.0.w_in`."""
     names = leaf_names(tree)
     if len(set(names)) != len(names):
         raise ValueError("two leaves of the state have the same path; dict keys in params must not contain dots.")
@@ -282,7 +282,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _form(leaf: Any) -> str:
-    """dtype and shape, as they are compared and shown: `float32[20, 60]`."""
+    """The dtype and shape, as they are compared and shown, e.g. `float32[20, 60]`."""
     return f"{leaf.dtype if _is_key(leaf) else jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
@@ -291,7 +291,7 @@ def _data(leaf: Array) -> np.ndarray:
 
 
 def _fill(path: Path, manifest: dict[str, Any], like: Any) -> Any:
-    """The arrays of a checkpoint in the structure of `like`, which may be a part of the state."""
+    """The arrays of a checkpoint in the structure of `like`, which may be only a part of the state."""
     expected = {name: _form(leaf) for name, leaf in _named(like).items()}
     saved = manifest["arrays"]
     if isinstance(like, dict):

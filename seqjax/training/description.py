@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model as plain data that JSON can hold, and back.
 
-`{"class": "GRU", "fields": {"hidden_dim": 20, ...}}`: every field is written, also those at their
-default, so that a later version with other defaults builds the same model. Nothing is imported or
-evaluated by a name found in the data: only seqjax's own classes, and those handed in, are made.
+`{"class": "GRU", "fields": {"hidden_dim": 20, ...}}`: every field is written, even those at their
+default, so that a later version with other defaults builds the same model. Names found in the data
+are never imported or evaluated: only seqjax's own classes, and those passed in, are built.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from seqjax.base import Described
 Description = Any
 """None, bool, int, float, str, or a dict or list of these."""
 Types = Sequence[type | Callable]
-"""A user's own frozen dataclasses and functions that a model is made of."""
+"""A user's own frozen dataclasses and functions that are part of a model."""
 
 _NAMESPACES = ("", ".cells", ".engines", ".layers", ".initializers", ".dtypes")
 
@@ -32,7 +32,7 @@ def describe(model: Any, types: Types = ()) -> Description:
       types: classes and functions that are not seqjax's own; `build` needs the same.
 
     Raises:
-      ValueError: something that cannot be written down, and what to use instead.
+      ValueError: something in the model cannot be written down; the message says what to use instead.
 
     >>> import seqjax
     >>> describe(seqjax.Dense(1))["class"]
@@ -45,7 +45,7 @@ def build(description: Description, types: Types = ()) -> Any:
     """The model that `describe` wrote down.
 
     Raises:
-      ValueError: a class, field or form that is not known here.
+      ValueError: an unknown class, field or form.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(20)), seqjax.Dense(1))
@@ -82,7 +82,7 @@ def _describe(value: Any, known: dict[str, Any], where: str) -> Description:
     if callable(value):
         raise ValueError(
             f"{where} is the function {value!r}, which cannot be saved; give its name as a string "
-            f"({name or 'tanh'!r}, say), or pass it in types= if it is your own named function."
+            f"(e.g. {name or 'tanh'!r}), or pass it in types= if it is your own named function."
         )
     raise ValueError(
         f"{where} is a {type(value).__name__}, {value!r}, which cannot be saved; hyperparameters are numbers, "
@@ -134,6 +134,6 @@ def _by_name(types: Types) -> dict[str, Any]:
         if not callable(value) or name in (None, "<lambda>"):
             raise ValueError(f"types holds classes and named functions, got {value!r}.")
         if known.get(name, value) is not value:
-            raise ValueError(f"types holds a second {name!r}, beside {known[name]!r}; rename it.")
+            raise ValueError(f"types holds a second {name!r}, besides {known[name]!r}; rename it.")
         known[name] = value
     return known

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: batches in, a trained state and its history out, and no finished work is lost.
 
-A batch is a pure function of (seed, step) and so are a step's random numbers: a run that was
-interrupted or killed goes on bit for bit.
+A batch is a pure function of (seed, step), and so are a step's random numbers: a run that was
+interrupted or killed continues bit for bit.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ class Run(NamedTuple):
 
     state: TrainState
     history: list[Line]
-    """The lines of `metrics.jsonl`, those of earlier parts of a resumed run too."""
+    """The lines of `metrics.jsonl`, including those of earlier parts of a resumed run."""
     seconds_per_step: float
-    """Median over the lines logged here, without compilation, batches, evaluation and checkpoints; NaN for
-    less than two lines."""
+    """Median over the lines logged here, excluding compilation, batches, evaluation and checkpoints; NaN for
+    fewer than two lines."""
 
 
 def fit(
@@ -66,43 +66,44 @@ def fit(
     """Trains `model` for `steps` steps.
 
     A step that is not finite is skipped and counted (see `make_train_step`). With a `run_dir`, Ctrl-C and
-    SIGTERM save a checkpoint after the step at hand and then end the process; a second one ends it at once. Where
-    anything else is raised, by `make_batch` or `evaluate` say, what was done before it is saved too.
+    SIGTERM save a checkpoint after the current step and then end the process; a second one ends it at once. If
+    anything else raises, such as `make_batch` or `evaluate`, the work done before it is saved too.
 
     Args:
       model: any layer.
-      make_batch: `make_batch(seed, t)`, pure: the `Batch` of step t = 0, 1, ..., or a tuple of its fields.
-      steps: how many in all, those before a resume too.
+      make_batch: a pure function `make_batch(seed, t)` that returns the `Batch` of step t = 0, 1, ..., or a
+        tuple of its fields.
+      steps: number of steps in all, including those before a resume.
       loss: `loss(predictions, targets, mask) -> scalar`.
       optimizer: any optax transformation; clip with `clipped`.
-      seed: of params, batches and the model's random numbers.
-      params: where to begin, instead of `model.init`.
+      seed: for params, batches and the model's random numbers.
+      params: params to start from, instead of `model.init`.
       run_dir: where `metrics.jsonl` and checkpoints go; None keeps nothing.
-      resume: True goes on from the newest checkpoint, and begins where there is none yet. A number goes
-        back to that step; later checkpoints are renamed, not deleted. A warning says which lines are missing.
-      stateful: batches are consecutive windows of long sequences (see `windows`), and the model goes on
+      resume: True continues from the newest checkpoint, or starts a run if there is none yet. A number goes
+        back to that step; later checkpoints are renamed, not deleted. A warning says if lines are missing.
+      stateful: batches are consecutive windows of long sequences (see `windows`), and the model continues
         from its last carry: truncated backpropagation through time, in the memory of one window.
-      evaluate: `evaluate(params) -> {name: number}`; joins the line of its step.
-      evaluate_every: in steps; it is also done after the last. None: only then. Where it raised,
-        a resume does it again.
-      checkpoint_every: in steps; one is also written before the first and after the last. None: only these.
-        What is lost with a kill is at most so many steps.
+      evaluate: `evaluate(params) -> {name: number}`, which joins the line of its step.
+      evaluate_every: in steps; it also runs after the last step. None: only then. If it raised,
+        a resume runs it again.
+      checkpoint_every: in steps; one is also written before the first and after the last step. None: only
+        these. A kill loses at most this many steps.
       keep: how many checkpoints to keep.
-      log_every: a line of metrics every so many steps and after the last. The host waits for the device
-        only there.
-      give_up_after: stop after so many skipped steps in a row; looked at only where a line is due.
-      config: anything JSON can hold, saved with every checkpoint.
-      types: your own classes in the model, see `describe`.
-      progress: shows a bar, if stderr is a terminal.
+      log_every: write a line of metrics every so many steps, and after the last. Only then does the host
+        wait for the device.
+      give_up_after: stop after this many skipped steps in a row; checked only when a line is due.
+      config: anything that JSON can hold, saved with every checkpoint.
+      types: your own classes in the model; see `describe`.
+      progress: whether to show a progress bar, if stderr is a terminal.
 
     Returns:
-      The trained state, the history, and the time of a step.
+      The trained state, the history, and the time per step.
 
     Raises:
-      ValueError: options that make no sense, a run_dir that holds another run or is being trained in, a
-        damaged or foreign checkpoint, an evaluation that is not numbers by name.
+      ValueError: invalid options, a run_dir that holds another run or is being trained in, a damaged or
+        foreign checkpoint, or an evaluation that does not return numbers by name.
       OSError: run_dir cannot be written or has no room, which is found out before anything is trained; or
-        a later checkpoint could not be written, and those before it are whole.
+        a later checkpoint could not be written, in which case those before it are whole.
       FloatingPointError: `give_up_after` steps in a row were skipped; the params before them are saved.
 
     >>> import seqjax
@@ -120,14 +121,14 @@ def fit(
     require.positive("fit", steps=steps, keep=keep, log_every=log_every, give_up_after=give_up_after)
     require.positive_if_given("fit", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     if resume is not False and run_dir is None:
-        raise ValueError(f"fit: resume={resume!r} goes on with the run in run_dir; give it, or leave resume out.")
+        raise ValueError(f"fit: resume={resume!r} continues the run in run_dir; give run_dir, or leave resume out.")
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
     inputs = jax.eval_shape(jnp.asarray, Batch(*make_batch(seed, 0)).xs)
     params = model.init(init_key, inputs) if params is None else params
     carry = model.initial_carry(params, model.batch_shape(inputs)) if stateful else ()
     state = init_state(params, optimizer, carry)
-    # nobody else holds this state: it may be overwritten
+    # nothing else refers to this state, so it may be overwritten
     train_step = make_train_step(model, loss, optimizer, stateful=stateful, donate=True)
 
     journal = Journal()
@@ -144,7 +145,7 @@ def fit(
 
         @stack.push
         def save_on_error(kind: type[BaseException] | None, *_: object) -> None:
-            # a step that failed half way may have taken the state with it
+            # a step that failed halfway may have taken the state with it
             lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
             if kind is not None and issubclass(kind, Exception) and not lost:
                 journal.save(state)
@@ -152,12 +153,12 @@ def fit(
         def evaluated(line: Line) -> Line:
             if evaluate is None or not (line["step"] == steps or _due(line["step"], evaluate_every)):
                 return line
-            # A copy: the next step overwrites the params, and the caller may keep these.
+            # A copy, as the next step overwrites the params and the caller may keep these.
             return _join(line, evaluate(jax.tree.map(jnp.copy, state.params)))
 
         before = journal.history[-1] if journal.history else {}
         if before.get("step") == done and before.keys() == {"step", *METRICS}:
-            line = evaluated(before)  # it was not asked for, or raised
+            line = evaluated(before)  # this step's evaluation was not requested then, or raised
             if line is not before:
                 journal.replace_last(line)
 
@@ -179,7 +180,7 @@ def fit(
                 line = as_line(done, metrics)
                 try:
                     line = evaluated(line)
-                finally:  # whatever evaluate does, the step has its line
+                finally:  # whatever evaluate does, the step gets its line
                     journal.write(line)
                     show(line)
                 if skipped_in_row >= give_up_after:
@@ -189,7 +190,7 @@ def fit(
                         + (f" The params before them are saved in {run_dir}." if run_dir is not None else "")
                     )
 
-            leaving = bool(received)  # looked at once: a signal that comes during the save waits for the next step
+            leaving = bool(received)  # read once: a signal that arrives during the save waits for the next step
             if last or leaving or _due(done, checkpoint_every):
                 journal.save(state)
             if leaving or (last and received):
@@ -212,7 +213,7 @@ def _join(line: Line, evaluation: Mapping[str, float]) -> Line:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The list that Ctrl-C and SIGTERM are put in instead of ending the process; the second one does."""
+    """A list to which Ctrl-C or SIGTERM is appended instead of ending the process; a second one does end it."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may handle signals

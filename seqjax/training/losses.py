@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of sequences that leave padding out.
+"""Losses for sequences that leave padding out.
 
 Each is `loss(predictions, targets, mask=None) -> scalar`: the mean over the valid steps and
-the features, 0 where no step is valid. Axis 0 is time, axis -1 features; `mask [T, ...]` is
-False where a step is padding. What stands in padding, NaN too, reaches neither the value nor
-a gradient. Half precision is widened to float32 before anything is summed.
+the features, or 0 if no step is valid. Axis 0 is time, axis -1 features; `mask [T, ...]` is
+False where a step is padding. Whatever the padding contains, even NaN, reaches neither the
+value nor a gradient. Half precision is widened to float32 before anything is summed.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def mean_squared_error(predictions: Array, targets: Array, mask: Mask = None) ->
       mask: `[T, ...]` bool.
 
     Raises:
-      ValueError: shapes or dtypes that do not go together.
+      ValueError: shapes or dtypes that do not match.
 
     >>> predictions, targets = jnp.array([[1.0], [2.0]]), jnp.array([[0.0], [jnp.nan]])
     >>> float(mean_squared_error(predictions, targets, jnp.array([True, False])))
@@ -74,33 +74,33 @@ def cross_entropy(predictions: Array, targets: Array, mask: Mask = None) -> Arra
 
     Args:
       predictions: logits `[T, ..., classes]`.
-      targets: labels `[T, ...]`, integers from 0 to classes - 1; in masked steps they may be anything.
+      targets: labels `[T, ...]`, integers from 0 to classes - 1; in masked steps they can have any value.
       mask: `[T, ...]` bool.
 
     Raises:
-      ValueError: targets that are not integer labels of the predictions' steps, or, outside of `jit`, none of
-        the classes; inside, where values cannot be looked at, these make the loss NaN.
+      ValueError: targets that are not integer labels for the predictions' steps or, outside `jit`, labels that are
+        out of range; inside, where values cannot be inspected, these make the loss NaN.
 
     >>> round(float(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))), 4)
     1.3863
     """
 
     def nats(logits: Array, labels: Array) -> Array:
-        found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)  # -1 would be the last class
+        found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)  # takes -1 as the last class
         return jnp.where(labels < 0, jnp.nan, found)
 
     return _mean(nats, *_labelled("cross_entropy", predictions, targets, mask), mask)
 
 
 def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
-    """The share of valid steps whose largest logit is the label's; see `cross_entropy`, and NaN where that is.
+    """The fraction of valid steps whose largest logit is the label's; see `cross_entropy`. NaN where that is NaN.
 
     >>> float(accuracy(jnp.array([[0.0, 1.0], [3.0, 2.0]]), jnp.array([1, 1])))
     0.5
     """
 
     def hits(logits: Array, labels: Array) -> Array:
-        largest = logits.argmax(-1)  # of NaN logits the first NaN
+        largest = logits.argmax(-1)  # with NaN among the logits, the first NaN
         labels = labels.astype(largest.dtype)
         known = (labels >= 0) & (labels < logits.shape[-1]) & ~jnp.isnan(logits).any(-1)
         return jnp.where(known, (largest == labels).astype(logits.dtype), jnp.nan)
@@ -110,7 +110,7 @@ def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AtLastStep(Described):
-    """A loss of the last valid step of each sequence alone; sequences without one do not count.
+    """A loss over only the last valid step of each sequence; sequences without a valid step do not count.
 
     >>> last = AtLastStep(mean_squared_error)
     >>> float(last(jnp.array([[1.0], [2.0], [9.0]]), jnp.zeros((3, 1)), jnp.array([True, True, False])))
@@ -123,7 +123,7 @@ class AtLastStep(Described):
         if len(predictions) != len(targets):
             raise ValueError(
                 f"AtLastStep takes targets of as many steps as predictions, {len(predictions)}, got {len(targets)}; "
-                "a layer with a stride or 'valid' padding needs targets subsampled to match."
+                "if a layer has a stride or 'valid' padding, subsample the targets to match."
             )
         if mask is None:
             return self.loss(predictions[-1:], targets[-1:], None)
@@ -131,7 +131,7 @@ class AtLastStep(Described):
 
 
 def last_valid(mask: Array) -> Array:
-    """`mask [T, ...]` with only the last valid step of each sequence left.
+    """`mask [T, ...]` reduced to the last valid step of each sequence.
 
     >>> last_valid(jnp.array([True, False, True, False])).tolist()
     [False, False, True, False]
@@ -141,7 +141,7 @@ def last_valid(mask: Array) -> Array:
 
 
 def weight(loss: Loss, predictions: Array, mask: Mask) -> Array:
-    """How many steps the mean of `loss` is over, to average it over batches: int32, shape `()`."""
+    """The number of steps over which `loss` is a mean, for averaging over batches: int32, shape `()`."""
     if mask is None:
         mask = jnp.ones(predictions.shape[:-1], bool)
     return jnp.sum(last_valid(mask) if isinstance(loss, AtLastStep) else mask, dtype=jnp.int32)
@@ -161,7 +161,7 @@ def _same(predictions: Array, targets: Array, mask: Mask) -> tuple[Array, Array]
     if predictions.shape != targets.shape:
         raise ValueError(
             f"predictions {predictions.shape} and targets {targets.shape} must have the same shape [T, ..., F]; "
-            "a layer with a stride or 'valid' padding needs targets subsampled to match."
+            "if a layer has a stride or 'valid' padding, subsample the targets to match."
         )
     if predictions.dtype != targets.dtype:
         raise ValueError(f"predictions are {predictions.dtype}, targets {targets.dtype}; cast one of them.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient clipping as an optax transformation that says whether it clipped."""
+"""Gradient clipping as an optax transformation that reports whether it clipped."""
 
 from typing import Any, NamedTuple
 
@@ -21,18 +21,18 @@ class ClipState(NamedTuple):
 def clip(
     *, norm: float | None = None, value: float | None = None, adaptive: float | None = None
 ) -> optax.GradientTransformation:
-    """Clips gradients by global norm, by value and adaptively, in this order; what is None is left out.
+    """Clips gradients by global norm, by value and adaptively, in this order, leaving out those that are None.
 
-    Each way only shrinks, so a later one keeps the bounds of those before it. Norms are taken in at least
-    float32 and of whatever is in the gradients' range. The state is a `ClipState`, which `was_clipped` finds
-    wherever in a chain it is.
+    Each way only shrinks gradients, so it keeps the bounds of those before it. Norms are computed in at least
+    float32, for anything within the gradients' range. The state is a `ClipState`, which `was_clipped` finds
+    anywhere in a chain.
 
     Args:
       norm: the largest global L2 norm; the direction is kept (Pascanu, Mikolov and Bengio 2013).
       value: the largest absolute value of an element; the direction may change.
-      adaptive: the largest ratio of a unit's gradient norm to its weight norm, 0.01 say
-        (Brock et al. 2021, equation 3). A unit is what shares the last index: a column of a
-        matrix, a filter of a convolution; a vector is one unit. Weight norms count as at least 1e-3.
+      adaptive: the largest ratio of a unit's gradient norm to its weight norm, e.g. 0.01
+        (Brock et al. 2021, equation 3). A unit is everything with the same last index: a column of
+        a matrix, a filter of a convolution; a vector is one unit. Weight norms count as at least 1e-3.
 
     Raises:
       ValueError: a limit that is not a positive finite number.
@@ -52,7 +52,7 @@ def clip(
         return ClipState(jnp.zeros((), bool))
 
     def update(grads: Params, state: ClipState, params: Params | None = None) -> tuple[Params, ClipState]:
-        # Every way is stateless, so the inner state never needs to be kept.
+        # Each way of clipping is stateless, so the inner state need not be kept.
         with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
             clipped, _ = inner.update(grads, inner.init(params), params)
         return clipped, ClipState(_differ(grads, clipped))
@@ -67,7 +67,7 @@ def clipped(
     value: float | None = None,
     adaptive: float | None = None,
 ) -> optax.GradientTransformation:
-    """`optimizer` fed with clipped gradients: `optax.chain(clip(...), optimizer)`.
+    """`optimizer` on clipped gradients: `optax.chain(clip(...), optimizer)`.
 
     Args:
       optimizer: any optax transformation.
@@ -95,8 +95,8 @@ def was_clipped(opt_state: optax.OptState) -> Array:
 
 
 def forget_clipping(opt_state: optax.OptState) -> optax.OptState:
-    """The state with no `clip` that clipped: an update which leaves one out, as `optax.MultiSteps` does between
-    its own, then does not tell of an earlier one."""
+    """The state with every `clip` marked as not having clipped, so that an update that skips one, as `optax.MultiSteps`
+    does between its own updates, does not report earlier clipping."""
 
     def forget(node: Any) -> Any:
         return ClipState(jnp.zeros_like(node.clipped)) if isinstance(node, ClipState) else node
@@ -105,7 +105,7 @@ def forget_clipping(opt_state: optax.OptState) -> optax.OptState:
 
 
 def _within(limit: Array | float, tree: Params) -> Params:
-    """`tree`, scaled to a norm of `limit` where it is above."""
+    """`tree`, scaled to a norm of `limit` if its norm is larger."""
     largest, parts, norm = scaled(tree)
     return jax.tree.map(
         lambda leaf, x: jnp.where(norm <= limit / largest, leaf, (x * (limit / norm)).astype(leaf.dtype)), tree, parts
@@ -117,7 +117,7 @@ def _by_norm(limit: float) -> optax.GradientTransformation:
 
 
 def _by_unit(ratio: float) -> optax.GradientTransformation:
-    """As `optax.adaptive_grad_clip`, which for three axes would cut a Conv1D filter in pieces."""
+    """Like `optax.adaptive_grad_clip`, which with three axes would cut a Conv1D filter into pieces."""
 
     def clip_unit(grad: Array, param: Array) -> Array:
         return _within(ratio * jnp.maximum(global_norm(param), 1e-3), grad)

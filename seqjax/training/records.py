@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics as JSON lines: one object a line, in the order of steps."""
+"""Metrics as JSON lines: one object per line, in the order of steps."""
 
 import json
 import math
@@ -15,7 +15,7 @@ Line = dict[str, Any]
 
 
 def as_line(step: int, metrics: Mapping[str, Any]) -> Line:
-    """The metrics as JSON has them; what is not finite becomes None, for JSON has no NaN.
+    """The metrics as plain JSON values; those that are not finite become None, since JSON has no NaN.
 
     Raises:
       ValueError: a metric that is not a number.
@@ -35,7 +35,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def read_metrics(path: str | Path) -> list[Line]:
-    """The whole lines of a `metrics.jsonl`; a last line that a killed process left half written is left out.
+    """The complete lines of a `metrics.jsonl`, without a last line that a killed process left half written.
 
     Raises:
       ValueError: a damaged line that is not the last, or steps out of order.
@@ -52,10 +52,10 @@ def read_metrics(path: str | Path) -> list[Line]:
 
 
 class MetricsFile:
-    """A file of metrics that is continued after `step`: on entering, later lines are cut off, so none comes twice.
+    """A file of metrics to continue after `step`: on entering, later lines are cut off, so that none appears twice.
 
     Raises:
-      ValueError: a damaged line that is not the last, or steps out of order: nothing after it is thrown away.
+      ValueError: a damaged line that is not the last, or steps out of order; nothing after it is thrown away.
       OSError: it cannot be written.
     """
 
@@ -74,12 +74,12 @@ class MetricsFile:
         self._file.flush()
 
     def replace_last(self, line: Line) -> None:
-        """Writes a line in place of the last that was kept."""
+        """Writes a line in place of the last one that was kept."""
         self._file.truncate(self._last)
         self.write(line)
 
     def sync(self) -> None:
-        """Makes what was written outlast a loss of power."""
+        """Makes what was written survive a power loss."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -92,14 +92,14 @@ class MetricsFile:
 
 
 def _lines(path: Path) -> list[tuple[Line, int]]:
-    """Each whole line with the offset of its end; a last one that is none is left out."""
+    """Each complete line with the offset of its end, without a last line that is incomplete."""
     found: list[tuple[Line, int]] = []
     with path.open("rb") as file:
         raws = list(file)
     for number, raw in enumerate(raws, 1):
         line = _parse(raw)
         if line is None and number < len(raws):
-            raise ValueError(f"{path}, line {number} is damaged, and lines follow it; mend or delete that line.")
+            raise ValueError(f"{path}, line {number} is damaged, and lines follow it; repair or delete that line.")
         if line is not None:
             if found and line["step"] <= found[-1][0]["step"]:
                 raise ValueError(
@@ -111,7 +111,7 @@ def _lines(path: Path) -> list[tuple[Line, int]]:
 
 
 def _parse(raw: bytes) -> Line | None:
-    """A whole line, or None."""
+    """The line if it is complete, otherwise None."""
     try:
         line = json.loads(raw)
     except ValueError:

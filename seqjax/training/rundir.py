@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of a run: `metrics.jsonl` and `checkpoints/`, begun once and continued without gap or repeat."""
+"""The directory of a run: `metrics.jsonl` and `checkpoints/`, begun once and continued without gaps or repeats."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from seqjax.training.step import TrainState
 
 
 class Journal:
-    """The history of a run, which is written down if there is a directory for it, and not otherwise."""
+    """The history of a run, which is written to its directory, if it has one."""
 
     def __init__(self, run: "RunDir | None" = None, metrics: MetricsFile | None = None):
         self.history: list[Line] = [] if metrics is None else list(metrics.kept)
@@ -32,20 +32,20 @@ class Journal:
             self._metrics.write(line)
 
     def replace_last(self, line: Line) -> None:
-        """Puts a line in place of the last one, which has to be of an earlier part of the run."""
+        """Replaces the last line, which must come from an earlier part of the run."""
         self.history[-1] = line
         if self._metrics is not None:
             self._metrics.replace_last(line)
 
     def save(self, state: TrainState) -> None:
-        """Writes a checkpoint, which stands for all lines so far."""
+        """Writes a checkpoint that covers all lines so far."""
         if self._run is not None and self._metrics is not None:
             self._metrics.sync()
             self._run.save(state, len(self.history))
 
 
 class RunDir:
-    """What `fit` keeps of a run, and where it goes on.
+    """What `fit` keeps of a run, and where it continues.
 
     Raises:
       ValueError: the model or the config cannot be written down.
@@ -74,12 +74,12 @@ class RunDir:
 
     @contextlib.contextmanager
     def begin(self, state: TrainState, resume: bool | int, steps: int) -> Iterator[tuple[TrainState, Journal]]:
-        """The state and the journal to go on from: `state` itself, or what was saved.
+        """The state and the journal to continue from: `state` itself, or what was saved.
 
-        What is refused leaves metrics and checkpoints as they were.
+        If it raises, metrics and checkpoints are left as they were.
 
         Raises:
-          ValueError: there is a run and `resume` is False, or what is there cannot be resumed, is past `steps`
+          ValueError: there is a run although `resume` is False, or the run cannot be resumed, is past `steps`
             or is being trained.
           OSError: the directory cannot be written or has no room.
         """
@@ -99,7 +99,7 @@ class RunDir:
             if resume is not False and (found or resume is not True):
                 state, lines = self._restore(state, None if resume is True else resume, steps)
             else:
-                # From here on there is always something to resume from, and it has been seen to work.
+                # From here on there is always something to resume from, and saving is known to work.
                 self.save(state, lines)
             metrics = self._metrics(int(state.step), lines)
             checkpoint.set_aside(self.path, after=int(state.step))
@@ -107,7 +107,7 @@ class RunDir:
                 yield state, Journal(self, metrics)
 
     def save(self, state: TrainState, lines: int) -> None:
-        """Writes the state's checkpoint, unless it is there; `lines` of metrics were written before it."""
+        """Writes the state's checkpoint, unless it exists; `lines` of metrics were written before it."""
         if int(state.step) in checkpoint.steps(self.path):
             return
         checkpoint.save(
@@ -145,6 +145,6 @@ class RunDir:
             warnings.warn(
                 f"{self.metrics_path} has {len(metrics.kept)} of the {lines} lines written up to step {step}; "
                 "the history goes on without the others.",
-                stacklevel=6,  # whoever called fit
+                stacklevel=6,  # the caller of fit
             )
         return metrics

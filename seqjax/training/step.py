@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step and one evaluation step, as pure jitted functions.
 
-All that a loop of one's own needs:
+All that a loop of your own needs:
 
     state = init_state(model.init(key, xs), optimizer)
     step = make_train_step(model, mean_squared_error, optimizer)
@@ -29,31 +29,31 @@ METRICS = ("loss", "grad_norm", "clipped", "skipped", "skipped_steps")
 
 
 class Batch(NamedTuple):
-    """Sequences, what is to be predicted from them, and their mask and resets."""
+    """Sequences, what to predict from them, and their mask and resets."""
 
     xs: Array
-    """`[T, ..., D]`, or ids `[T, ...]`; batch-major, like all below, for a `BatchMajor` model."""
+    """`[T, ..., D]`, or ids `[T, ...]`; for a `BatchMajor` model batch-major, like all the fields below."""
     ys: Array
-    """Targets, as the loss takes them: `[T', ..., F]`, or `[T', ...]` labels."""
+    """Targets, as the loss expects them: `[T', ..., F]`, or labels `[T', ...]`."""
     mask: Mask = None
-    """`[T, ...]` bool, of the inputs; the loss sees what `model.time_map` makes of it."""
+    """`[T, ...]` bool, for the inputs; the loss sees what `model.time_map` makes of it."""
     resets: Resets = None
     """`[T, ...]` bool."""
 
 
 class TrainState(NamedTuple):
-    """All that a training step changes."""
+    """Everything that a training step changes."""
 
     step: Array
-    """int32: steps done, skipped ones too."""
+    """int32: steps done, including skipped ones."""
     params: Params
     opt_state: optax.OptState
     skipped: Array
-    """int32: steps that were not finite and left params, opt_state and carry as they were."""
+    """int32: steps that were not finite and left params, opt_state and carry unchanged."""
     skipped_in_row: Array
     """int32: how many of them since the last good step."""
     carry: Carry = ()
-    """What the next batch goes on from, where training is stateful; () where every batch starts anew."""
+    """What the next batch continues from if training is stateful; () if every batch starts anew."""
 
 
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
@@ -64,9 +64,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, carry: C
     """The state before the first step.
 
     Args:
-      params: the model's.
+      params: the model's params.
       optimizer: any optax transformation.
-      carry: the model's initial one where training is stateful.
+      carry: the model's initial carry, if training is stateful.
 
     >>> state = init_state({"w": jnp.ones(3)}, optax.sgd(0.1))
     >>> int(state.step), state.carry
@@ -76,8 +76,8 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, carry: C
     with jax.numpy_dtype_promotion("standard"):  # as in `_train`
         opt_state = optimizer.init(params)
     state = TrainState(zero, params, opt_state, zero, zero, carry)
-    # Weak types would be lost in a checkpoint and the step traced again after a resume; copies, so
-    # that no two leaves share a buffer (optimizers may begin with the params) and it can be donated.
+    # Without weak types, which a checkpoint would lose, so that a resumed step would be traced again; and as copies,
+    # so that no two leaves share a buffer (optimizers may start from the params) and the state can be donated.
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), state)
 
 
@@ -91,34 +91,34 @@ def make_train_step(
 ) -> TrainStep:
     """A jitted `step(state, batch, key) -> (state, metrics)`.
 
-    `key` is the run's: step t uses `fold_in(key, t)`, so the same key goes to every step and a
+    `key` belongs to the run: step t uses `fold_in(key, t)`, so you pass the same key to every step, and a
     resumed run draws what an uninterrupted one would. `None` trains without randomness.
 
-    A step is skipped where the loss, the gradient's norm, the update or the new carry is not finite, or what was
-    finite of the params or the opt_state no longer is (the square of a gradient, say, after which nothing would move):
-    params, opt_state and carry stay bit for bit what they were, `skipped` rises and `step` goes on.
-    (`optax.apply_if_finite` instead lets a bad update through after a number of them.)
+    A step is skipped if the loss, the gradient's norm, the update or the new carry is not finite, or if a finite entry
+    of the params or the opt_state would no longer be (such as the square of a gradient, after which nothing would
+    move). Then params, opt_state and carry stay bit for bit what they were, `skipped` rises and `step` advances.
+    (`optax.apply_if_finite`, by contrast, lets a bad update through after a number of them.)
 
     Args:
-      model: any layer; its carry starts at the initial carry.
+      model: any layer; unless `stateful`, its carry starts at the initial carry.
       loss: `loss(predictions, targets, mask) -> scalar`.
-      optimizer: any optax transformation; clip with `clipped`. Those that take extra arguments are given
+      optimizer: any optax transformation; clip with `clipped`. Those that accept extra arguments get
         `value`, `grad` and `value_fn`.
-      stateful: the model goes on from `state.carry` and leaves its last carry there, for batches that
+      stateful: the model continues from `state.carry` and leaves its last carry there, for batches that
         are consecutive windows of long sequences: truncated backpropagation through time in the memory
-        of one window. `batch.resets` says where a new sequence begins. Windows are multiples of the
+        of one window. `batch.resets` says where a new sequence begins. Windows must be multiples of the
         model's stride.
-      donate: the step may overwrite the state it is given, which is then gone. Saves a copy of the
-        params and the optimizer's state; off unless you keep no other reference to them.
+      donate: the step may overwrite the state it is given, which is then gone. This saves a copy of the
+        params and the optimizer's state; use it only if you keep no other reference to them.
 
     Raises:
-      ValueError: what is no layer; stateful training of a model that does not stream; from the step: a window that
-        is no multiple of the model's stride, a state without the model's carry, or one with a carry where training is
-        not stateful.
+      ValueError: a `model` that is not a layer, or, if stateful, one that does not stream; from the step: a window
+        that is not a multiple of the model's stride, a state without the model's carry, or a state with a carry
+        although training is not stateful.
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
-      (bool: a `clip` in the optimizer changed the gradient), `skipped` (bool) and `skipped_steps` (int32: so far).
+      (bool: a `clip` in the optimizer changed the gradient), `skipped` (bool) and `skipped_steps` (int32, so far).
 
     >>> import seqjax
     >>> from seqjax.training import clipped, mean_squared_error
@@ -145,7 +145,7 @@ def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
       metrics: losses by name.
 
     Returns:
-      The step; `weight` is the number of steps the mean is over.
+      The step; `weight` is the number of steps over which the mean is taken.
 
     >>> import seqjax
     >>> from seqjax.training import mean_squared_error
@@ -158,7 +158,7 @@ def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
 
 
 def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
-    """The means of an evaluation step over all batches, each weighted by the steps it is over.
+    """The means of an evaluation step over all batches, each batch weighted by its number of steps.
 
     Raises:
       ValueError: no batches.
@@ -172,7 +172,7 @@ def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[s
     """
     results = [step(params, batch) for batch in batches]
     if not results:
-        raise ValueError("evaluate was given no batches; an iterator can be used only once, a list again and again.")
+        raise ValueError("evaluate was given no batches; an iterator can be used only once, a list repeatedly.")
     means = {}
     for name in results[0]:
         weights = [int(result[name][1]) for result in results]
@@ -181,7 +181,7 @@ def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[s
     return means
 
 
-# Model, loss and optimizer are static and compare by value: equal ones share one compilation.
+# Model, loss and optimizer are static; equal ones share one compilation.
 
 
 def _train(
@@ -252,7 +252,7 @@ def _evaluate(
 def _predict(
     model: Layer, params: Params, carry: Carry | None, batch: Batch, key: Key
 ) -> tuple[Carry, Array, Array, Mask]:
-    """The carry, outputs, targets and the outputs' mask, from `carry` or the initial one; time is axis 0 in all."""
+    """The carry, outputs, targets and output mask, starting from `carry` or the initial one; axis 0 is always time."""
     model, batch = time_major(model, batch)
     if carry is None:
         carry = model.initial_carry(params, model.batch_shape(batch.xs))
@@ -270,10 +270,10 @@ def _check_carry(model: Layer, stateful: bool, state: TrainState, batch: Batch) 
     expected = model.initial_carry(state.params, model.batch_shape(batch.xs)) if stateful else ()
     if jax.tree.structure(state.carry) != jax.tree.structure(expected):  # type: ignore[operator]
         raise ValueError(
-            "stateful training goes on from the state's carry, and this one is not the model's; begin with "
+            "stateful training continues from the state's carry, and this one is not the model's; begin with "
             "init_state(params, optimizer, carry=model.initial_carry(params, batch_shape))."
             if stateful
-            else "the state has a carry, which only make_train_step(..., stateful=True) goes on from; "
+            else "the state has a carry, which only make_train_step(..., stateful=True) continues from; "
             "begin with init_state(params, optimizer)."
         )
 
@@ -283,7 +283,7 @@ def _all_finite(tree: Any) -> Array:
 
 
 def _stays_finite(new: Any, old: Any) -> Array:
-    """Whether all that was finite is; some optimizers begin with infinities."""
+    """Whether everything that was finite still is; some optimizers start with infinities."""
     pairs = zip(_floats(new), _floats(old), strict=True)
     return jnp.all(jnp.array([(jnp.isfinite(a) | ~jnp.isfinite(b)).all() for a, b in pairs], bool))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory of named arrays and a manifest that appears whole or not at all.
+"""A directory of named arrays and a manifest, which appears whole or not at all.
 
-What `checkpoint` knows of files. A name with a dot is not a checkpoint: `.100.new` is being
-written, `.100.old` removed. One that a killed process left behind is removed by the next write.
+All that `checkpoint` knows about files. A name that starts with a dot is not a checkpoint: `.100.new`
+is being written, `.100.old` removed. Those that a killed process left behind are removed by the next write.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def write(directory: Path, name: str, arrays: dict[str, np.ndarray], manifest: d
     """Writes `directory/name`, which must not exist.
 
     Raises:
-      OSError: it could not be written; what was written is removed again.
+      OSError: it could not be written; any partial output is removed again.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for pattern in (".*.new", ".*.old"):
@@ -36,7 +36,7 @@ def write(directory: Path, name: str, arrays: dict[str, np.ndarray], manifest: d
     temporary = directory / f".{name}.new"
     try:
         temporary.mkdir()
-        # orbax reports a full disk with pages of its threads' tracebacks; this fails in one line.
+        # orbax reports a full disk with pages of tracebacks from its threads; this fails in one line.
         reserve(temporary, sum(array.nbytes for array in arrays.values()), 1)
         _write_arrays(temporary / STATE, arrays)
         files = {
@@ -58,7 +58,7 @@ def write(directory: Path, name: str, arrays: dict[str, np.ndarray], manifest: d
 
 
 def check(path: Path) -> dict[str, Any]:
-    """The manifest, after every file was compared with it.
+    """The manifest, once every file has been compared with it.
 
     Raises:
       ValueError: the directory is not a checkpoint, or is truncated or corrupt.
@@ -87,7 +87,7 @@ def check(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint that was checked."""
+    """The arrays of a checkpoint that has been checked."""
     import orbax.checkpoint as ocp
 
     with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
@@ -95,7 +95,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint; killed in the middle, it leaves none that is half there."""
+    """Removes a checkpoint; if killed in the middle, it leaves no partial one behind."""
     doomed = path.rename(path.with_name(f".{path.name}.old"))
     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -141,7 +141,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """What is logged in here is also raised, and reported there."""
+    """Silences a logger: what it logs in here is also raised, and reported there."""
     logger = logging.getLogger(name)
     logger.addFilter(_nothing)
     try:
@@ -164,7 +164,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Makes a file, or the names in a directory, outlast a loss of power."""
+    """Makes a file, or the names in a directory, survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

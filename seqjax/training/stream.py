@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches for stateful training: long sequences, walked window by window."""
+"""Batches for stateful training: long sequences, window by window."""
 
 from collections.abc import Callable
 
@@ -11,24 +11,24 @@ from seqjax.training.step import Batch
 
 
 def windows(xs: ArrayLike, ys: ArrayLike, *, window: int, batch: int) -> Callable[[int, int], Batch]:
-    """Cuts one long sequence into `batch` lanes and walks all of them, `window` steps at a time.
+    """Cuts one long sequence into `batch` lanes and goes through all of them, `window` steps at a time.
 
-    Lane b is steps [b·L, (b + 1)·L) with L = N // batch; batch t holds the steps from
-    (t mod L // window)·window of each, and a reset where a lane starts, so that a carry passes from
-    window to window and never from the end of a lane to its start. Steps that do not fill a lane or
-    a window are left out. Arrays are read a window at a time: a memory-mapped file need not fit in memory.
+    Lane b is steps [b·L, (b + 1)·L) with L = N // batch. Batch t holds the window of each lane that starts
+    at its step (t mod (L // window))·window, with a reset where a lane starts, so that a carry passes from
+    window to window but never from the end of a lane to its start. Steps that do not fill a lane or a
+    window are left out. Arrays are read one window at a time, so a memory-mapped file need not fit in memory.
 
     Args:
       xs: `[N, D]`, or ids `[N]`.
       ys: `[N, ...]`, the targets of the same steps.
-      window: steps in a batch, W.
-      batch: lanes, B.
+      window: W, the steps in a batch.
+      batch: B, the number of lanes.
 
     Returns:
       `make_batch(seed, t)` for `fit(..., stateful=True)`: xs `[W, B, D]`, ys `[W, B, ...]`, resets `[W, B]`.
 
     Raises:
-      ValueError: sequences of two lengths, or too short for one window a lane.
+      ValueError: sequences of different lengths, or too short for one window per lane.
 
     >>> make_batch = windows(np.arange(10.0)[:, None], np.arange(10.0), window=2, batch=2)
     >>> make_batch(0, 1).xs[..., 0].tolist(), make_batch(0, 1).resets.any().item()

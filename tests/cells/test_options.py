@@ -158,7 +158,7 @@ def test_a_model_prints_as_the_code_that_makes_it(model):
 def test_zoneout_needs_the_output_in_the_carry():
     cell = seqjax.cells.Zoneout(seqjax.LRU(8), 0.1)
     params = init(cell)
-    with pytest.raises(ValueError, match=r"has the output as `h`; that of LRU\(8\) has not"):
+    with pytest.raises(ValueError, match=r"has the output as `h`; that of LRU\(8\) does not"):
         Scan().run(cell, params, cell.initial_carry(params, (2,)), jnp.ones((3, 2, 5), jnp.float32))
 
 

@@ -137,8 +137,8 @@ def test_auto_recomputes_only_what_is_long_and_large(T, B, expected):
         (lambda: Checkpointed(0), "segment must be a positive integer, got 0"),
         (lambda: Checkpointed(levels=0), "levels must be a positive integer"),
         (lambda: Truncated(0), "window must be a positive integer"),
-        (lambda: Checkpointed(inner=Auto()), r"inner must take steps in their order, as Scan and Fused, got Auto\(\)"),
-        (lambda: Truncated(2, True), "inner must take steps in their order, as Scan and Fused, got True"),
+        (lambda: Checkpointed(inner=Auto()), r"inner must take steps in order, like Scan and Fused, got Auto\(\)"),
+        (lambda: Truncated(2, True), "inner must take steps in order, like Scan and Fused, got True"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make, message):

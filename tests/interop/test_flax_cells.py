@@ -108,7 +108,7 @@ def test_what_no_seqjax_cell_can_be_is_refused_by_name():
     cell, params = from_flax_cell(nnx_cell("GRUCell")[0])
     made, _ = from_flax_cell(nnx_cell("GRUCell")[0], make=functools.partial(nnx.GRUCell, hidden_features=H))
     cases = [
-        (lambda: from_flax_cell(Counting(nnx.Rngs(0))), "Counting has state beside its params, .*BatchStat"),
+        (lambda: from_flax_cell(Counting(nnx.Rngs(0))), "Counting has state besides its params, .*BatchStat"),
         (lambda: from_flax_cell(nn.ConvLSTMCell(4, (3, 3))), "ConvLSTMCell has 3 feature axes"),
         (lambda: from_flax_cell(nn.Dense(3)), "takes a Flax RNNCellBase, got Dense"),
         (lambda: from_flax_cell(linen_cell("MGUCell")[0], {"params": {}, "stats": {}}), "stats"),

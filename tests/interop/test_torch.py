@@ -410,7 +410,7 @@ HOSTILE = {
 def test_a_damaged_safetensors_file_is_refused(tmp_path, how):
     pytest.importorskip("safetensors")
     path = safetensors_file(tmp_path / "a.safetensors", **HOSTILE[how])
-    with pytest.raises(ValueError, match=r"a\.safetensors is no safetensors file"):
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a safetensors file"):
         read_safetensors(path)
 
 
@@ -454,7 +454,7 @@ UNREADABLE = {
     "TransformerEncoderLayer": lambda: nn.TransformerEncoderLayer(4, 2),
     "LSTMCell": lambda: nn.LSTMCell(2, 3),
     "recurrent module in a Sequential": lambda: nn.Sequential(nn.LSTM(2, 3)),
-    "Conv1d beside": lambda: nn.Sequential(nn.Conv1d(2, 3, 1), nn.Linear(3, 1)),
+    "Conv1d next to": lambda: nn.Sequential(nn.Conv1d(2, 3, 1), nn.Linear(3, 1)),
     "empty": lambda: nn.Sequential(),
     "groups=2": lambda: nn.Conv1d(4, 4, 2, groups=2),
     "padding_mode='circular'": lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"),
@@ -488,7 +488,7 @@ UNWRITABLE = {
     "alike": seqjax.Serial(gru(), gru(use_bias=False)),
     "both ways, or none": seqjax.Serial(gru(), seqjax.Bidirectional(gru())),
     "one rate": seqjax.Serial(gru(), seqjax.Dropout(0.1), gru(), gru()),
-    "Dense.* is none of its layers": seqjax.Serial(gru(), seqjax.Dense(1)),
+    "Dense.* cannot be one of its layers": seqjax.Serial(gru(), seqjax.Dense(1)),
     "merge='sum'": seqjax.Bidirectional(gru(), merge="sum"),
     "carry": gru(dtypes=seqjax.DTypes(carry="float64")),
     "causal": seqjax.Conv1D(2, 2),

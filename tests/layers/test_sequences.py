@@ -275,7 +275,7 @@ REFUSALS = {
         "carry in a tuple of 2, got tuple",
     ),
     "too few params": (lambda m, p, c, xs: seqjax.Serial(m, m).apply((p,), (c, c), xs), "params in a tuple of 2"),
-    "batch size": (lambda m, p, c, xs: m.initial_carry(p, 3), r"batch_shape must be a tuple, \(32,\) say"),
+    "batch size": (lambda m, p, c, xs: m.initial_carry(p, 3), r"batch_shape must be a tuple, e.g. \(32,\)"),
     "a shape": (
         lambda m, p, c, xs: m.init(jax.random.key(0), (7, 3, 5)),
         "got tuple; .*ShapeDtypeStruct",

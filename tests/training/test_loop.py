@@ -306,7 +306,7 @@ def test_a_count_below_one_is_refused_by_name(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resume": True}, "resume=True goes on with the run in run_dir"),
+        ({"resume": True}, "resume=True continues the run in run_dir"),
         ({"log_every": 1.5}, "log_every must be a positive integer, got 1.5"),
     ],
 )

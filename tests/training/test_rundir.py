@@ -50,7 +50,7 @@ def contents(directory):
 @pytest.mark.parametrize(
     ("third", "message"),
     [
-        (b'#{"step": 3}\n', r"line 3 is damaged, and lines follow it; mend or delete"),
+        (b'#{"step": 3}\n', r"line 3 is damaged, and lines follow it; repair or delete"),
         (b'{"step": 2}\n', r"line 3 is of step 2, after one of step 2: more than one run wrote there"),
     ],
     ids=["damaged", "twice"],

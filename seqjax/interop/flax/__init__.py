@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flax, both APIs: weights in and out, a seqjax engine inside a Flax model, a Flax cell in a seqjax one.
+"""Flax, both APIs: weights in and out, seqjax engines inside Flax models, and Flax cells inside seqjax models.
 
-- `from_flax`, `to_flax`: cells and layers with their params, either way;
-- `nnx.RNN`, `linen.RNN`: drop-in for Flax's own, run by a seqjax engine;
+- `from_flax`, `to_flax`: convert cells and layers with their params, either way;
+- `nnx.RNN`, `linen.RNN`: drop-in replacements for Flax's own, run by a seqjax engine;
 - `from_flax_cell`: any Flax cell as a seqjax `Cell`.
 
 Flax itself is imported when one of these is first used.

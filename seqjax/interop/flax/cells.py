@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any Flax cell as a seqjax `Cell`: its own step, under every engine, with masks and resets."""
+"""Any Flax cell as a seqjax `Cell`: its own step under every engine, with masks and resets."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,16 +19,16 @@ from seqjax.interop.flax.weights import Tree
 class LinenCell(Cell):
     """A `flax.linen.RNNCellBase` run step by step by any engine.
 
-    Params are the module's `variables["params"]`; the carry is the module's own. Where its
-    `carry_init` is random it is drawn from `jax.random.key(0)`, as Flax does by default.
+    Params are the module's `variables["params"]`; the carry is the module's own. If its
+    `carry_init` is random, it draws from `jax.random.key(0)`, as Flax does by default.
 
     Args:
-      module: an unbound module, hashable: one whose fields are.
+      module: an unbound module that is hashable, as it is if its fields are.
       streams: the PRNG streams that a step draws from, such as `("dropout",)`. In training the
         engine hands every step a key for them; without a key the module gets none.
 
     Raises:
-      ValueError: what is no Flax cell, or one with more than one feature axis.
+      ValueError: a module that is not a Flax cell, or one with more than one feature axis.
 
     >>> import jax, seqjax
     >>> model = seqjax.RNN(LinenCell(nn.MGUCell(4)), seqjax.engines.Checkpointed())
@@ -68,18 +68,18 @@ class LinenCell(Cell):
 class NNXCell(Cell):
     """A `flax.nnx.RNNCellBase` run step by step by any engine.
 
-    What of a module is structure, its `graphdef`, is the hyperparameter; its `nnx.Param`s are the params,
-    a nested dict. `from_flax_cell(module)` splits one. Without a key the module is in `eval()` mode; a key
-    seeds its PRNG streams anew at every step, and leaves the module in the mode it was split in.
+    The hyperparameter is the module's structure, its `graphdef`; the params are its `nnx.Param`s, as a
+    nested dict. `from_flax_cell(module)` splits a module into the two. Without a key the module is in `eval()`
+    mode; a key seeds its PRNG streams anew at every step, and the module stays in the mode in which it was split.
 
     Args:
       graphdef: the module's structure, for inputs of one size.
       streams: the paths of its PRNG streams.
-      make: `make(in_dim, rngs=...)`, what `init` draws new params with; `None`: only the params that
+      make: `make(in_dim, rngs=...)`, with which `init` draws new params; `None`: only the params that
         came with the module can be used.
 
     Raises:
-      ValueError: in `init`, no `make`, or an `in_dim` that gives another structure.
+      ValueError: in `init`, no `make`, or an `in_dim` that gives a different structure.
 
     >>> import functools, jax, seqjax
     >>> make = functools.partial(nnx.GRUCell, hidden_features=4)
@@ -132,14 +132,14 @@ class NNXCell(Cell):
 def from_flax_cell(module: Any, variables: Tree | None = None, *, streams: tuple[str, ...] = (), make: Any = None):
     """Any Flax cell as a seqjax `Cell` that runs Flax's own step.
 
-    `from_flax` is the better choice for the cells that seqjax has too: the same numbers, by the
-    faster gradient.
+    For cells that seqjax has too, `from_flax` is the better choice: the same numbers, with a faster
+    gradient.
 
     Args:
       module: a linen or nnx `RNNCellBase` with one feature axis.
-      variables: of a linen module, or their `"params"`; `None`: no params are returned.
+      variables: those of a linen module, or their `"params"`; `None`: no params are returned.
       streams: the PRNG streams of a linen module that steps draw from, as for `LinenCell`.
-      make: what new params are drawn with, as for `NNXCell`.
+      make: draws new params, as for `NNXCell`.
 
     Returns:
       The cell and its params.
@@ -161,7 +161,7 @@ def from_flax_cell(module: Any, variables: Tree | None = None, *, streams: tuple
 
 
 def check_module(owner: str, module: Any, base: Any) -> None:
-    """Refuses what is no cell, and cells with more than one feature axis.
+    """Rejects anything that is not a cell, and cells with more than one feature axis.
 
     Raises:
       ValueError: naming what was given.
@@ -175,7 +175,7 @@ def check_module(owner: str, module: Any, base: Any) -> None:
 
 
 def only_params(owner: str, variables: Tree) -> dict[str, Any]:
-    """The params among a linen module's variables, which must be all there is.
+    """The params among a linen module's variables, which may contain nothing else.
 
     Raises:
       ValueError: naming other collections.
@@ -184,7 +184,7 @@ def only_params(owner: str, variables: Tree) -> dict[str, Any]:
         return {name: variables[name] for name in variables}
     others = sorted(set(variables) - {"params"})
     if others:
-        raise ValueError(f"{owner} has variables beside its params, {others}, which a seqjax cell has no place for.")
+        raise ValueError(f"{owner} has variables besides its params, {others}, which a seqjax cell has no place for.")
     return dict(variables["params"])
 
 
@@ -199,7 +199,7 @@ def split(module: Any) -> tuple[Any, dict[str, Any], tuple[tuple, ...]]:
     if jax.tree.leaves(rest):
         kinds = sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(rest)})
         raise ValueError(
-            f"{type(module).__name__} has state beside its params, {kinds}, which a seqjax cell has no place for."
+            f"{type(module).__name__} has state besides its params, {kinds}, which a seqjax cell has no place for."
         )
     paths = {path[:-1] for path, _ in nnx.to_flat_state(streams)}
     return graphdef, nnx.to_pure_dict(params), tuple(sorted(paths, key=str))
@@ -213,7 +213,7 @@ def stream_at(module: Any, path: tuple) -> Any:
 
 
 def stream_keys(streams: tuple, key: Array) -> dict[Any, Array]:
-    """A key of its own for each stream."""
+    """A separate key for each stream."""
     return dict(zip(streams, jax.random.split(key, max(len(streams), 1)), strict=False))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flax cells and layers as seqjax', with their params, and back."""
+"""Flax cells and layers, with their params, as seqjax's, and back."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from seqjax.layers import RNN, Bidirectional
 
 
 def from_flax(module: Any, variables: Tree | None = None) -> tuple[Cell | Layer, Params]:
-    """A seqjax cell or layer, and its params, from Flax's.
+    """A seqjax cell or layer and its params, from Flax's.
 
     | Flax                                | here                                        |
     |-------------------------------------|---------------------------------------------|
@@ -30,20 +30,20 @@ def from_flax(module: Any, variables: Tree | None = None) -> tuple[Cell | Layer,
     | `RNN(cell)`                         | `RNN(cell)`, its `unroll` as `Scan(unroll)` |
     | `Bidirectional(forward, backward)`  | `Bidirectional(RNN, RNN)`                   |
 
-    Every weight is copied bit for bit. A `GRUCell` has fewer biases than `GRU`: those it has not are zeros.
-    Initializers are not taken over: `init` of the result draws as seqjax does, with a forget bias of 1 where
-    Flax has 0. The result is time-major, whatever Flax's `time_major` says of its inputs, and always
+    Every weight is copied bit for bit. A `GRUCell` has fewer biases than `GRU`: the missing ones are zeros.
+    Initializers are not converted: `init` of the result draws as seqjax does, with a forget bias of 1 where
+    Flax has 0. The result is time-major, whatever Flax's `time_major` says about its inputs, and always
     returns the carry.
 
     Args:
-      module: a linen module, or an nnx module, which carries its params.
-      variables: of a linen module: what its `init` returned, or `variables["params"]`.
+      module: a linen module, or an nnx module, which contains its params.
+      variables: for a linen module, what its `init` returned, or `variables["params"]`.
 
     Returns:
       The cell or layer, and its params.
 
     Raises:
-      ValueError: a module, an option or weights that have no equal here, by name.
+      ValueError: a module, an option or weights without an equivalent here, by name.
 
     >>> rnn = nnx.RNN(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)))
     >>> model, params = from_flax(rnn)
@@ -56,7 +56,7 @@ def from_flax(module: Any, variables: Tree | None = None) -> tuple[Cell | Layer,
     """
     if isinstance(module, nnx.Module):
         if variables is not None:
-            raise ValueError("from_flax: an nnx module carries its params; give variables for a linen module alone.")
+            raise ValueError("from_flax: an nnx module carries its params; give variables only for a linen module.")
         return _read("nnx", module, {})
     if not isinstance(module, nn.Module):
         raise ValueError(f"from_flax takes a linen or nnx module, got {type(module).__name__}.")
@@ -75,23 +75,23 @@ def to_flax(
 ) -> Any:
     """A Flax module with the weights of a seqjax model: the inverse of `from_flax`.
 
-    What came from Flax goes back bit for bit. A GRU's recurrent bias in z and r, which Flax has not, is
-    added to the input's, which is rounded once. Which engine ran the model is not Flax's business and is
-    left out, but for `Scan(unroll)`.
+    What came from Flax goes back bit for bit. A GRU's recurrent bias in z and r, which Flax does not have, is
+    added to the input's, with one rounding. The engine that ran the model does not concern Flax and is left
+    out, except for `Scan(unroll)`.
 
     Args:
-      model: `Simple`, `LSTM` or `GRU(reset="after")`, an `RNN` of one, or a `Bidirectional` of two.
+      model: `Simple`, `LSTM` or `GRU(reset="after")`, an `RNN` of one, or a `Bidirectional` of two `RNN`s.
       params: its params.
       api: `"nnx"` or `"linen"`.
-      time_major: of the Flax layers; Flax's default is batch first.
-      optimized: whether an LSTM becomes an `OptimizedLSTMCell`, or else an `LSTMCell`.
+      time_major: whether the Flax layers are time-major; Flax's default is batch first.
+      optimized: whether an LSTM becomes an `OptimizedLSTMCell` rather than an `LSTMCell`.
 
     Returns:
       An nnx module; or a linen module and its variables.
 
     Raises:
       ValueError: what Flax cannot represent, by name: normalization, projection, peepholes,
-        `reset="before"`, a carry dtype of its own, and in nnx a GRU's bias inside the reset gate; params
+        `reset="before"`, a separate carry dtype, and in nnx a GRU's bias inside the reset gate; params
         that are not `model`'s.
 
     >>> import jax, seqjax
@@ -167,7 +167,7 @@ def _write_cell(api: str, cell: Any, params: Params, optimized: bool) -> tuple[A
     }
     name = names.get(type(cell))
     if name is None:
-        raise unsupported("to_flax", repr(cell), "Flax has equals of Simple, LSTM and GRU alone")
+        raise unsupported("to_flax", repr(cell), "Flax has equivalents only of Simple, LSTM and GRU")
     given = {option: getattr(cell, option, None) for option in ("normalize", "proj_dim", "reset")}
     allowed = {"normalize": (None,), "proj_dim": (None,), "reset": ("after", None)}
     check_options(owner, given, allowed, "Flax's cell has no such option")

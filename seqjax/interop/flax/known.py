@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flax's own cells that have an equal here: their options, weights and carries, as seqjax has them."""
+"""Flax's own cells that have an equivalent here: their options, weights and carries in seqjax's form."""
 
 from typing import Any, NamedTuple
 
@@ -22,11 +22,11 @@ _SAME: dict[str, tuple] = {
     "carry_init": (None, nn.initializers.zeros_init()),
     "promote_dtype": (nnx.nn.dtypes.promote_dtype,),
 }
-"""Options with the values that mean what a seqjax cell does."""
+"""Options, with the values that correspond to what a seqjax cell does."""
 
 
 class Known(NamedTuple):
-    """A Flax cell that seqjax can stand in for."""
+    """A Flax cell for which a seqjax cell can stand in."""
 
     api: str
     """`"linen"` or `"nnx"`."""
@@ -35,7 +35,7 @@ class Known(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """What messages call it."""
+        """The name of the cell in messages."""
         return f"{self.api}.{type(self.module).__name__}"
 
     @property
@@ -43,7 +43,7 @@ class Known(NamedTuple):
         return self.module.features if self.api == "linen" else self.module.hidden_features
 
     def check(self) -> None:
-        """Refuses options that the cell here has not.
+        """Rejects options that the seqjax cell does not have.
 
         Raises:
           ValueError: naming the option.
@@ -53,7 +53,7 @@ class Known(NamedTuple):
 
     @property
     def stands_in(self) -> bool:
-        """Whether the cell here has all of its options."""
+        """Whether the seqjax cell has all of its options."""
         return all(getattr(self.module, name, values[0]) in values for name, values in _SAME.items())
 
     def cell(self, dtypes: DTypes) -> Cell:
@@ -67,11 +67,11 @@ class Known(NamedTuple):
         return GRU(self.hidden_dim, reset="after", activation=activation, recurrent_activation=gate, dtypes=dtypes)
 
     def params(self, tree: Tree) -> Params:
-        """seqjax' params from the cell's weights."""
+        """seqjax's params, from the cell's weights."""
         return self.layout.read(self.owner, tree, self.hidden_dim)
 
     def dtypes(self, params: Params, inputs: Array | None = None) -> DTypes:
-        """As Flax has them: the carry in the params' dtype, whatever the computation is in.
+        """Flax's dtypes: the carry has the params' dtype, whatever the compute dtype.
 
         A module without a dtype computes in that of its params, or of params and `inputs` together.
         """
@@ -84,7 +84,7 @@ class Known(NamedTuple):
 
 
 def known(module: Any) -> Known | None:
-    """What `module` is, if it is exactly one of Flax's own cells; a subclass may do anything, so it is not."""
+    """What `module` is, if it is exactly one of Flax's own cells; subclasses do not count, as they may do anything."""
     for api, namespace in (("linen", nn), ("nnx", nnx)):
         name = type(module).__name__
         layout = LAYOUTS.get((api, name))
@@ -94,7 +94,7 @@ def known(module: Any) -> Known | None:
 
 
 def named(function: Any) -> Activation:
-    """The name of an activation that seqjax knows, so that its slope is known too; else the function itself.
+    """The name of an activation that seqjax knows, so that its slope is known too; otherwise the function itself.
 
     >>> named(jnp.tanh), named(nn.sigmoid)
     ('tanh', 'sigmoid')
@@ -103,7 +103,7 @@ def named(function: Any) -> Activation:
 
 
 def carry_from_flax(cell: Cell, carry: Any) -> Carry:
-    """seqjax' carry from Flax's: `(c, h)` for an LSTM, h alone for the others."""
+    """seqjax's carry, from Flax's: `(c, h)` for an LSTM, h alone for the others."""
     if isinstance(cell, LSTM):
         c, h = carry
         return LSTMCarry(h, c)
@@ -111,7 +111,7 @@ def carry_from_flax(cell: Cell, carry: Any) -> Carry:
 
 
 def carry_to_flax(carry: Carry) -> tuple[Array, Array] | Array:
-    """Flax's carry from seqjax'.
+    """Flax's carry, from seqjax's.
 
     >>> carry_to_flax(LSTMCarry(h=1, c=2)), carry_to_flax(GRUCarry(3))
     ((2, 1), 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`RNN` for Flax linen: in place of `flax.linen.RNN`, run by a seqjax engine."""
+"""`RNN` for Flax linen: replaces `flax.linen.RNN`, run by a seqjax engine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,29 +20,29 @@ from seqjax.paths import leaf_names
 class RNN(nn.Module):
     """A recurrent layer with the signature and defaults of `flax.linen.RNN`.
 
-    The cell is a Flax cell, whose params keep their names, so that a checkpoint still loads and changing
-    the import is all that changes; or a seqjax cell, whose params are this layer's: `w_in`, `w_rec` and
-    so on. Flax's `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and `GRUCell` are run by the seqjax cells
-    of the same equations, with their hand-written gradient; any other cell is run by its own step.
-    Carries are those of the cell as given: `(c, h)` for Flax's LSTM, `LSTMCarry(h, c)` for seqjax'.
+    The cell is either a Flax cell, whose params keep their names, so that checkpoints still load and only the
+    import has to change; or a seqjax cell, whose params belong to this layer: `w_in`, `w_rec` and so on.
+    Flax's `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and `GRUCell` are run by the seqjax cells with the
+    same equations, with their hand-written gradient; any other cell is run by its own step. Carries are
+    those of the given cell: `(c, h)` for Flax's LSTM, `LSTMCarry(h, c)` for seqjax's.
 
-    It differs from Flax's where that is wrong or wasteful: padded outputs are zeros and what padding holds
-    reaches no gradient; a length of 0 gives the initial carry; lengths may have any number of batch
-    axes; the last carries are kept along the way, not picked out of all of them; with `dtype=bfloat16`
-    outputs are bfloat16, the carry is in the params' dtype.
+    It differs from Flax's where that is wrong or wasteful: padded outputs are zeros, and whatever the padding
+    contains reaches no gradient; a length of 0 gives the initial carry; lengths may have any number of batch
+    axes; the last carries are kept along the way, not picked out of all of them; with `dtype=bfloat16`,
+    outputs are bfloat16 and the carry has the params' dtype.
 
-    A seqjax cell with noise in its recurrence takes a key from the stream `dropout` where there is one,
-    which means training; a Flax cell that is run by its own step has all streams there are.
+    A seqjax cell with noise in its recurrence takes a key from the stream `dropout` if there is one,
+    which means training; a Flax cell that is run by its own step gets all the streams there are.
 
     Attributes:
       cell: a `flax.linen` cell or a seqjax `Cell`.
-      time_major: whether inputs are `[T, ..., D]` and not `[..., T, D]`.
+      time_major: whether inputs are `[T, ..., D]` rather than `[..., T, D]`.
       return_carry: whether calls return `(carry, outputs)`.
       reverse: whether sequences are run, and returned, from their last valid step to their first.
       keep_order: whether reversed outputs are put back into the order of the inputs.
-      unroll: as `engine=Scan(unroll=...)`.
+      unroll: the same as `engine=Scan(unroll=...)`.
       variable_axes, variable_broadcast, variable_carry, split_rngs: options of Flax's scan; only
-        their defaults are taken.
+        their defaults are accepted.
       engine: how the cell is run; `Auto` keeps memory at √T on long sequences.
 
     >>> import seqjax
@@ -85,14 +85,14 @@ class RNN(nn.Module):
         """Outputs `[..., T, H]`, or `(carry, outputs)`; arguments that are not `None` override the attributes.
 
         Args:
-          inputs: `[..., T, D]`, time-major `[T, ..., D]`.
-          initial_carry: what to start from; by default the cell's own.
-          init_key: what a Flax cell's initial carry is drawn from, `jax.random.key(0)` by default.
-          seq_lengths: `[...]` int, valid steps of each sequence.
-          return_carry, time_major, reverse, keep_order: as the attributes.
+          inputs: `[..., T, D]`, or time-major `[T, ..., D]`.
+          initial_carry: the carry to start from; by default the cell's own.
+          init_key: the key for a Flax cell's initial carry, by default `jax.random.key(0)`.
+          seq_lengths: `[...]` int, the number of valid steps in each sequence.
+          return_carry, time_major, reverse, keep_order: as for the attributes.
 
         Raises:
-          ValueError: an option that means nothing here, lengths of another shape than the batch.
+          ValueError: an option that means nothing here, or lengths whose shape is not the batch's.
         """
         refuse_scan_options(
             "linen.RNN",
@@ -118,14 +118,14 @@ class RNN(nn.Module):
         return (carry_to_flax(carry) if standing_in else carry), outputs
 
     def _seqjax(self, inputs: Array, shape: tuple, given: Any, init_key: Any) -> tuple[Cell, Any, Any, bool]:
-        """The cell and params that are run, the carry to start from, and whether they stand in for Flax's."""
+        """The cell and params to run, the carry to start from, and whether they stand in for Flax's."""
         if isinstance(self.cell, Cell):
             params = self._own_params(self.cell, inputs.shape[-1])
             return self.cell, params, self.cell.initial_carry(params, shape) if given is None else given, False
         if not isinstance(self.cell, nn.RNNCellBase):
             raise ValueError(f"linen.RNN takes a flax.linen cell or a seqjax Cell, got {type(self.cell).__name__}.")
         key = jax.random.key(0) if init_key is None else init_key
-        if self.is_mutable_collection("params"):  # they may be drawn in apply as well as in init
+        if self.is_mutable_collection("params"):  # params may be drawn in apply as well as in init
             features = inputs.shape[-1:]
             self.cell(self.cell.initialize_carry(key, features), jnp.zeros(features, inputs.dtype))
         variables = only_params(f"linen.{type(self.cell).__name__}", {"params": {}, **self.cell.variables})
@@ -141,14 +141,14 @@ class RNN(nn.Module):
         return cell, variables, start, False
 
     def _own_params(self, cell: Cell, in_dim: int) -> Params:
-        """A seqjax cell's params, each a param of this layer, drawn together."""
+        """A seqjax cell's params, drawn together, each registered as a param of this layer."""
         like = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_dim))
         names = leaf_names(like, "params")
         missing = self.is_mutable_collection("params") and not all(self.has_variable("params", name) for name in names)
         leaves, treedef = jax.tree.flatten(cell.init(self.make_rng("params"), in_dim) if missing else like)
 
         def draw(key: Array, leaf: Any) -> Array:
-            return leaf if missing else jnp.zeros(leaf.shape, leaf.dtype)  # its shape is checked, no more
+            return leaf if missing else jnp.zeros(leaf.shape, leaf.dtype)  # only its shape is used, for checking
 
         own = [self.param(name, draw, leaf) for name, leaf in zip(names, leaves, strict=True)]
         return jax.tree.unflatten(treedef, own)

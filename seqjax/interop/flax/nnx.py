@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`RNN` for Flax nnx: in place of `flax.nnx.RNN`, run by a seqjax engine."""
+"""`RNN` for Flax nnx: replaces `flax.nnx.RNN`, run by a seqjax engine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,27 +17,27 @@ from seqjax.interop.flax.sequences import batch_shape, engine_for, refuse_scan_o
 class RNN(nnx.Module):
     """A recurrent layer with the signature and defaults of `flax.nnx.RNN`.
 
-    The cell is a Flax cell, whose params stay where they are, so that changing the import is all that
-    changes; or a seqjax cell, whose params are drawn here. Flax's `SimpleCell`, `LSTMCell`,
-    `OptimizedLSTMCell` and `GRUCell` are run by the seqjax cells of the same equations, with their
-    hand-written gradient; any other cell is run by its own step. Carries are those of the cell as given:
-    `(c, h)` for Flax's LSTM, `LSTMCarry(h, c)` for seqjax'.
+    The cell is either a Flax cell, whose params stay where they are, so that only the import has to change;
+    or a seqjax cell, whose params are drawn here. Flax's `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and
+    `GRUCell` are run by the seqjax cells with the same equations, with their hand-written gradient; any other
+    cell is run by its own step. Carries are those of the given cell: `(c, h)` for Flax's LSTM,
+    `LSTMCarry(h, c)` for seqjax's.
 
-    It differs from Flax's where that is wrong or wasteful: padded outputs are zeros and what padding holds
-    reaches no gradient; a length of 0 gives the initial carry; lengths may have any number of batch
-    axes; the last carries are kept along the way, not picked out of all of them; with `dtype=bfloat16`
-    outputs are bfloat16, the carry is in the params' dtype.
+    It differs from Flax's where that is wrong or wasteful: padded outputs are zeros, and whatever the padding
+    contains reaches no gradient; a length of 0 gives the initial carry; lengths may have any number of batch
+    axes; the last carries are kept along the way, not picked out of all of them; with `dtype=bfloat16`,
+    outputs are bfloat16 and the carry has the params' dtype.
 
     Args:
       cell: a `flax.nnx` cell or a seqjax `Cell`.
-      time_major: whether inputs are `[T, ..., D]` and not `[..., T, D]`.
+      time_major: whether inputs are `[T, ..., D]` rather than `[..., T, D]`.
       return_carry: whether calls return `(carry, outputs)`.
       reverse: whether sequences are run, and returned, from their last valid step to their first.
       keep_order: whether reversed outputs are put back into the order of the inputs.
-      unroll: as `engine=Scan(unroll=...)`.
-      state_axes, broadcast_rngs: options of Flax's scan; only their defaults are taken.
-      rngs: for a Flax cell as there, the stream its initial carry is drawn from; for a seqjax cell
-        what draws its params.
+      unroll: the same as `engine=Scan(unroll=...)`.
+      state_axes, broadcast_rngs: options of Flax's scan; only their defaults are accepted.
+      rngs: for a Flax cell, as in Flax, the stream from which its initial carry is drawn; for a seqjax
+        cell, the `Rngs` from which its params are drawn.
       engine: how the cell is run; `Auto` keeps memory at √T on long sequences.
       in_features: D, for a seqjax cell.
 
@@ -108,14 +108,14 @@ class RNN(nnx.Module):
         """Outputs `[..., T, H]`, or `(carry, outputs)`; arguments that are not `None` override the options.
 
         Args:
-          inputs: `[..., T, D]`, time-major `[T, ..., D]`.
-          initial_carry: what to start from; by default the cell's own.
-          seq_lengths: `[...]` int, valid steps of each sequence.
+          inputs: `[..., T, D]`, or time-major `[T, ..., D]`.
+          initial_carry: the carry to start from; by default the cell's own.
+          seq_lengths: `[...]` int, the number of valid steps in each sequence.
           return_carry, time_major, reverse, keep_order: as for the constructor.
-          rngs: for a Flax cell, what its initial carry is drawn from; noise in its recurrence comes from its
-            own streams. A seqjax cell with such noise takes a key from the stream `dropout`, in an `Rngs` without
-            one from `default`, which means training; without either, evaluation. `Bidirectional` of Flax hands
-            its layers one stream alone: give it `rngs.dropout` itself.
+          rngs: for a Flax cell, what its initial carry is drawn from; noise in its recurrence comes from its own
+            streams. A seqjax cell with such noise takes a key from the stream `dropout` or, in an `Rngs` without
+            one, from `default`, which means training; without either, it runs in evaluation mode. Flax's
+            `Bidirectional` hands its layers only one stream: give it `rngs.dropout` itself.
         """
         time_major = self.time_major if time_major is None else time_major
         shape = batch_shape("nnx.RNN", inputs, time_major)
@@ -133,7 +133,7 @@ class RNN(nnx.Module):
         return (carry_to_flax(carry) if standing_in else carry), outputs
 
     def _seqjax(self, inputs: Array, shape: tuple, given: Any, rngs: Any) -> tuple[Cell, Any, Any, bool]:
-        """The cell and params that are run, the carry to start from, and whether they stand in for Flax's."""
+        """The cell and params to run, the carry to start from, and whether they stand in for Flax's."""
         if isinstance(self.cell, Cell):
             params = jax.tree.map(lambda param: param[...], self.params, is_leaf=lambda p: isinstance(p, nnx.Param))
             return self.cell, params, self.cell.initial_carry(params, shape) if given is None else given, False
@@ -150,19 +150,19 @@ class RNN(nnx.Module):
         return cell, params, given, False
 
     def _key(self, cell: Cell, rngs: Any) -> Key:
-        """What noise in the recurrence is drawn from: a Flax cell's own stream, or the call's stream `dropout`."""
+        """The key for noise in the recurrence, from a Flax cell's own stream or the call's stream `dropout`."""
         if not cell.stochastic:
             return None
         if isinstance(cell, NNXCell):
             return stream_at(self.cell, cell.streams[0])()
         if isinstance(rngs, nnx.Rngs):
             return rngs.dropout() if "dropout" in rngs or "default" in rngs else None
-        # a stream alone may be Flax's `Bidirectional` handing on the one for carries, and that may be `default`
+        # a bare stream may be the one for carries, handed on by Flax's `Bidirectional`, and that may be `default`
         return rngs() if rngs is not None and rngs.tag == "dropout" else None
 
 
 def _carry_stream(rngs: nnx.Rngs | nnx.RngStream | bool) -> nnx.RngStream | None:
-    """The stream that initial carries are drawn from, as in Flax: a fixed one, or none if False."""
+    """The stream from which initial carries are drawn, as in Flax: a fixed one if True, none if False."""
     if isinstance(rngs, bool):
         return nnx.RngStream(0, tag="carry") if rngs else None
     return rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs

@@ -12,7 +12,7 @@ from seqjax.sequences import mask_from_lengths
 
 
 def time_axis(owner: str, inputs: Array, time_major: bool) -> int:
-    """Where time is in `[..., T, D]`, or in `[T, ..., D]`.
+    """The time axis of `[..., T, D]`, or of `[T, ..., D]`.
 
     Raises:
       ValueError: fewer than two axes.
@@ -45,20 +45,20 @@ def run_sequence(
     """Runs a cell over a padded batch as Flax lays it out.
 
     Args:
-      owner: what messages call the layer.
+      owner: the name of the layer in messages.
       engine, cell, params, carry, key: as for `Engine.run`.
-      inputs: `[..., T, D]`, with `time_major` `[T, ..., D]`.
-      seq_lengths: `[...]` int, valid steps of each sequence; 0 and T included.
+      inputs: `[..., T, D]`, or with `time_major` `[T, ..., D]`.
+      seq_lengths: `[...]` int, the number of valid steps in each sequence, from 0 to T.
       time_major: whether time is axis 0.
       reverse: whether each sequence is run from its last valid step to its first; padding stays at the end.
       keep_order: whether outputs of a reversed run are put back into the order of the inputs.
 
     Returns:
-      The carry after each sequence's last valid step, the initial one for a length of 0, and outputs like
-      `inputs`, zeros where they are padding.
+      The carry after each sequence's last valid step (the initial one for a length of 0), and outputs laid
+      out like `inputs`, with zeros in the padding.
 
     Raises:
-      ValueError: lengths that are not integers of the batch's shape.
+      ValueError: lengths that are not integers with the batch's shape.
     """
     axis = time_axis(owner, inputs, time_major)
     xs = jnp.moveaxis(inputs, axis, 0)
@@ -69,7 +69,7 @@ def run_sequence(
         if lengths.shape != batch:
             raise ValueError(f"{owner}: seq_lengths must have the batch's shape {batch}, got {lengths.shape}.")
         if jnp.issubdtype(lengths.dtype, jnp.integer):
-            lengths = lengths.astype(int)  # of any width; the comparison with steps is exact
+            lengths = lengths.astype(int)  # whatever their width, the comparison with steps is exact
         mask = mask_from_lengths(lengths, T)
     if reverse:
         xs = flip(xs, lengths)
@@ -95,10 +95,10 @@ def flip(xs: Array, lengths: Array | None) -> Array:
 
 
 def engine_for(owner: str, engine: Engine, unroll: int) -> Engine:
-    """Flax's `unroll` is an option of the loop here.
+    """The engine for Flax's `unroll`, which is an option of the loop here.
 
     Raises:
-      ValueError: an unroll beside an engine, which may not be a loop at all.
+      ValueError: an unroll along with an engine, which may not be a loop at all.
     """
     if unroll == 1:
         return engine
@@ -110,7 +110,7 @@ def engine_for(owner: str, engine: Engine, unroll: int) -> Engine:
 
 
 def refuse_scan_options(owner: str, **options: tuple[Any, Any]) -> None:
-    """Refuses options of `flax.linen.scan` and `flax.nnx.scan` that have no meaning under an engine.
+    """Rejects options of `flax.linen.scan` and `flax.nnx.scan` that have no meaning under an engine.
 
     Raises:
       ValueError: naming the option, what was given and the default.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the weights of Flax's cells are, and how seqjax' params are made of them and written back.
+"""Where the weights of Flax's cells are, and how seqjax's params are made from them and written back.
 
-A Flax cell has an affine map for its inputs and one for its carry, each either one for all gates
-(`dense_i`, `dense_h`) or one a gate (`ii`, `if`, ..., `hi`, `hf`, ...). Its weights are a nested dict of
+A Flax cell has affine maps for its inputs and for its carry, either one for all gates (`dense_i`,
+`dense_h`) or one per gate (`ii`, `if`, ..., `hi`, `hf`, ...). Its weights are a nested dict of
 arrays, `variables["params"]` in linen and `nnx.to_pure_dict(nnx.state(cell, nnx.Param))` in nnx.
 """
 
@@ -29,11 +29,11 @@ class Layout:
 
     Args:
       cell: `"Simple"`, `"LSTM"` or `"GRU"`.
-      gates: a letter each, in Flax's order.
-      ours: the same letters in seqjax' order.
+      gates: one letter each, in Flax's order.
+      ours: the same letters in seqjax's order.
       biases: the gates with a bias on their inputs, and those with one on their carry.
-      fused: the names of the affine maps for all gates at once; `None`: one a gate, i· and h·.
-      escape: put after a name that is a Python keyword.
+      fused: the names of the affine maps for all gates at once; `None`: one map per gate, i· and h·.
+      escape: appended to a name that is a Python keyword.
     """
 
     cell: str
@@ -51,7 +51,7 @@ class Layout:
         return [(name + self.escape * (name == "if"), name[1]) for name in names]
 
     def shapes(self, in_dim: int, hidden_dim: int) -> dict[str, tuple[int, ...]]:
-        """Names such as `"ii/kernel"` and the shapes of what is there."""
+        """Names such as `"ii/kernel"`, and the shapes of those weights."""
         shapes: dict[str, tuple[int, ...]] = {}
         for side, rows in enumerate((in_dim, hidden_dim)):
             for name, gates in self.maps(side):
@@ -61,10 +61,10 @@ class Layout:
         return shapes
 
     def read(self, owner: str, tree: Tree, hidden_dim: int) -> Params:
-        """seqjax' params.
+        """seqjax's params.
 
         Raises:
-          ValueError: weights that are missing, unknown, or of another shape or dtype than the rest.
+          ValueError: weights that are missing or unknown, or whose shape or dtype does not fit the rest.
         """
         flat = flatten_dict(tree, sep="/")
         shapes = self.shapes(1, hidden_dim)
@@ -91,8 +91,8 @@ class Layout:
     def write(self, owner: str, params: Params) -> dict[str, Any]:
         """Flax's weights.
 
-        A recurrent bias that Flax has no place for is added to the input's where they are summed
-        anyway (one rounding, none if it is zero), which is so in the gates z and r of a GRU.
+        A recurrent bias for which Flax has no place is added to the input's where the two are summed
+        anyway, as in the gates z and r of a GRU (with one rounding, or none if it is zero).
 
         Raises:
           ValueError: a bias inside the reset gate's product where this cell has none.
@@ -142,4 +142,4 @@ LAYOUTS: dict[tuple[str, str], Layout] = {
     ("nnx", "OptimizedLSTMCell"): dataclasses.replace(_LSTM, fused=("dense_i", "dense_h")),
     ("nnx", "GRUCell"): Layout("GRU", "rzn", "zrn", ("rzn", ""), ("dense_i", "dense_h")),
 }
-"""By API and class."""
+"""The layouts of Flax's cells, by API and class."""

@@ -14,9 +14,9 @@
 | `Dropout`, `SpatialDropout1D`             | `Dropout`, `Dropout(variational=True)`                      |
 | `Sequential`                              | `Serial`                                                    |
 
-Keras is batch-major, the result time-major: swap the first two axes, or wrap the model in `BatchMajor`.
-Where a step is masked the output is zeros (Keras repeats the output before). Initializers, seeds and names are not
-read: the params are there. What has no counterpart is refused by name.
+Keras is batch-major, and the result is time-major: swap the first two axes, or wrap the model in `BatchMajor`.
+Where a step is masked, the output is zeros (Keras repeats the previous output). Initializers, seeds and names are
+not read, as the params already exist. Anything without a counterpart is rejected by name.
 """
 
 from seqjax.interop.keras.file import load_keras

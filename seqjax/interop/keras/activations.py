@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations that mean the same in Keras, by name or as the function itself."""
+"""Activations that are the same in Keras, by name or as the function itself."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from seqjax.interop.layout import unsupported
 
 
 def gelu(x: Array) -> Array:
-    """x Φ(x), Keras' `gelu`; seqjax' own `"gelu"` is the approximation by tanh."""
+    """x Φ(x), Keras' `gelu`; seqjax's own `"gelu"` is the approximation by tanh."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def leaky_relu(x: Array) -> Array:
-    """max(x, 0.2 x), Keras' `leaky_relu`; the slope of seqjax' own `"leaky_relu"` is 0.01."""
+    """max(x, 0.2 x), Keras' `leaky_relu`; the slope of seqjax's own `"leaky_relu"` is 0.01."""
     return jax.nn.leaky_relu(x, 0.2)
 
 
@@ -37,7 +37,7 @@ def from_name(owner: str, name: object) -> Activation:
     """The activation that Keras calls `name`.
 
     Raises:
-      ValueError: a function of the user's, or one that seqjax has not.
+      ValueError: a user's own function, or one that seqjax does not have.
 
     >>> from_name("keras Dense 'a'", "linear")
     'identity'
@@ -51,7 +51,7 @@ def to_name(owner: str, activation: Activation | None) -> str:
     """The name that Keras has for an activation.
 
     Raises:
-      ValueError: an activation that Keras has not, or means otherwise.
+      ValueError: an activation that Keras does not have, or defines differently.
 
     >>> to_name("Dense(1)", None)
     'linear'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the record of a Keras cell, or of the layer that has it, to a seqjax cell and its params."""
+"""From the record of a Keras cell, or of the layer that contains it, to a seqjax cell and its params."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ CELL_OPTIONS = {
     "LSTM": ("units", "activation", "recurrent_activation", "use_bias", "unit_forget_bias"),
     "GRU": ("units", "activation", "recurrent_activation", "use_bias", "reset_after"),
 }
-"""What of its config each cell is made of."""
+"""The options in its config from which each cell is made."""
 
 
 def simple(record: Record, dtypes: DTypes) -> tuple[Cell, Params]:
@@ -31,7 +31,7 @@ def simple(record: Record, dtypes: DTypes) -> tuple[Cell, Params]:
 
 
 def lstm(record: Record, dtypes: DTypes) -> tuple[Cell, Params]:
-    """`LSTMCell`, whose gates i, f, c, o stand in our order i, f, g, o."""
+    """`LSTMCell`, whose gates i, f, c, o are already in our order i, f, g, o."""
     cell = LSTM(
         record.option("units", int),
         _squash(record),
@@ -44,7 +44,7 @@ def lstm(record: Record, dtypes: DTypes) -> tuple[Cell, Params]:
 
 
 def gru(record: Record, dtypes: DTypes) -> tuple[Cell, Params]:
-    """`GRUCell`, whose gates z, r, h stand in our order z, r, g, and whose `bias` is two rows if reset is after."""
+    """`GRUCell`, whose gates z, r, h are already in our order z, r, g; its `bias` has two rows if reset is after."""
     after = record.option("reset_after", bool, default=True)
     cell = GRU(
         record.option("units", int),
@@ -75,6 +75,6 @@ def _products(record: Record, cell: Simple | LSTM | GRU, gates: int, bias_rows: 
 
 
 def _squash(record: Record, option: str = "activation") -> Any:
-    """An activation of a cell, where Keras' default has a name in seqjax too."""
+    """An activation of a cell; by default Keras' own default."""
     default = "sigmoid" if option == "recurrent_activation" else "tanh"
     return activations.from_name(record.owner, record.config.get(option, default))

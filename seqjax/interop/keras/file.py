@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of `.keras` files, read with zipfile, json and h5py alone.
+"""Records of `.keras` files, read with only zipfile, json and h5py.
 
-The file is data from a stranger. Nothing in it is executed or imported: a layer is looked up by its
-name among those known here, and code (Lambda layers, custom objects) is refused. No memory is taken for what
-the file only declares: members of the archive and arrays are measured against the limit, and an array against
-its layer's options and against what the file really holds of it, before they are read.
+The file is untrusted data. Nothing in it is executed or imported: a layer is looked up by name among
+those known here, and code (Lambda layers, custom objects) is rejected. No memory is allocated for what
+the file merely declares: before they are read, archive members and arrays are checked against the limit,
+and an array also against its layer's options and against the bytes that the file really has for it.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from seqjax.interop.keras.record import Record, Weight, check_ignore, variables_
 from seqjax.interop.layout import unsupported
 
 _JSON_BYTES = 2**24
-_EXPANSION = 100  # how many times larger than its compressed form a member may be: weights hardly compress
+_EXPANSION = 100  # how many times larger than its compressed form a member may be, as weights hardly compress
 _DEPTH = 8  # of layers inside layers
 _VARIABLES_OF_CELL = ("SimpleRNN", "LSTM", "GRU")
 
@@ -41,14 +41,14 @@ def load_keras(
     Args:
       path: the file. Nothing in it is executed.
       ignore: as for `from_keras`.
-      max_bytes: refuse weights that take more.
+      max_bytes: reject weights that take more than this.
 
     Returns:
       A `Serial`, time-major, and its params, as from `from_keras`.
 
     Raises:
-      ValueError: a damaged or hostile file, or what `from_keras` refuses; custom classes always, as
-        only a live object can be handed to a function of yours.
+      ValueError: a damaged or hostile file, or anything that `from_keras` rejects; also any custom class,
+        as only a live object can be passed to a function of yours.
       FileNotFoundError: no such file.
     """
     check_ignore(ignore)
@@ -68,7 +68,7 @@ def load_keras(
 
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what zipfile and h5py raise at a damaged file into a ValueError that names it."""
+    """Turns what zipfile and h5py raise for a damaged file into a ValueError that names the file."""
     try:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError):
@@ -78,7 +78,7 @@ def _readable(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A member of the archive, whose size is looked at before it is read."""
+    """A member of the archive, whose size is checked before it is read."""
     found = [info for info in archive.infolist() if info.filename == name]
     if len(found) != 1:
         raise ValueError(f"{archive.filename} must have one member {name}, got {len(found)}.")
@@ -96,7 +96,7 @@ def _json(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     try:
         value = json.loads(_member(archive, name, _JSON_BYTES))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{archive.filename}: {name} is no JSON: {error}") from error
+        raise ValueError(f"{archive.filename}: {name} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{archive.filename}: {name} must hold an object, got {type(value).__name__}.")
     return value
@@ -131,7 +131,7 @@ class _Reader:
         return Record(name, config, _input_shape(description), weights, parts)
 
     def _list(self, descriptions: Any, path: str, depth: int) -> tuple[Record, ...]:
-        """Layers in a list are found by their class, numbered where it comes again."""
+        """The records of layers in a list, which are stored under their class, numbered if it recurs."""
         if not isinstance(descriptions, list):
             raise ValueError(f"layers must be a list, got {type(descriptions).__name__}.")
         counts: dict[str, int] = {}
@@ -153,7 +153,7 @@ class _Reader:
         return {name: self._weight(owner, name, self._follow(owner, f"{group}/{i}")) for i, name in enumerate(names)}
 
     def _follow(self, owner: str, path: str) -> Any:
-        """What is at a path, by hard links alone: a soft or external one may lead out of the file."""
+        """What is at a path, following only hard links, as a soft or external one may lead out of the file."""
         import h5py
 
         at = self.store
@@ -167,7 +167,7 @@ class _Reader:
         return at
 
     def _weight(self, owner: str, name: str, dataset: Any) -> Weight:
-        """A dataset that the file holds whole and in plain form."""
+        """The weight in a dataset, which the file must hold whole and in plain form."""
         import h5py
 
         if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
@@ -196,7 +196,7 @@ class _Reader:
 
 
 def _class_and_config(description: Any) -> tuple[str, dict[str, Any]]:
-    """A serialized layer's class and options; only Keras' own classes are known."""
+    """A serialized layer's class and options; only Keras' own classes are accepted."""
     if not isinstance(description, dict):
         raise ValueError(f"a layer's description must be an object, got {str(description)[:80]!r}.")
     name, config = description.get("class_name"), description.get("config")
@@ -221,7 +221,7 @@ def _input_shape(description: dict[str, Any]) -> tuple[int | None, ...] | None:
 
 
 def _snake_case(name: str) -> str:
-    """Keras' name of a class in a weights file.
+    """Keras' name for a class in a weights file.
 
     >>> _snake_case("TimeDistributed"), _snake_case("Conv1D"), _snake_case("SimpleRNN")
     ('time_distributed', 'conv1d', 'simple_rnn')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of live Keras objects, by their attributes; Keras itself is not imported."""
+"""Records of live Keras objects, from their attributes; Keras itself is not imported."""
 
 import sys
 from typing import Any
@@ -17,7 +17,7 @@ _RECURRENT = (
     "stateful",
     "zero_output_for_mask",
 )
-# wrappers: their options as attributes (get_config would write down what is inside, which may be a user's own)
+# wrappers: their options, read as attributes (get_config would serialize what is inside, which may be a user's own),
 # and the attributes that hold layers
 _OPTIONS = {
     "Sequential": (),
@@ -40,10 +40,10 @@ def record_of(layer: Any, custom: tuple[type, ...] = ()) -> Record:
 
     Args:
       layer: the object.
-      custom: classes that are not looked into.
+      custom: classes whose objects are not looked into.
 
     Raises:
-      ValueError: no Keras 3 object, or one of a class that is not Keras' own.
+      ValueError: an object that is not from Keras 3, or whose class is not Keras' own.
     """
     cls = type(layer)
     if cls in custom:
@@ -76,7 +76,7 @@ def record_of(layer: Any, custom: tuple[type, ...] = ()) -> Record:
 
 
 def weights_of(layer: Any, names: tuple[str, ...]) -> dict[str, Weight]:
-    """Those of the named variables that exist, which is none before a layer is built."""
+    """The named variables that exist: none before a layer is built."""
     if not layer.built:
         return {}
     return {name: _weight(getattr(layer, name)) for name in names if getattr(layer, name, None) is not None}

@@ -18,9 +18,9 @@ from seqjax.layers.pointwise import DenseParams, EmbedParams, LayerNormParams
 from seqjax.layers.regularize import BatchNormParams
 
 Custom = Mapping[type, Callable[[Any], tuple[Cell | Layer, Params]]]
-"""What a user's own Keras class is: a function from its object to a Cell or Layer and its params."""
+"""For a user's own Keras class, a function from its object to a Cell or Layer and its params."""
 Pieces = list[tuple[Layer, Params]]
-"""The seqjax layers, one after the other, that a Keras layer is, and their params."""
+"""The consecutive seqjax layers that make up a Keras layer, and their params."""
 
 MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean"}  # Keras' name: ours
 
@@ -30,13 +30,13 @@ def from_keras(layer: Any, *, custom: Custom | None = None, ignore: Collection[s
 
     Args:
       layer: a live object, of any Keras backend.
-      custom: for classes of your own (cells in `keras.layers.RNN` above all): class to function, where
-        `function(object)` returns a seqjax `Cell` or `Layer` and its params. It also overrides Keras' classes.
-      ignore: options that you deal with yourself, by their Keras names: regularizers, constraints,
+      custom: for classes of your own (mainly cells in `keras.layers.RNN`), a mapping from class to function,
+        where `function(object)` returns a seqjax `Cell` or `Layer` and its params. It also overrides Keras' classes.
+      ignore: options that you handle yourself, by their Keras names: regularizers, constraints,
         `recurrent_dropout`, `stateful`, `trainable`, `mask_zero`, and the layer `Masking`.
 
     Returns:
-      The layer, time-major, and its params in Keras' dtype. A `Sequential` gives a `Serial`.
+      The layer, time-major, and its params in Keras' dtype. A `Sequential` becomes a `Serial`.
 
     Raises:
       ValueError: a layer, option or shape without a counterpart, or one that is not built.
@@ -65,19 +65,19 @@ def convert(record: Record, *, custom: Custom | None = None, ignore: Collection[
 
 
 def _policies(record: Record) -> list[DTypes]:
-    """Of every record inside that has variables, in their order."""
+    """The policies of all inner records that have variables, in order."""
     own = [record.policy] if variables_of(record.class_name, record.config) else []
     return own + [policy for parts in record.parts.values() for part in parts for policy in _policies(part)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """One method a Keras class; what is left out, and the user's own classes, are its fields."""
+    """One method per Keras class; the fields say what to leave out, and hold the user's own classes."""
 
     custom: Custom
     ignore: frozenset[str]
     explicit: bool
-    """Whether layers differ in their policy, so that each must cast to its own."""
+    """Whether layers have different policies, so that each must cast to its own."""
 
     def read(self, record: Record) -> Pieces:
         if type(record.live) in self.custom:
@@ -123,7 +123,7 @@ class _Reader:
         (inside,) = record.parts["layer"]
         if inside.class_name not in ("Dense", "LayerNormalization", *_PARAMETERLESS):
             raise unsupported(
-                record.owner, f"{inside.class_name} inside", "what acts on each step by itself is: Dense, say"
+                record.owner, f"{inside.class_name} inside", "only layers that act on each step, such as Dense, are"
             )
         return self.read(inside)
 
@@ -150,7 +150,7 @@ class _Reader:
     # -- recurrent layers ---------------------------------------------------------------------
 
     def recurrent(self, record: Record, *, backwards: bool = False) -> Pieces:
-        """Dropout of the inputs, the recurrence, and `Last` where only its last output is returned."""
+        """Dropout of the inputs, the recurrence, and `Last` if only the last output is returned."""
         mapped = ("dropout", "return_sequences", "unroll", *CELL_OPTIONS.get(record.class_name, ()))
         sequences = record.option("return_sequences", bool, default=False)
         record.check(
@@ -281,7 +281,7 @@ _ADVICE = {
 
 
 def _activation(record: Record) -> Any:
-    """The activation of a layer, `None` for none."""
+    """The activation of a layer, or `None` if it has none."""
     found = activations.from_name(record.owner, record.config.get("activation", "linear"))
     return None if found == "identity" else found
 
@@ -291,7 +291,7 @@ def _compute(policy: DTypes) -> str:
 
 
 def _normalized_features(record: Record, *variables: str) -> int:
-    """Features of a normalization, which must be over the last axis."""
+    """The number of features of a normalization, which must be over the last axis."""
     axis = record.single("axis", -1)
     rank = None if record.input_shape is None else len(record.input_shape)
     if axis != -1 and axis + 1 != rank:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Keras layer as plain data, whether it came from a live object or from a file.
 
-Nothing in a record is trusted: every option is looked at by type, every weight by shape and
-dtype before it is read.
+Nothing in a record is trusted: the type of every option is checked, and the shape and dtype of
+every weight before it is read.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _VARIABLES = {
     "LayerNormalization": ("gamma", "beta"),
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }
-_SWITCHES = {"bias": "use_bias", "gamma": "scale", "beta": "center"}  # the option that a variable hangs on
+_SWITCHES = {"bias": "use_bias", "gamma": "scale", "beta": "center"}  # the option on which a variable depends
 
 POLICIES = {
     "float32": DTypes(),
@@ -43,7 +43,7 @@ _FREE = ("name", "dtype", "seed", "layer", "backward_layer", "cell", "cells", "l
 
 
 class Weight(NamedTuple):
-    """A variable that is read only once its shape and dtype are known to be right."""
+    """A variable, to be read only once its shape and dtype are known to be right."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -61,15 +61,15 @@ class Record:
     parts: dict[str, tuple["Record", ...]] = dataclasses.field(default_factory=dict)
     """The layers and cells inside, by Keras' names for them."""
     live: Any = None
-    """The Keras object, where there is one."""
+    """The Keras object, if there is one."""
 
     @property
     def owner(self) -> str:
-        """What messages call it."""
+        """The name of the layer in messages."""
         return f"keras {self.class_name} {str(self.config.get('name', ''))[:80]!r}"
 
     def option(self, name: str, *kinds: type, default: Any = dataclasses.MISSING) -> Any:
-        """An option of one of the given types (a bool is no int here).
+        """An option of one of the given types (a bool does not count as an int).
 
         Raises:
           ValueError: a missing option, or one of another type.
@@ -91,7 +91,7 @@ class Record:
         return value
 
     def rows(self, name: str) -> int:
-        """D: the input's features, from the input shape or else from the variable `name [..., D, F]`."""
+        """D, the number of input features, from the input shape or else from the variable `name [..., D, F]`."""
         if self.input_shape is not None and type(self.input_shape[-1]) is int:
             return self.input_shape[-1]
         shape = self._weight(name).shape
@@ -100,7 +100,7 @@ class Record:
         return shape[-2]
 
     def take(self, name: str, shape: tuple[int, ...]) -> jax.Array:
-        """A variable as a JAX array, read after its shape and dtype are checked.
+        """A variable as a JAX array, read once its shape and dtype have been checked.
 
         Raises:
           ValueError: a variable that is missing, or not what the config implies.
@@ -117,7 +117,7 @@ class Record:
         """Its dtype policy.
 
         Raises:
-          ValueError: a policy that is none of Keras' floating ones (quantized ones are not).
+          ValueError: a policy that is not one of Keras' floating-point ones, such as a quantized one.
         """
         given = self.config.get("dtype", "float32")
         name = given
@@ -128,12 +128,12 @@ class Record:
         return POLICIES[name]
 
     def check(self, ignore: Collection[str], mapped: Collection[str] = (), **fixed: tuple) -> None:
-        """Refuses every option that is not understood.
+        """Rejects every option that is not understood.
 
         Args:
           ignore: options that the caller wants left out.
           mapped: options that the converter reads.
-          **fixed: options that are understood with these values alone.
+          **fixed: options that are understood only with these values.
 
         Raises:
           ValueError: naming the layer, the option and what was given.
@@ -151,12 +151,12 @@ class Record:
 
     def _weight(self, name: str) -> Weight:
         if name not in self.weights:
-            raise ValueError(f"{self.owner} has no variable {name}; build the model, or call it once, before.")
+            raise ValueError(f"{self.owner} has no variable {name}; build the model, or call it once, first.")
         return self.weights[name]
 
 
 def check_ignore(ignore: Collection[str]) -> None:
-    """Refuses names that would change what the model computes.
+    """Rejects names that would change what the model computes.
 
     Raises:
       ValueError: naming them.
@@ -181,12 +181,12 @@ def variables_of(class_name: str, config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def names(kinds: Collection[type]) -> str:
-    """Types for a message."""
+    """The names of types, for a message."""
     return " or ".join(kind.__name__ for kind in kinds)
 
 
 def hint(option: str) -> str:
-    """What to do about an option that is refused, for the end of a message."""
+    """What to do about a rejected option, for the end of a message."""
     if option in ("go_backwards", "merge_mode"):
         return "; a backward direction is the second one of Bidirectional"
     if option in ("stateful", "return_state"):

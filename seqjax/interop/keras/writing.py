@@ -20,8 +20,8 @@ from seqjax.layers import RNN, Activation, BatchNorm, Bidirectional, Conv1D, Den
 from seqjax.layers.last import Last
 
 Custom = Mapping[type, Callable[[Any, Params], tuple[Any, list]]]
-"""What a seqjax class is in Keras: a function from the Cell or Layer and its params to a Keras cell or
-layer of your own and the arrays for its `set_weights`."""
+"""For a seqjax class, a function from the Cell or Layer and its params to a Keras cell or layer of your own and
+the arrays for its `set_weights`."""
 
 _MERGES = {ours: theirs for theirs, ours in MERGES.items()}
 
@@ -30,19 +30,19 @@ def to_keras(model: Layer, params: Params, *, custom: Custom | None = None) -> A
     """A seqjax layer and its params as a built Keras 3 layer or `Sequential`.
 
     Args:
-      model: time-major; the Keras model is batch-major.
-      params: of `model`.
-      custom: for cells and layers that Keras has not: class to function, where `function(cell, params)` returns a
-        Keras cell or layer of your own and the arrays for its `set_weights`.
+      model: a time-major model; the Keras model is batch-major.
+      params: those of `model`.
+      custom: for cells and layers that Keras does not have, a mapping from class to function, where
+        `function(cell, params)` returns a Keras cell or layer of your own and the arrays for its `set_weights`.
 
     Returns:
-      A `Sequential` for a `Serial`, else a single layer; built, on the Keras backend in use. `from_keras` of it
-      gives `model` and `params` again, but for what Keras has no place for: engines and initializers, a `Serial` in
-      another (it is one row of layers) or around the one layer of a direction, `Dropout(0.0)` in a direction, and
-      options that say what holds anyway, such as a backward layer like the forward one.
+      A `Sequential` for a `Serial`, otherwise a single layer; built, on the Keras backend in use. `from_keras`
+      turns it back into `model` and `params`, except for what Keras has no place for: engines and initializers,
+      nested `Serial`s (which become one row of layers) or one around the only layer of a direction,
+      `Dropout(0.0)` in a direction, and redundant options, such as a backward layer like the forward one.
 
     Raises:
-      ValueError: a cell, layer, option or dtype without a counterpart, params that are not `model`'s.
+      ValueError: a cell, layer, option or dtype without a counterpart, or params that are not `model`'s.
       ImportError: Keras is not installed.
 
     >>> import jax, jax.numpy as jnp, pytest, seqjax
@@ -75,7 +75,7 @@ def to_keras(model: Layer, params: Params, *, custom: Custom | None = None) -> A
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """One method a seqjax class. Each gives the Keras layer, not built, and the arrays of its weights."""
+    """One method per seqjax class. Each returns the Keras layer, not yet built, and the arrays of its weights."""
 
     layers: Any
     """The module `keras.layers`."""
@@ -109,7 +109,7 @@ class _Writer:
     # -- recurrent layers ---------------------------------------------------------------------
 
     def recurrent(self, layer: RNN, params: Params, **options: Any) -> tuple[Any, list]:
-        """An `RNN` as the Keras layer of its cell; `options` are Keras'."""
+        """An `RNN` as the Keras layer for its cell; `options` are Keras'."""
         cell: Any = layer.cell
         if type(cell) in self.custom:
             if options.pop("dropout", 0):
@@ -118,7 +118,7 @@ class _Writer:
             return self.layers.RNN(found, **options), arrays
         if type(cell) not in _CELLS or cell.normalize is not None:
             raise unsupported(f"to_keras: {cell!r}", "this cell in Keras", "say what it is with custom=")
-        if jnp.finfo(cell.dtypes.params).bits < 32:  # QR, which draws Keras' orthogonal kernels, has no such dtypes
+        if jnp.finfo(cell.dtypes.params).bits < 32:  # QR, used for Keras' orthogonal kernels, lacks such dtypes
             options["recurrent_initializer"] = "glorot_uniform"
         return _CELLS[type(cell)](self, cell, params, options)
 
@@ -253,7 +253,7 @@ def policy_name(owner: Any) -> str:
     """The Keras policy of a cell's or layer's dtypes.
 
     Raises:
-      ValueError: dtypes that no policy has.
+      ValueError: dtypes that correspond to no policy.
 
     >>> import seqjax
     >>> policy_name(seqjax.Dense(1, dtypes=DTypes(compute="bfloat16")))
@@ -270,14 +270,14 @@ def policy_name(owner: Any) -> str:
 
 
 def _flatten(model: Layer, params: Params) -> list[tuple[Layer, Params]]:
-    """The layers of nested `Serial`s in a row."""
+    """The layers of nested `Serial`s as one list."""
     if not isinstance(model, Serial):
         return [(model, params)]
     return [piece for layer, p in pieces_of(model, params) for piece in _flatten(layer, p)]
 
 
 def _owner_of_dtypes(layer: Layer) -> Cell | Layer | None:
-    """The layer or cell inside that says in which dtypes a layer computes."""
+    """The inner layer or cell that determines in which dtypes a layer computes."""
     if isinstance(layer, Bidirectional):
         return _owner_of_dtypes(layer.forward)
     if isinstance(layer, Serial):
@@ -287,7 +287,7 @@ def _owner_of_dtypes(layer: Layer) -> Cell | Layer | None:
 
 
 def _in_dim(layer: Layer, params: Params) -> int | None:
-    """Features of a layer's inputs, `None` where its params do not tell."""
+    """The number of a layer's input features, or `None` if its params do not tell."""
     if isinstance(layer, Bidirectional | Serial):
         inside = layer.layers if isinstance(layer, Serial) else (layer.forward,)
         return next(

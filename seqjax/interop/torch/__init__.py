@@ -13,8 +13,8 @@
 | `Dropout`, `Tanh`, `ReLU`, `Sigmoid`, ...     | `Dropout`, `Activation`                              |
 | `Sequential` of those                         | `Serial`                                             |
 
-The result is time-major, whatever `batch_first` says: that is PyTorch's own default, `[T, B, D]`, and its convolutions'
-`[B, D, T]` become the same `[T, B, D]`. What has no counterpart is refused by name.
+The result is time-major, `[T, B, D]`, whatever `batch_first` says; that is PyTorch's own default, and the `[B, D, T]`
+of its convolutions becomes `[T, B, D]` too. Anything without a counterpart is rejected by name.
 """
 
 from seqjax.interop.torch.modules import from_torch, to_torch

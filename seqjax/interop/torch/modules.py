@@ -20,8 +20,8 @@ def from_torch(module: Any, **options: Any) -> tuple[Layer, Params]:
 
     Args:
       module: an `nn.RNN`, `nn.LSTM` or `nn.GRU`; an `nn.Linear`, `nn.Conv1d`, `nn.LayerNorm`, `nn.Embedding`,
-        `nn.Dropout`, an activation, or an `nn.Sequential` of those; or a mapping, for which see `from_state_dict`.
-      **options: those of `from_state_dict`, for a mapping.
+        `nn.Dropout`, an activation, or an `nn.Sequential` of those; or a mapping (see `from_state_dict`).
+      **options: for a mapping, those of `from_state_dict`.
 
     Returns:
       The layer, time-major whatever `batch_first` says, and its params in the module's dtype.
@@ -38,7 +38,7 @@ def from_torch(module: Any, **options: Any) -> tuple[Layer, Params]:
         return from_state_dict(module, **options)
     name = _name(module)
     if options:
-        raise ValueError(f"{name}: {sorted(options)} are options of from_state_dict; a module says them itself.")
+        raise ValueError(f"{name}: {sorted(options)} are options of from_state_dict; a module has its own.")
     if name in _RECURRENT:
         return _recurrent(module)
     if name == "Sequential":
@@ -50,17 +50,18 @@ def to_torch(model: Layer, params: Params) -> Any:
     """A seqjax layer and its params as a PyTorch module.
 
     Args:
-      model: an `RNN`, a `Bidirectional` one or a `Serial` of them, with `Dropout` of one rate in between, as one
-        recurrent module; or `Dense`, `Conv1D`, `LayerNorm`, `Embed`, `Dropout`, `Activation`, or a `Serial` of those.
-      params: of `model`.
+      model: an `RNN`, a `Bidirectional` of `RNN`s, or a `Serial` of either with `Dropout` of one rate in between, which
+        becomes one recurrent module; or `Dense`, `Conv1D`, `LayerNorm`, `Embed`, `Dropout`, `Activation`, or a
+        `Serial` of those.
+      params: those of `model`.
 
     Returns:
-      A module, with `batch_first=False`. `from_torch` of it gives `model` and `params` again, but for what PyTorch
-      has no place for: engines and initializers, a `Serial` around one recurrent layer, `Dropout(0.0)` between
-      recurrent layers, and options that say what holds anyway, such as a backward layer like the forward one.
+      A module, with `batch_first=False`. `from_torch` turns it back into `model` and `params`, except for what
+      PyTorch has no place for: engines and initializers, a `Serial` around one recurrent layer, `Dropout(0.0)`
+      between recurrent layers, and redundant options, such as a backward layer like the forward one.
 
     Raises:
-      ValueError: a cell, layer or option without a counterpart, params that are not `model`'s.
+      ValueError: a cell, layer or option without a counterpart, or params that are not `model`'s.
       ImportError: PyTorch is not installed.
 
     >>> import jax, jax.numpy as jnp, pytest, seqjax
@@ -92,7 +93,7 @@ def _name(module: Any) -> str:
 
 
 def _weights(module: Any, *names: str) -> list[Any]:
-    """The parameters of a module as arrays, `None` where it has none; it must have no others."""
+    """The named parameters of a module as arrays, `None` for those it lacks; it must have no others."""
     owner = f"torch {module!r}"
     state = module.state_dict()
     others = set(state) - set(names)
@@ -102,7 +103,7 @@ def _weights(module: Any, *names: str) -> list[Any]:
 
 
 def _require(module: Any, **options: tuple) -> None:
-    """Refuses a module whose attributes are not among those that can be converted."""
+    """Rejects a module whose attributes are not among those that can be converted."""
     for name, values in options.items():
         given = getattr(module, name)
         if given not in values:
@@ -134,7 +135,7 @@ def _sequential(module: Any) -> tuple[Layer, Params]:
     if "Conv1d" in names and set(names) & {"Linear", "LayerNorm", "Embedding"}:
         raise unsupported(
             f"torch {module!r}",
-            "Conv1d beside modules that take features last",
+            "Conv1d next to modules that take features last",
             "a convolution's features are on axis 1: convert the modules one by one and compose them with Serial",
         )
     pieces = [from_torch(inside) for inside in module]

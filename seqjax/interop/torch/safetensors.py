@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""safetensors files, read by the library of that name; nothing in a file is executed.
+"""safetensors files, read with the library of that name; nothing in a file is executed.
 
-Source: the format's description, https://github.com/huggingface/safetensors.
+Source: the description of the format, https://github.com/huggingface/safetensors.
 """
 
 import math
@@ -28,15 +28,15 @@ def load_safetensors(
     dropout: float = 0.0,
     max_bytes: int = 2**31,
 ) -> tuple[Layer, Params]:
-    """The weights of a recurrent PyTorch module in a safetensors file as a seqjax layer and its params.
+    """The weights of a recurrent PyTorch module in a safetensors file, as a seqjax layer and its params.
 
     Args:
       path: the file. Nothing in it is executed.
       kind, prefix, activation, dropout: as for `from_state_dict`.
-      max_bytes: refuse arrays that take more together.
+      max_bytes: reject arrays that together take more than this.
 
     Raises:
-      ValueError: no safetensors file (a pickle, `.pt` or `.pth`, is refused), or what `from_state_dict` refuses.
+      ValueError: not a safetensors file (pickles, `.pt` or `.pth`, are rejected), or what `from_state_dict` rejects.
     """
     state = read_safetensors(path, prefix=prefix, max_bytes=max_bytes)
     return from_state_dict(state, kind, prefix=prefix, activation=activation, dropout=dropout)
@@ -47,15 +47,15 @@ def read_safetensors(path: str | os.PathLike, *, prefix: str = "", max_bytes: in
 
     Args:
       path: the file.
-      prefix: read those whose name begins so.
-      max_bytes: refuse arrays that take more together.
+      prefix: read only arrays whose names start with it.
+      max_bytes: reject arrays that together take more than this.
 
     Returns:
       Name to array, in the file's dtype.
 
     Raises:
-      ValueError: a damaged file, a pickle, an array of another dtype, too many bytes.
-      ImportError: the package safetensors is not there.
+      ValueError: a damaged file, a pickle, an array with a dtype that is not floating point, or too many bytes.
+      ImportError: the package safetensors is not installed.
     """
     with open(path, "rb") as file:
         if file.read(2).startswith(_PICKLES):
@@ -66,7 +66,7 @@ def read_safetensors(path: str | os.PathLike, *, prefix: str = "", max_bytes: in
     library = _library()
     try:
         with library.safe_open(path, framework="numpy") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # it is no dict
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a dict
             forms = {name: file.get_slice(name) for name in names}
             dtypes = {name: form.get_dtype() for name, form in forms.items()}
             for name, dtype in dtypes.items():
@@ -82,7 +82,7 @@ def read_safetensors(path: str | os.PathLike, *, prefix: str = "", max_bytes: in
                 raise ValueError(f"{path}: its arrays take {total} bytes, the limit is max_bytes={max_bytes}.")
             return {name: file.get_tensor(name) for name in names}
     except library.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}.") from error
+        raise ValueError(f"{path} is not a safetensors file, or a damaged one: {error}.") from error
 
 
 def _library() -> ModuleType:

@@ -18,7 +18,7 @@ from seqjax.interop.layout import check_one_dtype, param_dtypes, reorder, to_jax
 from seqjax.layers import RNN, Bidirectional, Dropout, Serial
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-"""Gates of each kind."""
+"""The number of gates of each kind."""
 _NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(0|[1-9]\d{0,5})(_reverse)?")
 
 
@@ -37,22 +37,22 @@ def from_state_dict(
 ) -> tuple[Layer, Params]:
     """The weights of an `nn.RNN`, `nn.LSTM` or `nn.GRU` as a seqjax layer and its params.
 
-    Layers, directions, sizes, biases and projections are read off the names and shapes; what a state dict
-    does not say comes as arguments.
+    Layers, directions, sizes, biases and projections are inferred from the names and shapes; what a state
+    dict does not say is passed as arguments.
 
     Args:
-      state: names such as `weight_ih_l0` or `bias_hh_l1_reverse` to tensors or arrays.
+      state: a mapping from names such as `weight_ih_l0` or `bias_hh_l1_reverse` to tensors or arrays.
       kind: `"rnn"`, `"lstm"` or `"gru"`.
-      prefix: where the module sits in a larger model, such as `"encoder.lstm."`; other names are not looked at.
-      activation: `"tanh"` or `"relu"`, of an `nn.RNN`.
+      prefix: where the module is in a larger model, such as `"encoder.lstm."`; other names are ignored.
+      activation: that of an `nn.RNN`, `"tanh"` or `"relu"`.
       dropout: the rate between layers.
 
     Returns:
       An `RNN` or `Bidirectional`, or a `Serial` of several layers, time-major; the params have the state's dtype.
 
     Raises:
-      ValueError: a name or shape that does not belong, a layer or direction that is missing, mixed dtypes, an
-        activation that `kind` has not.
+      ValueError: a name or shape that does not belong, a missing layer or direction, mixed dtypes, or an
+        activation that `kind` does not have.
 
     >>> state = {"weight_ih_l0": np.zeros((12, 3), "float32"), "weight_hh_l0": np.zeros((12, 4), "float32")}
     >>> from_state_dict(state, "gru")[0]
@@ -82,7 +82,7 @@ def from_state_dict(
 
 
 def as_array(owner: str, name: str, value: Any) -> np.ndarray | jax.Array:
-    """A tensor, NumPy or JAX array as an array; nothing is cast."""
+    """A tensor, NumPy array or JAX array as an array, without a cast."""
     if isinstance(value, np.ndarray | jax.Array):
         return value
     if not type(value).__module__.startswith("torch"):
@@ -90,13 +90,13 @@ def as_array(owner: str, name: str, value: Any) -> np.ndarray | jax.Array:
     import torch
 
     value = value.detach().cpu()
-    if value.dtype == torch.bfloat16:  # NumPy has no such dtype of its own
+    if value.dtype == torch.bfloat16:  # which NumPy itself does not have
         return value.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
     return value.numpy()
 
 
 def _arranged(state: Mapping[str, Any], kind: str, prefix: str) -> list[list[Weights]]:
-    """Layer by layer, direction by direction; every name is accounted for."""
+    """The weights by layer and direction, with every name accounted for."""
     owner = f"{kind} {prefix!r}"
     found: dict[tuple[int, int], dict[str, Any]] = {}
     arrays: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def _arranged(state: Mapping[str, Any], kind: str, prefix: str) -> list[list[Wei
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"{owner}: {name!r} is no weight of a recurrent module, which are called weight_ih_l0 and the like; "
+                f"{owner}: {name!r} is not a weight of a recurrent module, such as weight_ih_l0; "
                 "give prefix= if the module is part of a larger one."
             )
         part, number, reverse = match.groups()

@@ -25,7 +25,7 @@ ACTIVATIONS: dict[Any, tuple[str, dict[str, Any]]] = {
     "gelu": ("GELU", {"approximate": "tanh"}),
     "silu": ("SiLU", {}),
 }
-"""The PyTorch module of each activation and its options. Softplus is not among them: PyTorch cuts it off at 20."""
+"""The PyTorch module for each activation, and its options. Softplus is not among them: PyTorch cuts it off at 20."""
 
 
 class Stack(NamedTuple):
@@ -49,14 +49,14 @@ def to_state_dict(model: Layer, params: Params, *, prefix: str = "") -> dict[str
 
     Args:
       model, params: as for `to_torch`.
-      prefix: goes before every name.
+      prefix: put in front of every name.
 
     Returns:
       Name to array, for `torch.from_numpy` and `load_state_dict`, or for `safetensors.numpy.save_file`.
-      The one bias of an LSTM or simple RNN is `bias_ih`; `bias_hh` is zeros.
+      The single bias of an LSTM or simple RNN is `bias_ih`; `bias_hh` is zeros.
 
     Raises:
-      ValueError: a cell, layer or option that PyTorch has not, params that are not `model`'s.
+      ValueError: a cell, layer or option that PyTorch does not have, or params that are not `model`'s.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = seqjax.RNN(seqjax.LSTM(4))
@@ -77,7 +77,7 @@ def recurrent_stack(model: Layer, params: Params) -> Stack | None:
     """`model` as one recurrent PyTorch module; `None` if no layer of it is recurrent.
 
     Raises:
-      ValueError: recurrent layers that are not one such module.
+      ValueError: recurrent layers that cannot be one such module.
     """
     pieces = pieces_of(model, params) if isinstance(model, Serial) else [(model, params)]
     if not any(isinstance(layer, RNN | Bidirectional) for layer, _ in pieces):
@@ -87,7 +87,7 @@ def recurrent_stack(model: Layer, params: Params) -> Stack | None:
     between = [isinstance(layer, Dropout) for layer, _ in pieces]
     alternates = between in ([False] * len(layers), ([False, True] * len(layers))[:-1])
     if not alternates or len(rates) != sum(between) or len(set(rates)) > 1:
-        raise _no_stack(model, "its Dropout must be of one rate, between all layers")
+        raise _no_stack(model, "its Dropout must have one rate and be between all layers")
     directions = [direction for layer, p in layers for direction in _directions(model, layer, p)]
     cell, first = directions[0]
     kind = _kind(cell)
@@ -116,7 +116,7 @@ def _directions(model: Layer, layer: Layer, params: Params) -> list[tuple[Cell, 
         cells = [side.cell for side in layer.layers if isinstance(side, RNN)]
         if len(cells) == 2:
             return list(zip(cells, params, strict=True))
-    raise _no_stack(model, f"{layer!r} is none of its layers")
+    raise _no_stack(model, f"{layer!r} cannot be one of its layers")
 
 
 def _kind(cell: Any) -> str:
@@ -136,7 +136,7 @@ def _kind(cell: Any) -> str:
 
 
 def _options(cell: Any) -> tuple:
-    """What all cells of a stack share."""
+    """What all cells of a stack must share."""
     _check_dtypes(cell)
     return cell.hidden_dim, getattr(cell, "proj_dim", None), cell.use_bias, cell.activation, cell.dtypes
 
@@ -174,12 +174,12 @@ def _stack_state(stack: Stack) -> dict[str, np.ndarray]:
 
 
 def _pointwise_state(model: Layer, params: Params) -> dict[str, np.ndarray]:
-    """The state of what is not recurrent; a `Serial` numbers its layers."""
+    """The state of layers that are not recurrent; a `Serial` numbers its layers."""
     if isinstance(model, Serial):
         pieces = pieces_of(model, params)
         kinds = {type(layer) for layer, _ in pieces}
         if Conv1D in kinds and kinds & {Dense, LayerNorm, Embed}:
-            raise unsupported(f"to_torch: {model!r}", "Conv1D beside layers over features", "convert them one by one")
+            raise unsupported(f"to_torch: {model!r}", "Conv1D next to layers over features", "convert them one by one")
         states = {str(i): _pointwise_state(layer, p) for i, (layer, p) in enumerate(pieces)}
         return {f"{i}.{name}": array for i, state in states.items() for name, array in state.items()}
     owner = f"to_torch: {model!r}"
@@ -202,7 +202,7 @@ def _pointwise_state(model: Layer, params: Params) -> dict[str, np.ndarray]:
         state = {"weight": param_array(model, "scale", params)}
         return state | ({"bias": param_array(model, "offset", params)} if model.use_offset else {})
     if model.activation is not None:
-        raise unsupported(owner, f"activation={model.activation!r} inside", "put an Activation layer behind it")
+        raise unsupported(owner, f"activation={model.activation!r} inside", "put an Activation layer after it")
     if isinstance(model, Conv1D) and (model.padding == "causal" or (model.padding == "same" and model.stride > 1)):
         raise unsupported(owner, f"padding={model.padding!r} with stride {model.stride} in PyTorch", "'valid' is")
     state = {"weight": param_array(model, "kernel", params).T}

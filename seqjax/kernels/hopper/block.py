@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one block of a cluster on a Hopper is given, reads and writes, and how all of them are launched."""
+"""What one block of a cluster on a Hopper GPU takes, reads and writes, and how all blocks are launched."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,19 +18,19 @@ from seqjax.kernels.operands import varying_as
 
 
 class Place(NamedTuple):
-    """Which cluster and which part of the units a block has, and how it reads and writes their tiles."""
+    """The cluster and the part of the units that a block has, and how it reads and writes their tiles."""
 
     cluster: Array
     part: Array
     exchange: Callable[[int, Array], Exchange]
-    """Of a step: which half of the buffers it uses, and their phase."""
+    """The exchange of a step, given which half of the buffers it uses, and their phase."""
 
     def some(self, ref: Any, t: Array) -> list[Array]:
-        """Of `[T, clusters, N, parts, ...]`, at step `t`."""
+        """This block's N tiles of `[T, clusters, N, parts, ...]` at step `t`."""
         return [load(ref.at[t, self.cluster, i, self.part]) for i in range(ref.shape[2])]
 
     def all(self, ref: Any) -> list[Array]:
-        """Of `[clusters, N, parts, ...]`, in float32; none of `None`."""
+        """This block's N tiles of `[clusters, N, parts, ...]`, in float32; none for `None`."""
         if ref is None:
             return []
         return [load(ref.at[self.cluster, i, self.part]).astype(jnp.float32) for i in range(ref.shape[1])]
@@ -61,7 +61,7 @@ def launch(
     *,
     transposed: bool,
 ) -> dict[str, Array]:
-    """Runs `body(inputs, outputs, place)`, arrays turned into refs, in every block of every cluster."""
+    """Runs `body(inputs, outputs, place)`, with arrays turned into refs, in every block of every cluster."""
     split, parts = SPLIT[jnp.dtype(dtype).name], tiles.parts
     weights = tiles.weights(w_rec, kind.gates, split, transposed=transposed)
     count = weights.shape[1]
@@ -105,7 +105,7 @@ def launch(
         kernel_name=name.replace("-", "_"),
         compiler_params=plgpu.CompilerParams(
             approx_math=True,
-            unsafe_no_auto_barriers=True,  # what needs one has one, in `exchange`
+            unsafe_no_auto_barriers=True,  # where one is needed, `exchange` has it
             lowering_semantics=plgpu.LoweringSemantics.Lane,
         ),
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thread blocks of a Hopper that work on one recurrence together: how they begin, send, wait and part.
+"""Thread blocks of a Hopper GPU that work on one recurrence together: how they begin, send, wait and finish.
 
 Pallas' Mosaic backend has no copy from one block's shared memory to another's, and with a remote store for every
-four bytes, each of which reports to the barrier by itself, a step takes twice as long. So these few instructions
-are written out here, and this is the only file with any.
+four bytes, each of which reports to the barrier separately, a step takes twice as long. So these few instructions
+are written out in assembly here, and nowhere else.
 """
 
 import math
@@ -17,14 +17,14 @@ from jaxlib.mlir.dialects import llvm
 from seqjax.base import Array
 
 BARRIER_WORDS = 2
-"""Of 32 bits, that a barrier takes in shared memory."""
+"""The number of 32-bit words that a barrier takes in shared memory."""
 
 
 def begin(barriers: Any) -> None:
-    """Sets up the barriers of a block, refs of `int32` words, and waits until all blocks have done so.
+    """Sets up the barriers of a block and waits until all blocks have done so.
 
     Args:
-      barriers: `[BARRIER_WORDS * count]`, in shared memory.
+      barriers: `[BARRIER_WORDS * count]` int32, a ref in shared memory.
     """
     count = barriers.shape[0] // BARRIER_WORDS
 
@@ -44,7 +44,7 @@ def begin(barriers: Any) -> None:
 
 
 def meet() -> None:
-    """Waits until all blocks of the cluster are here: none may end while others still read or write its memory."""
+    """Waits until all blocks of the cluster get here, as none may end while others still read or write its memory."""
 
     @plgpu.inline_mgpu()
     def run(_: Any) -> None:
@@ -54,7 +54,7 @@ def meet() -> None:
 
 
 def synchronize() -> None:
-    """Waits until all threads of a block are here, and lets the matrix and copy units see what they wrote."""
+    """Waits until all threads of a block get here, and lets the matrix and copy units see what they wrote."""
 
     @plgpu.inline_mgpu()
     def run(_: Any) -> None:
@@ -71,11 +71,11 @@ def broadcast(
     Args:
       buffer: `[2, blocks, tiles, rows, columns]` in shared memory; part `[half, rank]` is this block's.
       barriers: those of `begin`.
-      barrier: which of them tells when the tiles of all other blocks have come.
-      layout: the transforms that `buffer` was made with.
-      blocks: of the cluster.
-      half: of the buffer.
-      first, count: tiles that are sent.
+      barrier: which of them signals that the tiles of all other blocks have arrived.
+      layout: the transforms with which `buffer` was made.
+      blocks: the number of blocks in the cluster.
+      half: the half of the buffer.
+      first, count: which tiles to send.
     """
     tiles = buffer.shape[2]
     tile = _tile_bytes(buffer)
@@ -97,14 +97,14 @@ def broadcast(
 
 
 def scatter(going: Any, coming: Any, barriers: Any, barrier: int, *, layout: tuple, blocks: int, at: int) -> None:
-    """Copies a tile to each of the other blocks: `going[at, t - 1]` to the block `t` places on.
+    """Copies a tile to each of the other blocks: `going[at, t - 1]` to the block `t` places further on.
 
-    There it becomes `coming[at, blocks - t - 1]`: a block finds what comes from `t` places on in `[at, t - 1]`.
+    There it becomes `coming[at, blocks - t - 1]`, so a block finds what comes from `t` places on in `[at, t - 1]`.
 
     Args:
       going, coming: `[n, blocks - 1, rows, columns]` in shared memory.
       barriers, barrier, layout, blocks: as for `broadcast`.
-      at: which of the `n`.
+      at: which of the `n` to send.
     """
     size = _tile_bytes(going)
     base = at * (blocks - 1)
@@ -129,7 +129,7 @@ def scatter(going: Any, coming: Any, barriers: Any, barrier: int, *, layout: tup
 
 
 def wait(barriers: Any, barrier: int, phase: Array) -> None:
-    """Waits until the barrier has completed its `phase`: 0 the first time that it is used, then 1, 0, ..."""
+    """Waits until the barrier has completed its `phase`: 0 the first time it is used, then 1, 0, ..."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))
     def run(_: Any, barriers: Any, phase: Any) -> None:
@@ -155,7 +155,8 @@ mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0; mov.u32 rank, %cluster_cta
 
 
 def _copy(turn: int, blocks: int, source: str, place: str, size: int, barrier: int) -> str:
-    """From this block's memory to a place in that of the block `turn` places on, whose barrier, `$1`, is told."""
+    """A copy from this block's memory to a place in that of the block `turn` places on, whose barrier, `$1`, is
+    notified."""
     return f"""add.u32 block, rank, {turn}; setp.ge.u32 over, block, {blocks}; @over sub.u32 block, block, {blocks};
     mapa.shared::cluster.u32 to, {place}, block; mapa.shared::cluster.u32 there, $1, block;
     @first cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The products of one step on a Hopper: each block of a cluster has 64 units' weights, and all need all units.
+"""The products of one step on a Hopper GPU: each block of a cluster has the weights of 64 units, but needs all units.
 
-Products are of bfloat16. In float32 both factors are split into two bfloat16, high and low, and the product of
-the low parts is left out: what remains is good to about 2^-16, where TF32 has 2^-11.
+Factors are bfloat16. In float32 each factor is split into two bfloat16 numbers, high and low, and the product of the
+low parts is left out: the result is accurate to about 2^-16, compared with 2^-11 for TF32.
 """
 
 import functools
@@ -21,10 +21,10 @@ from seqjax.kernels.hopper.tiles import ROWS, UNITS
 
 
 class Scratch(NamedTuple):
-    """What a block has in shared memory, each twice over where it changes: steps use the halves by turns."""
+    """What a block has in shared memory, twice if it changes: steps use the two halves alternately."""
 
     weights: Any  # [G * split * parts, 64, 64]
-    factors: Any  # [2, parts, G * split, 64, 16], what weights are multiplied by; in reverse the block's own alone
+    factors: Any  # [2, parts, G * split, 64, 16], what weights are multiplied by; in reverse only the block's own
     going: Any  # [2 * products, parts - 1, 64, 16], in reverse: sums for the other blocks
     coming: Any  # and from them
     barriers: Any  # [2 * products]
@@ -43,11 +43,11 @@ class Exchange(NamedTuple):
     phase: Array
 
     def product(self, slot: int, array: Array, gates: Sequence[int]) -> list[Array]:
-        """`W_k x` for each gate, where every block has a `[64, 16]` array of x; all get all of them.
+        """`W_k x` for each gate, where every block has one `[64, 16]` array of x and gets those of all others.
 
         Args:
           slot: 0 for the first product of a step, then 1.
-          array: in float32.
+          array: this block's part of x, in float32.
           gates: k.
         """
         barrier = self._barrier(slot)
@@ -60,7 +60,7 @@ class Exchange(NamedTuple):
             )  # fmt: skip
 
         def run(*accumulators: Any) -> list[Array]:
-            for turn in range(self.parts):  # one's own first: the others' are on their way
+            for turn in range(self.parts):  # its own first, while the others' arrive
                 if turn == 1:
                     cluster.wait(self.scratch.barriers, barrier, self.phase)
                 source = self._on(turn)
@@ -72,7 +72,7 @@ class Exchange(NamedTuple):
         return pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in gates))
 
     def transposed(self, slot: int, pairs: Sequence[tuple[int, Array]]) -> Array:
-        """The sum of `W_kᵀ d` over gates and blocks: what this block's gates add to the others' is sent to them.
+        """The sum of `W_kᵀ d` over gates and blocks; what this block's gates contribute to the others is sent to them.
 
         Args:
           slot: 0 for the first product of a step, then 1.
@@ -89,7 +89,7 @@ class Exchange(NamedTuple):
                     self._multiply(accumulator, k, self._on(turn), 0, k)
             *others, own = accumulators
             if others:
-                plgpu.wgmma_wait(len(pairs) * len(self._terms()))  # one's own sum may wait
+                plgpu.wgmma_wait(len(pairs) * len(self._terms()))  # its own sum may wait
                 self._scatter(slot, [_value(accumulator) for accumulator in others])
             plgpu.wgmma_wait(0)
             return functools.reduce(jnp.add, [_value(own), *self._gather(slot, len(others))])
@@ -118,17 +118,17 @@ class Exchange(NamedTuple):
             self.scratch.factors[self.half, part, slot * self.split + i] = half
 
     def _multiply(self, accumulator: Any, gate: int, block: Any, part: Any, slot: int) -> None:
-        """Adds the weights of a gate for a block, by a part's factor in a slot."""
+        """Adds the product of a gate's weights for a block with a part's factor in a slot."""
         for i, j in self._terms():
             weights = self.scratch.weights.at[(gate * self.split + i) * self.parts + block]
             plgpu.wgmma(accumulator, weights, self.scratch.factors.at[self.half, part, slot * self.split + j])
 
     def _terms(self) -> tuple[tuple[int, int], ...]:
-        """Which part of a weight is multiplied by which of a factor."""
+        """Which part of a weight is multiplied by which part of a factor."""
         return ((0, 0),) if self.split == 1 else ((0, 0), (0, 1), (1, 0))
 
     def _on(self, turn: int) -> Any:
-        """The block `turn` places on."""
+        """The index of the block `turn` places on."""
         return lax.rem(self.part + turn, jnp.int32(self.parts)) if turn else self.part
 
     def _barrier(self, slot: int) -> int:
@@ -136,20 +136,21 @@ class Exchange(NamedTuple):
 
 
 def tiling(dtype: Any) -> tuple:
-    """How tiles lie in shared memory: as the matrix units read sixteen columns."""
-    swizzle: Any = plgpu.SwizzleTransform  # abstract to type checkers, from jax 0.12 on, and so is the other
+    """The layout of tiles in shared memory: that in which the matrix units read sixteen columns."""
+    swizzle: Any = plgpu.SwizzleTransform  # both are abstract to type checkers from jax 0.12 on
     tiles: Any = plgpu.TilingTransform
     return tiles((8, ROWS)), swizzle(ROWS * jnp.dtype(dtype).itemsize)
 
 
 def load(tile: Any) -> Array:
-    """A tile of any memory, in the registers where the matrix units leave their results."""
-    index = ((),) if jax.__version_info__ < (0, 11) else ()  # which 0.10 needs and 0.11 warns of
+    """Loads a tile from any memory into the registers where the matrix units leave their results."""
+    index = ((),) if jax.__version_info__ < (0, 11) else ()  # which 0.10 needs and 0.11 warns about
     return plgpu.load(tile, *index, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
 def store(tile: Any, array: Array) -> None:
-    """Puts what lies there into a tile of global memory; jax 0.12 wants to be told that its rows are not contiguous."""
+    """Stores an array from those registers in a tile of global memory; jax 0.12 must be told that its rows are not
+    contiguous."""
     if hasattr(plgpu, "store"):
         plgpu.store(tile, array, optimized=False)
     else:
@@ -157,7 +158,7 @@ def store(tile: Any, array: Array) -> None:
 
 
 def _value(accumulator: Any) -> Array:
-    """What is in it, the products that go there having been waited for."""
+    """The value of an accumulator whose products have already been waited for."""
     return plgpu.wgmma_accumulator_load(accumulator, wait_n=None)
 
 

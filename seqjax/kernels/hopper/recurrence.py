@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole recurrence in one launch on a Hopper, the recurrent weights of 64 units on each processor of the chip.
+"""A whole recurrence in one launch on a Hopper GPU, with the recurrent weights of 64 units on each of its processors.
 
-A cluster of blocks owns 16 sequences, a block 64 units, whose weights stay in shared memory for the whole run.
-At every step a block sends `h` of its units to the others, and in reverse what its gates add to the cotangents
-of the others' `h`. Units are rows and sequences columns, as the matrix units (`wgmma`) have at least 64 rows;
-so arrays are brought into tiles before and back after, by XLA.
+A cluster of blocks owns 16 sequences and each block 64 units, whose weights stay in shared memory for the whole run.
+At every step a block sends the `h` of its units to the others and, in reverse, what its gates add to the cotangents
+of the others' `h`. Units are rows and sequences columns, as the matrix units (`wgmma`) need at least 64 rows;
+so XLA rearranges arrays into tiles before the kernel, and back after it.
 
-Same interface as Triton's `recurrence`, whose kernels run on every GPU. Written for Pallas' Mosaic backend, which is
-imported where a kernel is launched and not before.
+The interface is that of Triton's `recurrence`, whose kernels run on every NVIDIA GPU. Pallas' Mosaic backend is
+imported only when a kernel is launched.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def available() -> bool:
-    """Whether the default backend is a Hopper, and this JAX has what the kernels are written for.
+    """Whether the default backend is a Hopper GPU, and this JAX has the backend that the kernels need.
 
     >>> available()
     False
@@ -42,14 +42,14 @@ def available() -> bool:
 
 
 class Kept(NamedTuple):
-    """What the forward kernel leaves for the reverse one, in tiles."""
+    """What the forward kernel stores for the reverse one, in tiles."""
 
     states: Array  # [T + 1, clusters, S, parts, 64, 16], before every step and after the last
     gates: Array | None  # [T, clusters, K, parts, 64, 16]
 
 
 def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: bool = True) -> Left:
-    """As Triton's; `kept` is a `Kept`."""
+    """Like Triton's `forward`; `kept` is a `Kept`."""
     T, B, width = z.shape
     tiles = Tiles(B, width // kind.gates)
     dtype, carry = z.dtype, given.states[0].dtype
@@ -78,7 +78,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
             place.write(outputs["states"], after[:sequences], t + 1)
             if kind.kept and keep:
                 place.write(outputs["gates"], gates, t)
-            return after, read(jnp.minimum(t + 1, T - 1))  # on its way during the next step's product
+            return after, read(jnp.minimum(t + 1, T - 1))  # loads during the next step's product
 
         first = tuple(place.all(inputs["states"]))
         place.write(outputs["states"], first[:sequences], 0)
@@ -115,7 +115,7 @@ def gate(left: Left, k: int) -> Array:
 
 
 def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Array, d_last: States) -> Cotangents:
-    """As Triton's."""
+    """Like Triton's `reverse`."""
     T, B, H = d_hs.shape
     tiles = Tiles(B, H)
     dtype, carry = d_hs.dtype, given.states[0].dtype
@@ -139,7 +139,7 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
             before = pick(again, restart, states) if restart else states
 
             def transposed(*pairs: tuple[int, Array]) -> Array:
-                ahead.append(read(jnp.maximum(t - 1, 0)))  # on its way during the product
+                ahead.append(read(jnp.maximum(t - 1, 0)))  # loads during the product
                 return exchange.transposed(next(slots), pairs)
 
             def emit(k: int, d: Array) -> None:
@@ -188,7 +188,7 @@ def _launch(*arguments: Any, **options: Any) -> dict[str, Array]:
 
 
 def _turns(T: int, step: Callable, loop: Any) -> Any:
-    """`step(t, half, phase, loop)` for all t, two at a time: the half of a buffer must be known to the compiler."""
+    """`step(t, half, phase, loop)` for all t, two at a time, as the compiler must know which half of a buffer it is."""
 
     def two(i: Array, loop: Any) -> Any:
         phase = jnp.bitwise_and(i, 1)
@@ -199,19 +199,19 @@ def _turns(T: int, step: Callable, loop: Any) -> Any:
 
 
 def _on_chip(functions: Functions, dtype: Any) -> Functions:
-    """tanh and sigmoid by the chip's own means, as exact as `dtype` needs."""
+    """`functions` with tanh and sigmoid computed by the chip's own instructions, as accurately as `dtype` needs."""
     known: dict[Any, Any] = {jax.nn.sigmoid: _sigmoid} if dtype == jnp.bfloat16 else {jnp.tanh: _tanh}
     activation, gate = (known.get(function, function) for function in (functions.activation, functions.gate))
     return functions._replace(activation=activation, gate=gate)
 
 
 def _sigmoid(x: Array) -> Array:
-    """By the chip's tanh, good to 2^-11: one instruction in place of an exponential and a reciprocal."""
+    """σ through the chip's tanh, accurate to 2^-11: one instruction instead of an exponential and a reciprocal."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 def _tanh(x: Array) -> Array:
-    """By the chip's exponential, and near zero, where that would cancel, by the series."""
+    """tanh through the chip's exponential or, near zero, where that would cancel, through the series."""
     square = x * x
     series = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
     return jnp.where(square < 0.0625, series, 2 * jax.nn.sigmoid(2 * x) - 1)

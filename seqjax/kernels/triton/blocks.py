@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the arrays of a recurrence are padded and cut into blocks of the batch, one block a program."""
+"""How the arrays of a recurrence are padded and cut into blocks of the batch, one block per program."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ Parts = Any
 
 
 class Blocks(NamedTuple):
-    """`T` steps of `B` sequences of `H` units; a program owns `rows` sequences."""
+    """`T` steps of `B` sequences with `H` units, where each program owns `rows` sequences."""
 
     T: int
     B: int
@@ -38,34 +38,34 @@ class Blocks(NamedTuple):
         return power_of_two(self.H, SMALLEST)
 
     def states(self, *arrays: Array) -> Parts:
-        """`[B, H]` each."""
+        """Parts for states, `[B, H]` each."""
         spec = pl.BlockSpec((self.rows, self.hidden), lambda i: (i, 0))
         return tuple(Part(pad(pad(a, 0, self.batch), 1, self.hidden), spec) for a in arrays)
 
     def sequences(self, *arrays: Array) -> Parts:
-        """`[T, B, H]` each."""
+        """Parts for sequences, `[T, B, H]` each."""
         return tuple(Part(pad(pad(a, 1, self.batch), 2, self.hidden), self._sequence()) for a in arrays)
 
     def gates(self, array: Array, count: int) -> Parts:
-        """`[T, B, count * H]` or `[T, B, count, H]`."""
+        """The part for gates, `[T, B, count * H]` or `[T, B, count, H]`."""
         apart = array.reshape(self.T, self.B, count, self.H)
         return Part(pad(pad(apart, 1, self.batch), 3, self.hidden), self._sequence(count))
 
     def flags(self, flags: Array | None) -> Parts:
-        """`[T, B]`."""
+        """The part for flags, `[T, B]`."""
         if flags is None:
             return None
         return Part(pad(flags, 1, self.batch), pl.BlockSpec((self.T, self.rows), lambda i: (0, i)))
 
     def weights(self, w_rec: Array, gates: int, *, transposed: bool = False) -> Parts:
-        """`[H, G*H]`, as one matrix for each gate."""
+        """The part for weights `[H, G*H]`, with one matrix per gate."""
         apart = w_rec.reshape(self.H, gates, self.H)
         apart = apart.transpose((1, 2, 0) if transposed else (1, 0, 2))
         padded = pad(pad(apart, 1, self.hidden), 2, self.hidden)
         return Part(padded, pl.BlockSpec(padded.shape, lambda i: (0, 0, 0)))
 
     def bias(self, bias: Array | None, gates: int) -> Parts:
-        """`[G*H]`, a row for each gate."""
+        """The part for a bias `[G*H]`, with one row per gate."""
         if bias is None:
             return None
         apart = pad(bias.reshape(gates, self.H), 1, self.hidden)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a kernel is launched, where it can be: what depends on the backend."""
+"""How a kernel is launched, and where it can be: everything that depends on the backend."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from jax.experimental import pallas as pl
 from seqjax.kernels.operands import varying_as
 
 SMALLEST = 16
-"""Rows and columns that a product on the tensor cores has at least."""
+"""The fewest rows and columns of a product on the tensor cores."""
 
 
 class Part(NamedTuple):
-    """A kernel's operand or result, and the block of it that a program sees."""
+    """An operand or result of a kernel, and the block of it that a program sees."""
 
     array: Any  # or its `ShapeDtypeStruct`
     spec: pl.BlockSpec
@@ -45,7 +45,7 @@ def launch(
     interpret: bool,
     name: str,
 ) -> Any:
-    """Runs `body(inputs, outputs)`, pytrees of `Part`s turned into refs, on every point of the grid.
+    """Runs `body(inputs, outputs)` at every point of the grid, with pytrees of `Part`s turned into refs.
 
     Raises:
       ValueError: this JAX has no Triton backend for Pallas.
@@ -74,12 +74,12 @@ def _is_part(node: Any) -> bool:
 
 
 def _compiler_params(warps: int) -> Any:
-    """What picks the backend; one stage, as each step waits for the one before."""
+    """Parameters that select the backend; a single stage, as each step waits for the one before."""
     try:
         from jax.experimental.pallas import triton
     except ImportError:
         raise ValueError(
-            f"jax {jax.__version__} has no Triton backend for Pallas, which these kernels are written for; "
+            f"jax {jax.__version__} has no Triton backend for Pallas, for which these kernels are written; "
             "use a jax that has it (0.10 does), or another engine: Scan, Checkpointed or Associative."
         ) from None
     return triton.CompilerParams(num_warps=warps, num_stages=1)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diagonal linear recurrence h_t = a_t ⊗ h_{t-1} + b_t, real or complex, on all processors of a chip.
 
-Time is cut into chunks. One launch reduces each chunk to the map it is, h -> A ⊗ h + B; the maps of
-the chunks are a shorter recurrence, solved by the same means; another launch runs all chunks, each from
-its own start. Arrays are read twice and written once, and the depth is a chunk and not T. Zero times
-anything is zero here: where a_t is 0 nothing of what came before, not even NaN, passes on.
+Time is cut into chunks. One launch reduces each chunk to its map, h -> A ⊗ h + B; the maps of the
+chunks form a shorter recurrence, which is solved in the same way; another launch runs all chunks, each
+from its own start. Arrays are read twice and written once, and the depth is a chunk instead of T. Zero
+times anything is zero here: where a_t is 0, nothing from before, not even NaN, passes on.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from seqjax.kernels.operands import pad
 from seqjax.kernels.triton.launch import Part, launch
 
 CHUNK = 512
-"""Steps of a program, at most."""
+"""The most steps in a program."""
 UNROLL = 8
-"""Steps whose loads are under way together: a load takes as long as hundreds of products."""
+"""The number of steps whose loads are in flight together, as a load takes as long as hundreds of products."""
 COLUMNS = (128, 64, 32)
-"""Recurrences of a program: the first of these that divides how many there are."""
+"""Recurrences per program: the first of these that divides their number."""
 
 Parts = tuple[Array, ...]
-"""A real array, or the real and the imaginary part of a complex one."""
+"""A real array, or the real and imaginary parts of a complex one."""
 
 
 class _Inputs(NamedTuple):
@@ -45,11 +45,11 @@ def solve(decay: Array, drive: Array, *, reverse: bool = False, chunk: int = CHU
     """All states of h_t = a_t ⊗ h_{t-1} + b_t from h_0 = 0, or of its transpose λ_t = b_t + a_{t+1} ⊗ λ_{t+1}.
 
     Args:
-      decay: a `[T, ...]`, like `drive`, or `[1, ...]` where it is constant in time.
+      decay: a `[T, ...]`, like `drive`, or `[1, ...]` if it is constant in time.
       drive: b `[T, ...]`.
-      reverse: the transpose.
-      chunk: steps of a program, at most; a multiple of `UNROLL`.
-      interpret: run by the interpreter, on any device.
+      reverse: whether to solve the transpose.
+      chunk: the most steps in a program; a multiple of `UNROLL`.
+      interpret: run in the interpreter, on any device.
 
     >>> solve(jnp.array([[2.0], [3.0]]), jnp.array([[1.0], [1.0]]), interpret=True).tolist()
     [[1.0], [4.0]]
@@ -71,7 +71,7 @@ def solve(decay: Array, drive: Array, *, reverse: bool = False, chunk: int = CHU
 
 
 def _solve(decay: Parts, drive: Parts, reverse: bool, chunk: int, width: int, interpret: bool) -> Parts:
-    """The states of `[T, N]`, N a multiple of `width`."""
+    """The states for arrays `[T, N]`, where N is a multiple of `width`."""
     T = drive[0].shape[0]
     constant = decay[0].shape[0] == 1 and T > 1
     count = -(-T // chunk)
@@ -88,7 +88,7 @@ def _solve(decay: Parts, drive: Parts, reverse: bool, chunk: int, width: int, in
 
 
 def _before(products: Parts, ends: Parts, reverse: bool, chunk: int, width: int, interpret: bool) -> Parts:
-    """The state that each chunk starts from, given the maps of all `[C, N]`."""
+    """The state from which each chunk starts, given the maps `[C, N]` of all chunks."""
 
     def turn(parts: Parts) -> Parts:
         return tuple(jnp.flip(part, 0) for part in parts) if reverse else parts
@@ -98,7 +98,7 @@ def _before(products: Parts, ends: Parts, reverse: bool, chunk: int, width: int,
 
 
 class _Run(NamedTuple):
-    """The launches over `chunks` chunks of `size` steps, `width` columns a program."""
+    """The launches over `chunks` chunks of `size` steps, with `width` columns per program."""
 
     size: int
     chunks: int
@@ -108,7 +108,7 @@ class _Run(NamedTuple):
     interpret: bool
 
     def reduce(self, decay: Parts, drive: Parts) -> tuple[Parts, Parts]:
-        """`A, B [C, N]` of the map that each chunk is."""
+        """`A, B [C, N]` of each chunk's map."""
 
         def body(inputs: _Inputs, outputs: _Outputs) -> None:
             def rows(_: Any, decays: Sequence[Parts], drives: Sequence[Parts], carry: tuple) -> tuple:
@@ -130,13 +130,13 @@ class _Run(NamedTuple):
         return out.products, out.ends
 
     def states(self, decay: Parts, drive: Parts, starts: Parts) -> Parts:
-        """The states of every step, each chunk from its start `[C, N]`."""
+        """The states at every step, with each chunk run from its start `[C, N]`."""
 
         def body(inputs: _Inputs, outputs: _Outputs) -> None:
             def rows(times: Sequence[Any], decays: Sequence[Parts], drives: Sequence[Parts], state: Parts) -> Parts:
                 found = []
                 for a, b in zip(decays, drives, strict=True):
-                    if self.reverse:  # what is carried is decayed already
+                    if self.reverse:  # the carried state is already decayed
                         found.append(_plus(state, b))
                         state = _times(a, found[-1])
                     else:
@@ -155,7 +155,7 @@ class _Run(NamedTuple):
         return self._launch(body, inputs, _Outputs(self._steps(shapes), (), ())).states
 
     def _loop(self, inputs: _Inputs, rows: Any, carry: Any) -> Any:
-        """`rows(times, decays, drives, carry)` over a chunk, `UNROLL` steps at a time, all loads first."""
+        """`rows(times, decays, drives, carry)` over a chunk, `UNROLL` steps at a time, with all their loads first."""
 
         def some(i: Array, carry: Any) -> Any:
             first = (self.size // UNROLL - 1 - i if self.reverse else i) * UNROLL
@@ -191,7 +191,7 @@ def _plus(a: Parts, b: Parts) -> Parts:
 
 
 def _times(a: Parts, b: Parts) -> Parts:
-    """a ⊗ b, and 0 where a is 0, whatever b is."""
+    """a ⊗ b, but 0 where a is 0, whatever b is."""
     if len(a) == 1:
         return (jnp.where(a[0] == 0, jnp.zeros_like(b[0]), a[0] * b[0]),)
     (ar, ai), (br, bi) = a, b

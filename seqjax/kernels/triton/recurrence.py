@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole recurrence in one launch: all steps of a block of the batch, and the same in reverse.
 
-A program owns some sequences and runs all their steps; programs never wait for each other. Where the
-recurrent weights fit on chip they are read once, before the loop; where those of one gate do, they are
-streamed from the cache at every step, gate by gate. The reverse kernel computes the cotangents of the
-projected inputs and of the states; weight gradients are matmuls over what it leaves. H is padded to a
-power of two with zero weights, so that nothing flows from there into the real units.
+A program owns some sequences and runs all their steps; programs never wait for each other. If the
+recurrent weights fit on chip, they are read once, before the loop; if only those of one gate fit, they
+are streamed from the cache at every step, gate by gate. The reverse kernel computes the cotangents of
+the projected inputs and of the states; weight gradients are matmuls over its results. H is padded to a
+power of two with zero weights, so that nothing flows from the padding into the real units.
 """
 
 import functools
@@ -23,17 +23,17 @@ from seqjax.kernels.triton.blocks import Blocks
 from seqjax.kernels.triton.launch import SMALLEST, launch
 
 ON_CHIP = 192 * 2**10
-"""Bytes of recurrent weights that one processor keeps beside all else; a Hopper has 227 KiB of shared memory."""
+"""Bytes of recurrent weights that one processor can keep besides all else; a Hopper has 227 KiB of shared memory."""
 ONE_GATE = 128 * 2**10
-"""Bytes of one gate's weights that pass through it at a time."""
+"""Bytes of one gate's weights that can pass through it at a time."""
 
 
 class Launch(NamedTuple):
     """How the kernels are launched."""
 
-    rows: int = SMALLEST  # sequences of a program
+    rows: int = SMALLEST  # sequences per program
     warps: int = 8
-    interpret: bool = False  # run by the interpreter, on any device
+    interpret: bool = False  # run in the interpreter, on any device
 
 
 class _Forward(NamedTuple):
@@ -57,7 +57,7 @@ class _Reverse(NamedTuple):
 
 
 def weight_bytes(gates: int, hidden_dim: int, dtype: Any) -> int:
-    """Bytes of the recurrent weights as the kernels keep them, H padded.
+    """Bytes of the recurrent weights as the kernels keep them, with H padded.
 
     >>> weight_bytes(4, 100, "bfloat16")
     131072
@@ -75,7 +75,7 @@ def resident(gates: int, hidden_dim: int, dtype: Any) -> bool:
 
 
 def fits(gates: int, hidden_dim: int, dtype: Any) -> bool:
-    """Whether the kernels can run a recurrence of `gates` gates at all.
+    """Whether the kernels can run a recurrence with `gates` gates at all.
 
     >>> fits(4, 128, "float32"), fits(4, 256, "bfloat16"), fits(4, 256, "float32"), fits(4, 512, "bfloat16")
     (True, True, False, False)
@@ -89,8 +89,8 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
     Args:
       kind: which recurrence.
       functions: its activations.
-      z: `[T, B, G*H]`, projected inputs, gates side by side; their dtype is that of the products.
-      given: weights and states; the states' dtype is what goes from step to step.
+      z: `[T, B, G*H]`, projected inputs, gates side by side; products have their dtype.
+      given: weights and states; states pass from step to step in their own dtype.
       how: the launch.
       keep: whether a reverse pass follows.
     """
@@ -106,7 +106,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
         restart = _read(given.initial)
 
         def product(h: Array, *gates: int) -> Iterator[Array]:
-            for k in gates:  # each where it is asked for: the weights of all gates would not fit at once
+            for k in gates:  # each when it is needed: the weights of all gates would not fit at once
                 out = jax.lax.dot(h.astype(dtype), weights[k], preferred_element_type=wide)
                 yield out if biases is None else out + biases[k]
 
@@ -115,7 +115,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
             before = before if restart is None else pick(again, restart, before)
             inputs = [given.z[t, :, k].astype(wide) for k in range(kind.gates)]
             after, kept = kind.forward(inputs, _cast(before, wide), product, functions)
-            after = _cast((after[0].astype(dtype), *after[1:]), carry)  # h is an output too, rounded as one
+            after = _cast((after[0].astype(dtype), *after[1:]), carry)  # h is also an output, and rounded like one
             after = after if masked is None else pick(masked, before, after)
             for ref, state in zip(left.sequences, after, strict=False):
                 ref[t] = state.astype(dtype)
@@ -150,13 +150,13 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
 def reverse(
     kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Array, d_last: States, how: Launch
 ) -> Cotangents:
-    """The cotangents of a recurrence's projected inputs and states, by one loop backwards.
+    """The cotangents of a recurrence's projected inputs and states, by one backward loop.
 
     Args:
       kind, functions, given, how: as for `forward`.
-      left: what `forward` left, with `keep`.
-      d_hs: `[T, B, H]`, of the state h after every step; zero where it is masked.
-      d_last: `[B, H]` each, of the last states.
+      left: what `forward` returned, with `keep`.
+      d_hs: `[T, B, H]`, the cotangent of the state h after every step; zero where it is masked.
+      d_last: `[B, H]` each, the cotangents of the last states.
     """
     T, B, H = d_hs.shape
     blocks = Blocks(T, B, H, how.rows)
@@ -224,7 +224,7 @@ def reverse(
 
 
 def _flags(flags: Any, t: Array) -> tuple[Any, Any]:
-    """Whether each row is masked and whether it is reset, `[rows, 1]`; `None` where there are no flags."""
+    """Whether each row is masked, and whether it is reset, `[rows, 1]`; `None` if there are no flags."""
     if flags is None:
         return None, None
     now = flags[t].astype(jnp.int32)[:, None]
@@ -236,7 +236,7 @@ def _cast(states: States, dtype: Any) -> States:
 
 
 def _read(refs: Any, dtype: Any = None) -> Any:
-    """What refs hold, in their own dtype or another; `None` of none."""
+    """The contents of refs, in their own dtype or another; `None` for `None`."""
     return None if refs is None else tuple(ref[...].astype(dtype or ref.dtype) for ref in refs)
 
 
