@@ -150,7 +150,8 @@ def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array
 def assert_close(actual, expected, tolerance: float) -> None:
     """Raises `AssertionError` unless two pytrees agree to `tolerance`, relative to the entries and to each leaf's peak.
 
-    The absolute tolerance is `tolerance` times the leaf's largest magnitude, or times 1 if that is larger.
+    The absolute tolerance is `tolerance` times the leaf's largest magnitude, or times 1 if that is larger. NaN
+    agrees with nothing.
     """
     if jax.tree.structure(actual) != jax.tree.structure(expected):  # type: ignore[operator]
         raise AssertionError(f"structures differ: {jax.tree.structure(actual)} and {jax.tree.structure(expected)}")
@@ -159,7 +160,8 @@ def assert_close(actual, expected, tolerance: float) -> None:
             raise AssertionError(f"dtypes differ: {a.dtype} and {b.dtype}")
         wide = np.complex128 if jnp.iscomplexobj(b) else np.float64
         a, b = np.asarray(a, wide), np.asarray(b, wide)
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(b).max(initial=0.0))))
+        atol = tolerance * max(1.0, float(np.abs(b).max(initial=0.0)))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=atol, equal_nan=False)
 
 
 def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), tolerance: float | None = None) -> None:

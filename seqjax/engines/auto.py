@@ -41,7 +41,8 @@ class Auto(Engine):
 
     The parallel-in-time engines for nonlinear cells (`Relaxed`, `Newton`) and `Sharded` are never
     picked: they pay off on many devices and for contracting dynamics, which only you can know.
-    `seqjax.explain(model, xs)` shows the choice.
+    `seqjax.explain(model, xs)` shows the choice. For forward mode (`jvp`, `jacfwd`) through a cell that is not affine
+    pick `Scan(adjoint=False)`.
 
     >>> import jax, seqjax
     >>> cell = seqjax.GRU(64)
