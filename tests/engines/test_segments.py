@@ -105,7 +105,7 @@ def test_auto_runs_what_explain_says(capsys):
         seqjax.Conv1D(4, width=4, stride=4, padding="valid"),
         seqjax.RNN(seqjax.GRU(8)),
         seqjax.Bidirectional(seqjax.RNN(seqjax.LSTM(8), Scan())),
-        seqjax.BatchMajor(seqjax.Dense(1)),
+        seqjax.Dense(1),
     )
     rows = seqjax.explain(model, jax.ShapeDtypeStruct((4_000_000, 2, 3), np.float32))
     assert [row.engine for row in rows] == ["", "Checkpointed()", "Scan()", "Scan()", ""]
