@@ -108,7 +108,7 @@ class RGLRU(Cell):
     def __post_init__(self):
         require.positive("RGLRU", hidden_dim=self.hidden_dim)
         check_state("RGLRU", self.dtypes)
-        require.boolean("RGLRU", project_input=self.project_input)
+        require.boolean("RGLRU", use_bias=self.use_bias, project_input=self.project_input)
         decays = self.min_decay, self.max_decay
         if not all(map(require.is_number, decays)) or not 0 < self.min_decay < self.max_decay < 1:
             raise ValueError(
