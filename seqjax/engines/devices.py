@@ -103,14 +103,14 @@ def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key:
     """Rejects runs that are impossible on the devices of a layout.
 
     Raises:
-      ValueError: arguments on a different mesh with explicit axes; with the batch split, no batch axis or one that
-        does not divide, or, in training, a cell that draws noise for, or mixes, the sequences of a whole batch.
+      ValueError: a different mesh with explicit axes, set or of the arguments; with the batch split, no batch axis or
+        one that does not divide, or, in training, a cell that draws noise for, or mixes, the whole batch.
     """
     mesh = explicit_mesh(arguments)
     if mesh is not None and mesh.shape != layout.mesh.shape:
         raise ValueError(
-            f"{owner!r} got arrays on another mesh with explicit axes, {dict(mesh.shape)}; put them on a mesh of "
-            f"{dict(layout.mesh.shape)}, or make theirs with axis_types=(jax.sharding.AxisType.Auto, ...)."
+            f"{owner!r} got another mesh with explicit axes, {dict(mesh.shape)}, from its inputs or jax.set_mesh; use "
+            f"one of {dict(layout.mesh.shape)}, or make it with axis_types=(jax.sharding.AxisType.Auto, ...)."
         )
     if layout.batch_axis is None:
         return
@@ -128,8 +128,9 @@ def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key:
 
 
 def explicit_mesh(tree: Any) -> AbstractMesh | None:
-    """The mesh with explicit axes on which an array of `tree` lies, if there is one."""
-    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree))
+    """The mesh with explicit axes that `jax.set_mesh` has set or on which an array of `tree` lies, if there is one."""
+    on = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree))
+    meshes = (jax.sharding.get_abstract_mesh(), *on)
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 

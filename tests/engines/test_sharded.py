@@ -10,7 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqjax import GRU, RNN, MinGRU
 from seqjax.cells import Zoneout
@@ -71,14 +71,17 @@ def test_an_axis_that_the_mesh_has_not_is_refused():
 
 
 @pytest.mark.parametrize("model", [RNN(MinGRU(3), Sharded(MESH, "time")), Wavefront(GRU(3), 1, MESH, "time")])
-def test_another_mesh_with_explicit_axes_is_refused(model):
+def test_it_runs_inside_its_own_mesh_and_another_one_with_explicit_axes_is_refused(model):
     xs = jnp.ones((5, 2, 3), "float32")
     params = model.init(jax.random.key(0), xs)
     carry = model.initial_carry(params, (2,))
     other = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
     for apply in (model.apply, jax.jit(model.apply)):
-        with pytest.raises(ValueError, match=r"another mesh with explicit axes, {'data': 1}; put them on a mesh of"):
+        with pytest.raises(ValueError, match=r"another mesh with explicit axes, {'data': 1}, from its inputs"):
             apply(params, carry, jax.device_put(xs, NamedSharding(other, PartitionSpec())))
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        with jax.set_mesh(Mesh(MESH.devices, MESH.axis_names, axis_types=(kind,) * 2)):  # its own
+            model.apply(params, carry, xs)
 
 
 @pytest.mark.parametrize("inner", [Truncated(4), Sharded(MESH, "time"), Associative(segment=8), GRU(3)])
