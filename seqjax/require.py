@@ -3,6 +3,7 @@
 
 import math
 import numbers
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,7 @@ def activations(owner: str, **given: Activation) -> None:
     Raises:
       ValueError: naming the field, what was given and the choices.
     """
-    for name, activation in given.items():
-        try:
-            activation_function(activation)
-        except ValueError as error:
-            raise ValueError(f"{owner}: {name}: {error}") from None
+    _known(owner, activation_function, given)
 
 
 def initializers(owner: str, **given: Initializer) -> None:
@@ -102,9 +99,14 @@ def initializers(owner: str, **given: Initializer) -> None:
     Raises:
       ValueError: naming the field, what was given and the choices.
     """
-    for name, initializer in given.items():
+    _known(owner, resolve, given)
+
+
+def _known(owner: str, find: Callable[[Any], Any], given: Mapping[str, Any]) -> None:
+    """Rejects what `find` rejects, with the owner and the field in front of its message."""
+    for name, value in given.items():
         try:
-            resolve(initializer)
+            find(value)
         except ValueError as error:
             raise ValueError(f"{owner}: {name}: {error}") from None
 
