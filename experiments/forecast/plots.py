@@ -108,7 +108,7 @@ def gradients(path: pathlib.Path, histories: Mapping[str, History], clip_norm: f
         for axis, (name, colour) in zip(axes.flat, colours(histories).items(), strict=False):
             _gradient_panel(axis, histories[name], colour, None if name.endswith(UNCLIPPED) else clip_norm)
             clipped = np.mean([bool(line["clipped"]) for line in histories[name]])
-            axis.set_title(f"{name}, {clipped:.0%} of steps clipped", loc="left")
+            axis.set_title(f"{name}, {clipped:.0%} clipped", loc="left")
         for axis in axes.flat[len(histories) :]:
             axis.set_visible(False)
         figure.supxlabel("training step")
