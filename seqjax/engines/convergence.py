@@ -29,7 +29,7 @@ class Solution(NamedTuple):
     """int32: sweeps, or Newton iterations (summed over all windows), for the whole batch."""
     residual: Array
     """`[...]`: for each sequence the largest |h_t - f(h_{t-1}, x_t)| before any fallback, relative to the largest
-    |h| up to step t: where states grow, so does the effect of an early error on them."""
+    |h| from the last reset up to step t: where states grow, so does the effect of an early error on them."""
     converged: Array
     """`[...]` bool: for each sequence, whether the residual is within tolerance and all numbers are finite."""
     fell_back: Array
@@ -88,13 +88,16 @@ def default_tolerance(dtype: DTypeLike, floor: float = 1e-13) -> float:
     return max(floor, 8 * float(jnp.finfo(dtype).eps))
 
 
-def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int, floor: float = 1e-13) -> tuple[Array, Array]:
+def judge(
+    defects: Any, states: Any, cuts: Array | None, tol: float | None, batch_ndim: int, floor: float = 1e-13
+) -> tuple[Array, Array]:
     """Which states agree with the ones before them.
 
     Args:
       defects: pytree of `[T, *batch, ...]`: f(h_{t-1}, x_t) - h_t.
       states: pytree of the same shapes: h_t, finite or not.
-      tol: relative to the largest state up to that step, leaf by leaf; `None`: the default for the leaf's dtype.
+      cuts: `[T, *batch]` bool: where a state does not depend on the one before, because of a reset.
+      tol: relative to the largest state since the last cut, leaf by leaf; `None`: the default for the leaf's dtype.
       batch_ndim: number of batch axes.
       floor: lower bound of the default tolerance.
 
@@ -109,7 +112,7 @@ def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int, floor: 
         limit = default_tolerance(state.dtype, floor) if tol is None else tol
         size, gap = (jnp.abs(a).astype(wide) for a in (state, defect))
         finite = jnp.isfinite(size)
-        largest = jax.lax.cummax(jnp.where(finite, size, 0).max(features))
+        largest = _largest_since(jnp.where(finite, size, 0).max(features), cuts)
         gap = gap.max(features)
         relative = gap / jnp.where((gap == 0) & (largest == 0), 1, largest)
         goods.append((relative <= limit) & finite.all(features))
@@ -117,10 +120,21 @@ def judge(defects: Any, states: Any, tol: float | None, batch_ndim: int, floor: 
     return functools.reduce(jnp.logical_and, goods), functools.reduce(jnp.maximum, residuals)
 
 
-def first_inexact(defects: Any, states: Any, batch_ndim: int) -> Array:
+def _largest_since(sizes: Array, cuts: Array | None) -> Array:
+    """The largest of the sizes `[T, *batch]` up to each step, from the last cut on."""
+    if cuts is None:
+        return jax.lax.cummax(sizes)
+
+    def later(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
+        return one[0] | two[0], jnp.where(two[0], two[1], jnp.maximum(one[1], two[1]))
+
+    return jax.lax.associative_scan(later, (cuts, sizes))[1]
+
+
+def first_inexact(defects: Any, states: Any, cuts: Array | None, batch_ndim: int) -> Array:
     """The first step at which any sequence misses agreement to within rounding, or the last step if none does: where
     a loop takes over. This is stricter than the tolerance, as an iteration that diverges may amplify early errors."""
-    good, _ = judge(defects, states, None, batch_ndim, floor=0)
+    good, _ = judge(defects, states, cuts, None, batch_ndim, floor=0)
     fits = good.reshape(good.shape[0], -1).all(1)
     return jnp.where(fits.all(), good.shape[0] - 1, jnp.argmin(fits)).astype(jnp.int32)
 

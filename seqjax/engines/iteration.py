@@ -32,6 +32,7 @@ def iterate(
     advance: Callable[[Array, Array], Array],
     start: Array,
     guess: Array,
+    cuts: Array | None,
     *,
     linear: bool = False,
 ) -> Iteration:
@@ -51,6 +52,7 @@ def iterate(
       advance: `advance(t, before[t])` is `evaluate(before)[t]` for one step alone, for the fallback.
       start: the state before the first step, `[*batch, ...]`.
       guess: `[T, *batch, ...]`.
+      cuts: see `convergence.judge`.
       linear: whether `evaluate` is affine, so that every direction is followed in full.
     """
     T, batch_ndim = guess.shape[0], guess.ndim - 1 - packing.trailing
@@ -65,7 +67,7 @@ def iterate(
         return defects, jnp.square(defects.astype(at_least_float32(defects.dtype))).sum((0, *features))
 
     def judged(states: Array, defects: Array) -> tuple[Array, Array]:
-        return judge(packing.unpack(defects), packing.unpack(states), engine.tol, batch_ndim)
+        return judge(packing.unpack(defects), packing.unpack(states), cuts, engine.tol, batch_ndim)
 
     def over_features(flag: Array) -> Array:
         return flag.reshape(flag.shape + (1,) * packing.trailing)
@@ -122,7 +124,7 @@ def iterate(
         def put(t: Array, states: Array) -> Array:
             return states.at[t].set(advance(t, jnp.where(t == 0, start, states[t - 1])))
 
-        begin = first_inexact(packing.unpack(defects), packing.unpack(states), batch_ndim)
+        begin = first_inexact(packing.unpack(defects), packing.unpack(states), cuts, batch_ndim)
         return jax.lax.fori_loop(begin, T, put, states)
 
     if engine.on_failure == "sequential":

@@ -51,8 +51,8 @@ class Newton(Engine):
       jacobian: `"auto"`: the cell's `jacobian_structure`, which is exact; `"dense"`: the full Jacobian;
         `"diagonal"`: only its diagonal, which is quasi-Newton for cells whose Jacobian has more.
       window: how many steps to solve at once, window after window; `None`: all.
-      tol: largest residual, relative to the largest carry up to that step (in a window); `None`: the carry
-        dtype's default, 1e-6 for float32 and 1e-13 for float64.
+      tol: largest residual, relative to the largest carry up to that step, from the last reset or the beginning of
+        the window on; `None`: the carry dtype's default, 1e-6 for float32 and 1e-13 for float64.
       max_iterations: the most iterations in a window; `None`: 100.
       on_failure: `"sequential"`: keep the steps before the first that has not converged and run the
         rest with the loop; `"raise"`: raise a `FloatingPointError` (under `jit`, JAX's runtime error with
@@ -206,12 +206,13 @@ def _forward(engine: Newton, cell: Cell, params: Params, initial: Carry | None, 
 
     start = packing.pack(carry)
     guess = evaluate(jnp.broadcast_to(start, (steps.x.shape[0], *start.shape)))
-    found = iterate(engine, packing, evaluate, jacobians, advance, start, guess)
+    found = iterate(engine, packing, evaluate, jacobians, advance, start, guess, steps.reset)
     before = packing.unpack(delayed(found.states, start))
     _, ys = batched_step(cell, params, initial, before, steps)
     converged = found.converged & finite(ys, batch_ndim)
     last = packing.unpack(found.states[-1])
-    last, ys = enforce(engine, cell, "forward pass", converged, found.residual, (last, ys))
+    answer = last, ys, before  # the reverse pass, which starts from `before`, must not be reached unconverged either
+    last, ys, before = enforce(engine, cell, "forward pass", converged, found.residual, answer)
     fell_back = ~found.converged.all() & (engine.on_failure == "sequential")
     solution = Solution(last, ys, found.iterations, found.residual, converged, fell_back)
     return solution, (params, initial, before, steps)
@@ -247,7 +248,8 @@ def _reverse(engine: Newton, cell: Cell, kept: tuple, cotangents: Solution):
 
     start = packing.pack(d_carry)
     guess = jnp.zeros_like(start, shape=(T, *start.shape))
-    found = iterate(engine, packing, evaluate, lambda _: transposed, advance, start, guess, linear=True)
+    cuts = None if steps.reset is None else jnp.flip(steps.reset, 0)
+    found = iterate(engine, packing, evaluate, lambda _: transposed, advance, start, guess, cuts, linear=True)
     d_after = packing.unpack(jnp.flip(delayed(found.states, start), 0))
     _, pull_all = jax.vjp(run, params, initial, before, steps.x)
     d_params, d_initial, _, d_x = pull_all((d_after, d_ys))

@@ -32,12 +32,14 @@ def relax(
     guess: Carry,
     products: Carry | None,
     idle: Array | None,
+    cuts: Array | None,
     batch_ndim: int,
 ) -> Relaxation:
     """Solves starts[k + 1] = ends[k] for (ends, outputs) = sweep(starts), with starts[0] = guess[0].
 
     `advance(k, starts[k])` is `ends[k]` for one chunk alone, for the fallback. Chunks that are `idle
-    [K, *batch]` are known to end where they start, so that no sweep is spent on padding.
+    [K, *batch]` are known to end where they start, so that no sweep is spent on padding; chunks with `cuts
+    [K, *batch]`, because of a reset, end the same wherever they start.
     """
     count = jax.tree.leaves(guess)[0].shape[0]
     limit = engine.max_sweeps or max(8, count // 4)
@@ -70,7 +72,7 @@ def relax(
         n, starts, ends, *_ = state
         starts = propose(starts, ends)
         ends, outputs = sweep(starts)
-        return n + 1, starts, ends, outputs, *judge(misfits(starts, ends), ends, engine.tol, batch_ndim)
+        return n + 1, starts, ends, outputs, *judge(misfits(starts, ends), ends, cuts, engine.tol, batch_ndim)
 
     begin = jnp.int32(0), guess, jax.tree.map(lambda s: jnp.concatenate([s[1:], s[-1:]]), guess)
     shapes = jax.eval_shape(body, (*begin, None, None, None))
@@ -82,7 +84,7 @@ def relax(
             end = advance(k, jax.tree.map(lambda s: s[k], starts))
             return jax.tree.map(lambda s, e: s.at[k + 1].set(e), starts, end)
 
-        begin = first_inexact(misfits(starts, ends), ends, batch_ndim)
+        begin = first_inexact(misfits(starts, ends), ends, cuts, batch_ndim)
         starts = jax.lax.fori_loop(begin, count - 1, put, starts)
         return starts, *sweep(starts)
 
@@ -98,6 +100,11 @@ def idle_chunks(steps: Steps) -> Array | None:
     if steps.mask is None:
         return None
     return ~(steps.mask if steps.reset is None else steps.mask | steps.reset).any(0)
+
+
+def cut_chunks(steps: Steps) -> Array | None:
+    """`[K, ...]` bool: the chunks in which a sequence begins anew."""
+    return None if steps.reset is None else steps.reset.any(0)
 
 
 def skip(idle: Array, starts: Array) -> Array:

@@ -15,7 +15,7 @@ from seqjax.engines.convergence import Solution, check_options, check_solvable, 
 from seqjax.engines.devices import on_automatic_axes, solution_specs
 from seqjax.engines.jacobians import Packing, batched_step, copies, packed_jacobians
 from seqjax.engines.pieces import join, near_divisor, split_steps
-from seqjax.engines.relaxation import idle_chunks, relax
+from seqjax.engines.relaxation import cut_chunks, idle_chunks, relax
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, prepare, without_float0
 from seqjax.plan import Plan, tree_bytes
@@ -47,8 +47,8 @@ class Relaxed(Engine):
       chunk: L; `None`: about √T.
       coupling: P. The diagonals are computed once, on the first sweep's trajectory; for a cell whose
         Jacobian is dense that costs a product with each of its N columns.
-      tol: largest residual, relative to the largest carry up to that step; `None`: the carry dtype's default,
-        1e-6 for float32 and 1e-13 for float64.
+      tol: largest residual, relative to the largest carry from the last reset up to that step; `None`: the carry
+        dtype's default, 1e-6 for float32 and 1e-13 for float64.
       max_sweeps: `None`: a quarter of K, but at least 8, so that giving up costs a quarter of a loop's depth.
       on_failure: `"sequential"`: keep the chunks that have converged and run the rest with the loop;
         `"raise"`: raise a `FloatingPointError` (under `jit`, JAX's runtime error with its message);
@@ -201,14 +201,15 @@ def _forward(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None,
         return jax.tree.map(lambda e: e[0], ends)
 
     sweep = functools.partial(run_chunks, cell, params, initial, steps=steps)
-    found = relax(engine, sweep, advance, guess, products, idle_chunks(steps), batch_ndim)
+    found = relax(engine, sweep, advance, guess, products, idle_chunks(steps), cut_chunks(steps), batch_ndim)
     ys = found.outputs
     converged = found.converged & finite(join(ys), batch_ndim)
     last = jax.tree.map(lambda e: e[-1], found.ends)
-    last, ys = enforce(engine, cell, "forward pass", converged, found.residual, (last, ys))
+    answer = last, ys, found.starts  # from which the reverse pass starts; it must not be reached unconverged either
+    last, ys, starts = enforce(engine, cell, "forward pass", converged, found.residual, answer)
     fell_back = ~found.converged.all() & (engine.on_failure == "sequential")
     solution = Solution(last, ys, found.sweeps, found.residual, converged, fell_back)
-    return solution, (params, initial, steps, found.starts, products)
+    return solution, (params, initial, steps, starts, products)
 
 
 def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
@@ -237,7 +238,8 @@ def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
         return jax.tree.map(lambda d: d[0], d_start)
 
     guess = jax.tree.map(lambda d: jnp.zeros_like(d, shape=(count, *d.shape)).at[0].set(d), d_carry)
-    found = relax(engine, sweep, advance, guess, flip(products), flip(idle_chunks(steps)), batch_ndim)
+    idle, cuts = flip((idle_chunks(steps), cut_chunks(steps)))
+    found = relax(engine, sweep, advance, guess, flip(products), idle, cuts, batch_ndim)
     answer = (*found.outputs, jax.tree.map(lambda d: d[-1], found.ends))
     d_params, d_initial, d_x, d_carry = enforce(engine, cell, "reverse pass", found.converged, found.residual, answer)
     return d_params, d_initial, d_carry, Steps(d_x, None, None, None)

@@ -12,7 +12,7 @@ from seqjax.base import Array, Carry, Cell, Engine, Params
 from seqjax.engines.convergence import Solution, judge, underived
 from seqjax.engines.devices import Layout
 from seqjax.engines.jacobians import copies
-from seqjax.engines.relaxation import idle_chunks, skip
+from seqjax.engines.relaxation import cut_chunks, idle_chunks, skip
 from seqjax.engines.sequential import run_prepared
 from seqjax.engines.stepping import Steps, without_float0
 
@@ -56,14 +56,14 @@ def settle(
     batch_ndim = steps.x.ndim - 2
     place = jax.lax.axis_index(layout.axis)
     place = layout.devices - 1 - place if reverse else place
-    idle = in_order(jax.lax.all_gather(idle_chunks(steps), layout.axis), reverse)
+    idle, cuts = in_order(jax.lax.all_gather((idle_chunks(steps), cut_chunks(steps)), layout.axis), reverse)
 
     def body(state: Settled) -> Settled:
         start = jax.tree.map(lambda s: s[place], state.starts)
         end, outputs = sweep(start)
         ends = in_order(jax.lax.all_gather(end, layout.axis), reverse)
         following = jax.tree.map(lambda s, e: jnp.concatenate([s[1:], e[-1:]]), state.starts, ends)
-        good, residual = judge(jax.tree.map(jnp.subtract, ends, following), ends, tol, batch_ndim)
+        good, residual = judge(jax.tree.map(jnp.subtract, ends, following), ends, cuts, tol, batch_ndim)
         starts = jax.tree.map(lambda s, e: jnp.concatenate([s[:1], e[:-1]]), state.starts, ends)
         starts = starts if idle is None else jax.tree.map(functools.partial(skip, idle), starts)
         last = jax.tree.map(lambda e: e[-1], ends)

@@ -113,7 +113,8 @@ def test_after_n_sweeps_the_first_n_chunks_are_exact_however_chaotic(sweeps):
     chunk, exact = logistic_chunks(6, 5)
     engine = Relaxed(max_sweeps=sweeps, on_failure="nan")
     guess = jnp.full((6, 1), 0.3)
-    run = jax.jit(lambda guess: relax(engine, lambda s: (chunk(s), ()), lambda k, s: chunk(s), guess, None, None, 0))
+    unknown = None, None, None
+    run = jax.jit(lambda guess: relax(engine, lambda s: (chunk(s), ()), lambda k, s: chunk(s), guess, *unknown, 0))
     found = run(guess)
     assert int(found.sweeps) == sweeps
     assert not bool(found.converged)
@@ -130,7 +131,7 @@ def test_the_loop_finishes_from_the_exact_prefix():
         return chunk(start)
 
     engine = Relaxed(max_sweeps=3)
-    found = jax.jit(lambda guess: relax(engine, lambda s: (chunk(s), ()), advance, guess, None, None, 0))(
+    found = jax.jit(lambda guess: relax(engine, lambda s: (chunk(s), ()), advance, guess, None, None, None, 0))(
         jnp.full((6, 1), 0.3)
     )
     np.testing.assert_allclose(found.ends[:, 0], exact[1:], rtol=1e-6)
