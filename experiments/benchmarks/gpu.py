@@ -63,14 +63,16 @@ def kernels(H: int, dtype: str) -> dict[str, Cell]:
 def check(name: str, dtype: str, config: Config) -> list[dict]:
     """One row: the largest error of outputs and gradients, of the largest number of each array.
 
-    It is right if it is no larger than three times that of the loop, computed in the same dtype at the precision
-    that JAX has by default, whose products are those of TF32 or bfloat16.
+    It is right if it is no larger than `AGREEMENT`, and than three times that of the loop, computed in the same dtype
+    at the precision that JAX has by default, whose products are those of TF32 or bfloat16.
     """
     T, B, H = (3, 2, 3) if config.dry else (61, 21, 100)
     cell, exact = (kernels(H, d)[name] for d in (dtype, "float32"))
     params, carry, xs, mask, resets = seqjax.testing.example(
         exact, T=T, batch_shape=(B,), in_dim=H, masked=True, with_resets=True
     )
+    # states must contract, as chaos magnifies rounding until any answer passes; and no bias may be zero
+    params = jax.tree.map(lambda a, b: a / 2 + b / 10, exact.init(jax.random.key(0), H), params)
 
     def results(engine: Engine, cell: Cell, params: Any, carry: Any, xs: jax.Array) -> Any:
         def loss(params: Any, carry: Any, xs: jax.Array) -> tuple[jax.Array, Any]:
@@ -90,7 +92,7 @@ def check(name: str, dtype: str, config: Config) -> list[dict]:
         expected = results(Scan(adjoint=False), exact, params, carry, xs)
     fused, loop = (error(results(e, cell, params, carry, xs)) for e in (Fused(interpret=config.dry), Scan()))
     row = {"job": "check", "cell": name, "dtype": dtype, "T": T, "batch": B, "H": H}
-    return [row | {"error": fused, "error of the loop": loop, "passed": bool(fused < 3 * loop + 1e-5)}]
+    return [row | {"error": fused, "error of the loop": loop, "passed": bool(fused < min(3 * loop + 1e-5, AGREEMENT))}]
 
 
 def check_linear(dtype: str, config: Config) -> list[dict]:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU benchmark, run through on a CPU: every job writes its rows, and the kernels are right."""
 
+import jax.numpy as jnp
 import pytest
+
+from seqjax.engines import Scan
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tyro")
@@ -42,6 +45,21 @@ def test_a_dry_run_does_every_job_and_draws_the_plot(tmp_path):
     ours = "lax.scan", "Scan()", "Fused()", "Checkpointed(inner=Fused())"
     assert all("seconds" in named[name] for name in ours)
     assert (tmp_path / "gpu-dry.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_kernel_that_forgets_its_recurrent_weights_fails_the_check(dtype, monkeypatch):
+    class Forgetful:
+        def __init__(self, interpret):
+            pass
+
+        def run(self, cell, params, *given, **flags):
+            return Scan().run(cell, params._replace(w_rec=jnp.zeros_like(params.w_rec)), *given, **flags)
+
+    config = gpu.Config()
+    for engine, passes in ((lambda interpret: Scan(), True), (Forgetful, False)):
+        monkeypatch.setattr(gpu, "Fused", engine)
+        assert [gpu.check(name, dtype, config)[0]["passed"] for name in gpu.kernels(1, dtype)] == [passes] * 5
 
 
 def test_without_a_gpu_it_says_so():
