@@ -3,7 +3,8 @@
 
 Against T, the gain of the recurrent weights and the initialization, float32. An answer is compared
 with the loop's, and whether the solver gave up and fell back is shown. Depth is the number of steps
-that wait for each other: 2 L + sweeps · L for relaxation (L steps a chunk), log₂ T an iteration for Newton.
+that wait for each other: L a sweep for relaxation (L steps a chunk), and L for its diagonals; log₂ T an
+iteration for Newton. A solver that gave up has up to T more, those of the loop.
 """
 
 import dataclasses
@@ -103,7 +104,9 @@ def measure_cell(name: str, cell: Cell, params: Any, xs: jax.Array, config: Conf
         solve: Any = newton_solve if isinstance(engine, Newton) else relaxed_solve
         solution = jax.jit(functools.partial(solve, cell, engine=engine))(params, carry, xs)
         iterations = int(solution.iterations)
-        depth = iterations * math.ceil(math.log2(T)) if isinstance(engine, Newton) else (iterations + 2) * 100
+        depth = iterations * math.ceil(math.log2(T))
+        if isinstance(engine, Relaxed):
+            depth = (iterations + (engine.coupling == "diagonal")) * engine.size(T)
         row = {
             "cell": name,
             "T": T,
@@ -113,7 +116,7 @@ def measure_cell(name: str, cell: Cell, params: Any, xs: jax.Array, config: Conf
             "converged": bool(solution.converged),
             "fell_back": bool(solution.fell_back),
             "error": float(jnp.abs(solution.ys - expected).max()),
-            "depth": T if solution.fell_back else depth,
+            "depth": depth + T if solution.fell_back else depth,
             "depth_of_the_loop": T,
         }
         rows.append(row)
@@ -122,25 +125,36 @@ def measure_cell(name: str, cell: Cell, params: Any, xs: jax.Array, config: Conf
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
-    """Iterations against T for each cell; hollow where the solver gave up."""
+    """Iterations, depth and error against T: a column a solver, a line a cell, hollow where it gave up."""
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["solver"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 4), sharey=True, layout="constrained")
-    for axis, solver in zip(axes, names, strict=True):
-        chosen = [row for row in rows if row["solver"] == solver]
-        for cell, colour in zip(
-            dict.fromkeys(row["cell"] for row in rows), [f"C{i}" for i in range(10)] + ["black", "gold"], strict=False
-        ):
-            points = [row for row in chosen if row["cell"] == cell]
-            axis.plot([r["T"] for r in points], [max(r["iterations"], 1) for r in points], color=colour, label=cell)
-            for r in points:
-                face = "white" if not r["converged"] else colour
-                axis.plot(r["T"], max(r["iterations"], 1), "o", markeredgecolor=colour, markerfacecolor=face)
-        axis.set(xscale="log", yscale="log", title=solver, xlabel="T")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("sweeps or iterations (hollow: gave up)")
-    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    cells = dict.fromkeys(row["cell"] for row in rows)
+    measures = {
+        "sweeps or iterations": lambda row: max(row["iterations"], 1),
+        "depth, of the loop's": lambda row: row["depth"] / row["depth_of_the_loop"],
+        "largest error": lambda row: max(row["error"], 1e-8),
+    }
+    size = (4.2 * len(names), 3.2 * len(measures))
+    figure, axes = plt.subplots(
+        len(measures), len(names), figsize=size, sharex=True, sharey="row", layout="constrained", squeeze=False
+    )
+    for line, (what, value) in zip(axes, measures.items(), strict=True):
+        line[0].set_ylabel(what)
+        for axis, solver in zip(line, names, strict=True):
+            axis.set(xscale="log", yscale="log")
+            axis.grid(alpha=0.3)
+            for index, cell in enumerate(cells):
+                points = [row for row in rows if row["solver"] == solver and row["cell"] == cell]
+                colour, dash = f"C{index % 10}", "-" if index < 10 else "--"
+                axis.plot([r["T"] for r in points], [value(r) for r in points], dash, color=colour, label=cell)
+                for r in points:
+                    face = colour if r["converged"] else "white"
+                    axis.plot(r["T"], value(r), "o", markeredgecolor=colour, markerfacecolor=face)
+    for top, bottom, solver in zip(axes[0], axes[-1], names, strict=True):
+        top.set_title(solver)
+        bottom.set_xlabel("T (hollow: gave up)")
+    axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
 
 
