@@ -21,13 +21,13 @@ LOOP = "lax.scan"
 class Work:
     """One size: a cell with random params, inputs and the cotangent of its outputs, the same for all ways."""
 
-    def __init__(self, cell: Any, B: int, T: int, H: int):
+    def __init__(self, cell: Any, dtype: str, B: int, T: int, H: int):
         random = np.random.default_rng(0)
         self.cell = cell
         self.params = cell.init(jax.random.key(0), H)
         self.carry = cell.initial_carry(self.params, (B,))
         self.xs, self.cotangent = (
-            jnp.asarray(random.normal(size=(T, B, H)).astype("float32"), cell.dtypes.compute) for _ in range(2)
+            jnp.asarray(random.normal(size=(T, B, H)).astype("float32"), dtype) for _ in range(2)
         )
 
 
@@ -63,7 +63,7 @@ def by_engine(work: Work, engine: Engine) -> Callable[[], Any]:
 
 def by_cudnn(work: Work) -> Callable[[], Any]:
     """`jax.experimental.rnn.lstm`, float32 alone; weights `[4*H, D]`, `[4*H, H]` and two biases in one array."""
-    if not isinstance(work.cell, seqjax.LSTM) or work.cell.dtypes.compute == "bfloat16":
+    if not isinstance(work.cell, seqjax.LSTM) or work.xs.dtype == "bfloat16":
         raise ValueError("JAX offers cuDNN for the LSTM in float32 alone")
     if jax.default_backend() == "cpu":
         raise ValueError("cuDNN needs a GPU")
@@ -95,6 +95,8 @@ def by_torch(work: Work, dry: bool) -> Callable[[], Any]:
 
     from seqjax.interop.torch import to_torch
 
+    if isinstance(work.cell, seqjax.cells.MultiHead):
+        raise ValueError("PyTorch has no block-diagonal recurrence")
     if not dry and not torch.cuda.is_available():
         raise RuntimeError("torch has no CUDA here")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,7 +104,7 @@ def by_torch(work: Work, dry: bool) -> Callable[[], Any]:
     plain = {name: getattr(work.cell, name) for name in ("reset",) if hasattr(work.cell, name)}
     cell = type(work.cell)(work.cell.hidden_dim, **plain)
     module = to_torch(seqjax.RNN(cell), work.params).to(device)
-    dtype = torch.bfloat16 if work.cell.dtypes.compute == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if work.xs.dtype == "bfloat16" else torch.float32
     module = module.to(dtype)
     module.flatten_parameters()  # cuDNN wants all weights in one piece
     xs, cotangent = (torch.tensor(np.asarray(a, "float32")).to(device, dtype) for a in (work.xs, work.cotangent))
