@@ -31,8 +31,10 @@ class Checkpointed(SequentialEngine):
 
     It costs one more forward pass, part of which is won back on long sequences because everything
     a segment needs stays in cache (`scripts/run bench engines` measures both).
-    With `levels` L > 1, segments are cut again: about (L + 1) · T^(1 / (L + 1)) carries and residuals,
-    for L more forward passes.
+    With `levels` L > 1, segments are cut again, for L more forward passes: about (L + 1) · T^(1 / (L + 1)) carries
+    and residuals. But a segment that is cut holds its inputs, its outputs and their cotangents, too, so this
+    pays only where residuals are much larger than those: GRU(64) at T = 1e5, B = 8 takes 6.0 MiB with one level
+    and 9.6 with two.
 
     Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them along the way. Forward mode (`jvp`, `jacfwd`) is
     refused: use `Scan(adjoint=False)`. Gradients of gradients and Hessian-vector products work.
