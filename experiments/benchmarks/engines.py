@@ -20,7 +20,7 @@ import tyro
 import seqjax
 from experiments.benchmarks import measure
 from seqjax.base import Cell
-from seqjax.engines import Checkpointed, Scan, Truncated
+from seqjax.engines import Checkpointed, Relaxed, Scan, Truncated
 from seqjax.plan import tree_bytes
 
 PEER = "autodiff of lax.scan"
@@ -70,6 +70,7 @@ def programs(cell: Cell, T: int) -> dict[str, dict[str, Callable]]:
         "Checkpointed": Checkpointed(),
         "Checkpointed(levels=2)": Checkpointed(levels=2),
         "Truncated(256)": Truncated(256),
+        "Relaxed": Relaxed(),
     }
 
     def outputs(engine: Any, params: Any, carry: Any, xs: jax.Array, d_ys: jax.Array) -> tuple:
@@ -123,7 +124,7 @@ def check_agreement(compiled: dict[str, Any], arguments: tuple) -> None:
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
-    """Time a step and temporaries against T, both ways, for each cell."""
+    """Time a step and temporaries against T, both ways, for each cell; squares are single sequences."""
     import matplotlib.pyplot as plt
 
     cells = sorted({row["cell"] for row in rows})
@@ -131,11 +132,13 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     for line, cell in zip(axes, cells, strict=True):
         panels = [(way, key) for way in ("outputs", "reduced") for key in ("seconds", "temporary_bytes")]
         for axis, (way, key) in zip(line, panels, strict=True):
-            chosen = [r for r in rows if r["cell"] == cell and r["way"] == way and r["batch"] == 8 and key in r]
-            for engine in dict.fromkeys(r["engine"] for r in chosen):
-                points = [(r["T"], r[key]) for r in chosen if r["engine"] == engine]
-                scale = 1 if key == "seconds" else 2**-20
-                axis.loglog([t for t, _ in points], [scale * y for _, y in points], "o-", label=engine)
+            chosen = [r for r in rows if r["cell"] == cell and r["way"] == way and key in r]
+            scale = 1 if key == "seconds" else 2**-20
+            for index, engine in enumerate(dict.fromkeys(r["engine"] for r in chosen)):
+                for batch, marker in ((8, "o-"), (1, "s")):
+                    points = [(r["T"], scale * r[key]) for r in chosen if (r["engine"], r["batch"]) == (engine, batch)]
+                    label = engine if batch == 8 else None
+                    axis.loglog(*zip(*points, strict=True), marker, color=f"C{index}", label=label)
             what = "seconds a training step" if key == "seconds" else "MiB of temporaries"
             axis.set_title(f"{cell}, {'all outputs' if way == 'outputs' else 'loss reduced on the way'}", fontsize=10)
             axis.set_xlabel("T")
