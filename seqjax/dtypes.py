@@ -2,7 +2,9 @@
 """The dtypes of a model: of its params, its computation and its carry."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -90,12 +92,13 @@ def widen(x: Array) -> Array:
 
 
 def widest(*dtypes: DTypeLike) -> jnp.dtype:
-    """The dtype with the most bytes; the first if there are several.
+    """The narrowest dtype that holds the numbers of all, also under strict promotion.
 
-    >>> widest("float32", "bfloat16")
-    dtype('float32')
+    >>> widest("float32", "bfloat16"), widest("float16", "bfloat16")
+    (dtype('float32'), dtype('float32'))
     """
-    return max((jnp.dtype(dtype) for dtype in dtypes), key=lambda dtype: dtype.itemsize)
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.dtype(functools.reduce(jnp.promote_types, dtypes))
 
 
 def add_bias(x: Array, bias: Array) -> Array:

@@ -65,10 +65,19 @@ class MultiHead(Cell):
         return jax.vmap(lambda key: self.cell.init(key, in_dim))(jax.random.split(key, self.heads))
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
-        return join(jax.vmap(lambda params: self.cell.initial_carry(params, batch_shape), 0, HEADS)(params))
+        def start(params: Params) -> Carry:
+            return self.cell.initial_carry(params, batch_shape)
+
+        for leaf in jax.tree.leaves(jax.eval_shape(start, jax.tree.map(lambda a: a[0], params))):
+            if leaf.ndim <= len(batch_shape):
+                raise ValueError(
+                    f"MultiHead puts heads side by side on the axis of features, and the carry of {self.cell!r} has an "
+                    f"array without one, {leaf.shape} for a batch of {tuple(batch_shape)}; give it a last axis."
+                )
+        return join(jax.vmap(start, 0, HEADS, axis_size=self.heads)(params))
 
     def project(self, params: Params, x: Array) -> Any:
-        return jax.vmap(self.cell.project, (0, None), HEADS)(params, x)
+        return jax.vmap(self.cell.project, (0, None), HEADS, axis_size=self.heads)(params, x)
 
     def project_transpose(self, params: Params, x: Array, d_z: Any) -> tuple[Params, Array]:
         d_params, d_xs = jax.vmap(self.cell.project_transpose, (0, None, HEADS))(params, x, d_z)

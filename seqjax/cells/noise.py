@@ -62,10 +62,11 @@ class Zoneout(Cell):
         return self.cell.project(params, x)
 
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
-        inner, *keys = [None] * (1 + len(carry)) if key is None else jax.random.split(key, 1 + len(carry))
+        names = [name for name in getattr(carry, "_fields", ()) for _ in jax.tree.leaves(getattr(carry, name))]
+        inner, *keys = [None] * (1 + len(names)) if key is None else jax.random.split(key, 1 + len(names))
         after, y = self.cell.step(params, carry, z, inner)
         h = getattr(after, "h", None)
-        if h is None or h.shape != y.shape or jnp.iscomplexobj(h):
+        if getattr(h, "shape", None) != y.shape or jnp.iscomplexobj(h):
             raise ValueError(f"Zoneout needs a cell whose carry has the output as `h`; that of {self.cell!r} does not.")
 
         def zone(name: str, before: Array, after: Array, key: Key) -> Array:
@@ -76,11 +77,8 @@ class Zoneout(Cell):
                 return rate * before + (1 - rate) * after
             return jnp.where(alike(jax.random.bernoulli(key, rate, after.shape), after), before, after)
 
-        leaves = {
-            name: zone(name, getattr(carry, name), getattr(after, name), k)
-            for name, k in zip(after._fields, keys, strict=True)
-        }
-        after = type(after)(**leaves)
+        befores, (afters, structure) = jax.tree.leaves(carry), jax.tree.flatten(after)
+        after = jax.tree.unflatten(structure, map(zone, names, befores, afters, keys))
         return after, after.h.astype(y.dtype)
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.scipy.linalg import block_diag
 
 import seqjax
-from seqjax.cells import MultiHead, RecurrentDropout, Zoneout
+from seqjax.cells import LambdaCell, MultiHead, RecurrentDropout, Zoneout
 from seqjax.engines import Auto, Checkpointed, Fused, Scan
 from seqjax.testing import assert_close, example, reference_loop
 from tests.common import F64, assert_equals_loop
@@ -125,3 +125,31 @@ def test_heads_fit_where_the_whole_does_not(monkeypatch):
 def test_what_makes_no_heads_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def counting(batch_axes):
+    """h_t = 0.9 h_{t-1} + x_t without params, beside the number of steps, with or without a feature axis."""
+
+    def step(params, carry, x):
+        h, n = carry
+        return (0.9 * h + x, n + 1), 0.9 * h + x
+
+    def initial_carry(params, batch_shape):
+        return jnp.zeros((*batch_shape, 2)), jnp.zeros((*batch_shape, *batch_axes), jnp.int32)
+
+    return LambdaCell(lambda key, in_dim: (), step, initial_carry)
+
+
+@pytest.mark.parametrize("batch_shape", [(), (3,)])
+def test_a_cell_without_params_has_heads(batch_shape):
+    cell, xs = MultiHead(counting((1,)), 2), jnp.ones((4, *batch_shape, 2))
+    carry, ys = Scan().run(cell, (), cell.initial_carry((), batch_shape), xs)
+    np.testing.assert_allclose(ys[-1], np.full((*batch_shape, 4), 1 + 0.9 + 0.81 + 0.729))
+    assert carry[1].tolist() == np.full((*batch_shape, 2), 4).tolist()
+
+
+@pytest.mark.parametrize("batch_shape", [(), (3,)])
+def test_a_carry_without_features_has_no_place_for_heads(batch_shape):
+    cell = MultiHead(counting(()), 2)
+    with pytest.raises(ValueError, match=r"MultiHead puts heads .* LambdaCell.* an array without one"):
+        cell.initial_carry((), batch_shape)

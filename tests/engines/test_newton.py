@@ -209,6 +209,25 @@ def test_a_stochastic_cell_gets_the_loops_keys():
     assert_close((solution.carry, solution.ys), reference_loop(cell, params, carry, xs, key=key), 1e-10)
 
 
+def test_neither_half_precision_holds_the_others_numbers():
+    def step(params, carry, x):
+        a, b = carry
+        a = jnp.tanh(0.5 * a + x.astype(a.dtype))
+        b = 0.5 * b + 1e5 * a.astype(b.dtype)  # beyond float16
+        return (a, b), b.astype("float32")
+
+    cell = LambdaCell(
+        lambda key, in_dim: (),
+        step,
+        lambda params, batch_shape: (jnp.zeros((*batch_shape, 2), "float16"), jnp.zeros((*batch_shape, 2), "bfloat16")),
+    )
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3, 2)), "float32")
+    carry = cell.initial_carry((), (3,))
+    _, ys = Newton().run(cell, (), carry, xs)
+    _, expected = reference_loop(cell, (), carry, xs)
+    assert_close(ys, expected, 1e-2)
+
+
 def test_a_complex_carry_is_refused():
     rotating = LambdaCell(
         lambda key, in_dim: (),
