@@ -32,8 +32,8 @@ class Newton(Engine):
     gradients are exact too.
 
     It helps where the dynamics contract: there, the number of iterations to reach 1e-6 hardly depends on T
-    (GRU with dense Jacobians: 3 at a recurrent gain of 1, 5 at 2; with only their diagonals: 15, 29 and 88
-    at gains of 1, 1.5 and 2). It cannot help where they expand: the linear recurrence grows without bound
+    (GRU with dense Jacobians: 3 to 4 at a recurrent gain of 1, 5 to 6 at 2; with only their diagonals: 14, and 43
+    to 46). It cannot help where they expand: the linear recurrence grows without bound
     (GRU from a gain of 2.5 on), and it gives up after `max_iterations`. It is made for cells whose Jacobian
     is diagonal (`DiagonalGRU`, `DiagonalLSTM`, `IndRNN`): an iteration costs little more than the steps,
     and the first two need 4 and 5 of them at T = 1e5. Dense Jacobians take T x batch x N x N numbers
