@@ -35,9 +35,9 @@ class Relaxed(Engine):
     suffice, and the sequential depth falls from T to 2 L steps. This is the case at initialization: GRU
     (recurrent gain 1 and 2) and LSTM need two sweeps at T = 1e5; a longer memory needs more (LSTM with
     chrono initialization of 1e3, L = 100: 90 sweeps at T = 1e4, 16 with `"diagonal"`; at T = 1e5 29 with it,
-    and more than 100 without). It cannot help where a cell expands (GRU with recurrent gain 4): all K sweeps would be needed, so it gives up at
-    `max_sweeps` and does what `on_failure` says. On a CPU the loop wins, as a sweep computes as much as
-    the whole loop (a gradient takes 1.1 to 3.4 times the loop's time).
+    and more than 100 without). It cannot help where a cell expands (GRU with recurrent gain 4): all K sweeps
+    would be needed, so it gives up at `max_sweeps` and does what `on_failure` says. On a CPU the loop wins, as a
+    sweep computes as much as the whole loop (a gradient takes 1.1 to 3.4 times the loop's time).
 
     Convergence is judged for each sequence by the true residual and finiteness alone, in the reverse pass
     too; a batch is swept until its slowest sequence is done. A gradient takes O(T) memory. Derivatives of
