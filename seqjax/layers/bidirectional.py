@@ -9,9 +9,8 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
-from seqjax.layers.compose import check_inner, fold_key, outputs_like
+from seqjax.layers.compose import check_inner, check_inputs, fold_key, outputs_like
 from seqjax.plan import Plan
-from seqjax.sequences import check_sequence
 
 _MERGES: dict[str, Callable[[Array, Array], Array]] = {
     "concat": lambda f, b: jnp.concatenate([f, b], axis=-1),
@@ -103,7 +102,7 @@ class Bidirectional(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        check_sequence(xs, mask, resets)
+        check_inputs(self, xs, mask, resets)
         forward, backward = self.layers
         ahead, ys = forward.apply(params[0], carry[0], xs, mask=mask, resets=resets, key=fold_key(key, 0))
         back_mask, back_resets = reversed_in_time(mask, resets)

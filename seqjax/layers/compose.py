@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Option, Params, Resets, Shape
 from seqjax.plan import Plan
-from seqjax.sequences import hide, step_shape
+from seqjax.sequences import check_sequence, hide, step_shape
 
 
 def check_layers(owner: str, *layers: Layer) -> None:
@@ -22,7 +22,8 @@ def check_layers(owner: str, *layers: Layer) -> None:
     """
     for layer in layers:
         if not isinstance(layer, Layer):
-            raise ValueError(f"{owner} takes seqjax Layers, got {layer!r}; a Cell becomes one as RNN(cell).")
+            how = "give them one by one" if isinstance(layer, list | tuple) else "a Cell becomes one as RNN(cell)"
+            raise ValueError(f"{owner} takes seqjax Layers, got {layer!r}; {how}.")
 
 
 def check_inner(owner: str, *layers: Layer) -> None:
@@ -35,6 +36,12 @@ def check_inner(owner: str, *layers: Layer) -> None:
     for layer in layers:
         if isinstance(layer, BatchMajor):
             raise ValueError(f"{owner} takes time-major layers, got {layer!r}; put BatchMajor around the whole model.")
+
+
+def check_inputs(layer: Layer, xs: Array, mask: Mask, resets: Resets) -> None:
+    """`check_sequence`, where integers are ids or features as the layer has it."""
+    check_sequence(xs)
+    check_sequence(xs, mask, resets, features=len(layer.batch_shape(xs)) < xs.ndim - 1)
 
 
 def outputs_like(layer: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -275,7 +282,7 @@ class BatchMajor(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        self._check(xs)
+        self._check(xs, mask=mask, resets=resets)
         carry, ys = self.layer.apply(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets), key=key)
         return carry, _swap(ys)
 
@@ -287,11 +294,18 @@ class BatchMajor(Layer):
         return self.layer.plan(params, jax.eval_shape(_swap, xs))
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
+        self._check(xs, mask=mask, resets=resets)
         return self.layer.calibrate(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets))
 
-    def _check(self, xs: Array | jax.ShapeDtypeStruct) -> None:
+    def _check(self, xs: Array | jax.ShapeDtypeStruct, **flags: Mask) -> None:
         if len(step_shape(xs)) < 2:
             raise ValueError(f"BatchMajor needs xs [B, T, ..., D], got shape {xs.shape}.")
+        steps = xs.shape[: 1 + len(self.batch_shape(xs))]
+        for name, given in flags.items():
+            if given is not None and jnp.shape(given) != steps:
+                turned = jnp.shape(given) == (steps[1], steps[0], *steps[2:])
+                advice = f"; {name} is time-major, swap its first two axes" if turned else ""
+                raise ValueError(f"BatchMajor needs {name} [B, T, ...], {steps}, got {jnp.shape(given)}{advice}.")
 
 
 def time_major(model: Layer, *inputs: Any) -> tuple[Any, ...]:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.engines.pieces import flat_pieces
-from seqjax.layers.compose import check_layers
-from seqjax.sequences import check_sequence
+from seqjax.layers.compose import check_inputs, check_layers
 from seqjax.spread import step_alike, varying_alike
 
 
@@ -71,7 +70,7 @@ def fold(
     Source: Chen et al. 2016, section 4 (segments); Gruslys et al. 2016.
     """
     check_layers("fold", model)
-    check_sequence(xs, mask, resets)
+    check_inputs(model, xs, mask, resets)
     T = xs.shape[0]
     if not model.streams:
         raise ValueError(f"fold needs a model that streams; {model!r} does not: run it whole with apply.")

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.dtypes import DTypes, at_least_float32
-from seqjax.layers.compose import time_major
+from seqjax.layers.compose import check_inputs, time_major
 from seqjax.layers.pointwise import check_floating
-from seqjax.sequences import as_sequence, check_sequence, hide, step_shape
+from seqjax.sequences import as_sequence, check_sequence, hide
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -214,7 +214,7 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
     if not pairs:
         raise ValueError("calibrate needs at least one batch, got none; a generator can be walked only once.")
     model, pairs = time_major(model, pairs)
-    flat = [_flat(*pair) for pair in pairs]
+    flat = [_flat(model, *pair) for pair in pairs]
     kinds = {(xs.shape[2:], xs.dtype.name) for xs, _ in flat}
     if len(kinds) > 1:
         raise ValueError(f"calibrate needs batches of one feature size and dtype, got {sorted(kinds)}.")
@@ -231,15 +231,12 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
     return model.calibrate(params, carry, together, mask=mask if masked else None)
 
 
-def _flat(xs: Array, mask: Mask) -> tuple[Array, Array]:
+def _flat(model: Layer, xs: Array, mask: Mask) -> tuple[Array, Array]:
     """A batch with exactly one batch axis, `[T, B, ...]`, and its mask `[T, B]`."""
-    steps = step_shape(xs)
-    features = xs.shape[len(steps) :]
-    mask = jnp.ones(steps, bool) if mask is None else mask
-    if not steps or mask.shape != steps:
-        raise ValueError(f"calibrate needs xs [T, ..., D] and mask [T, ...], got {xs.shape} and {mask.shape}.")
-    size = math.prod(steps[1:])
-    return xs.reshape(steps[0], size, *features), mask.reshape(steps[0], size)
+    check_inputs(model, xs, mask, None)
+    batch = model.batch_shape(xs)
+    mask = jnp.ones((len(xs), *batch), bool) if mask is None else mask
+    return xs.reshape(len(xs), math.prod(batch), *xs.shape[1 + len(batch) :]), mask.reshape(len(xs), math.prod(batch))
 
 
 def _pad_end(x: Array, T: int) -> Array:

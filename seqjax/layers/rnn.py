@@ -71,7 +71,7 @@ class RNN(Layer):
         return (self.engine.plan(self.cell, params, carry, xs),)
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
-        check_sequence(xs, mask, resets)
+        check_sequence(xs, mask, resets, features=True)
         if self.cell.couples_batch and (mask is not None or resets is not None):
             raise ValueError(f"{self!r} takes its statistics from whole sequences: calibrate without mask and resets.")
         return self.cell.calibrate(params, carry, xs)

@@ -192,6 +192,50 @@ def test_batch_major_swaps_the_first_two_axes():
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
 
 
+def test_flags_of_a_batch_major_model_are_refused_in_its_own_layout():
+    model, xs = seqjax.BatchMajor(gru()), jnp.ones((8, 15, 4))
+    params = model.init(jax.random.key(0), xs)
+    carry = model.initial_carry(params, (8,))
+    lengths = seqjax.mask_from_lengths(jnp.full(8, 7), 15)
+    with pytest.raises(ValueError, match=r"mask \[B, T, ...\], \(8, 15\), got \(15, 8\); mask is time-major, swap"):
+        model.apply(params, carry, xs, mask=lengths)
+    with pytest.raises(ValueError, match=r"resets \[B, T, ...\], \(8, 15\), got \(8,\)\.$"):
+        model.apply(params, carry, xs, resets=lengths[0])
+
+
+def test_integer_features_take_masks_and_resets_in_every_container():
+    def step(params, h, x):  # x [..., 5]: five ids
+        h = jnp.tanh(0.5 * h + params[x].sum(-2))
+        return h, h
+
+    cell = seqjax.cells.LambdaCell(
+        lambda key, in_dim: jax.random.normal(key, (9, 2)), step, lambda params, batch: jnp.zeros((*batch, 2))
+    )
+    layer = seqjax.RNN(cell)
+    xs = jnp.asarray(RANDOM.integers(0, 9, (4, 3, 5)))
+    mask, resets = (jnp.asarray(RANDOM.random((4, 3)) < 0.6) for _ in range(2))
+    params = layer.init(jax.random.key(0), xs)
+    carry = layer.initial_carry(params, (3,))
+    _, expected = layer.apply(params, carry, xs, mask=mask, resets=resets)
+
+    both = seqjax.Bidirectional(layer)
+    _, ys = both.apply((params, params), (carry, carry), xs, mask=mask, resets=resets)
+    assert_close(ys[..., :2], expected, 1e-12)
+    _, total = seqjax.fold(
+        layer, params, carry, xs, lambda total, ys: total + ys.sum(), jnp.zeros(()), segment=2, mask=mask, resets=resets
+    )
+    assert_close(total, expected.sum(), 1e-12)
+    model = seqjax.Serial(layer, seqjax.BatchNorm(dtypes=F64))
+    calibrated = seqjax.layers.calibrate(model, model.init(jax.random.key(0), xs), [(xs, mask)])
+    _, hs = layer.apply(calibrated[0], carry, xs, mask=mask)
+    assert_close(calibrated[1].mean, np.asarray(hs)[np.asarray(mask)].mean(0), 1e-5)
+
+
+def test_a_list_of_layers_is_told_to_be_given_one_by_one():
+    with pytest.raises(ValueError, match=r"Serial takes seqjax Layers, got \[Dense\(1\)\]; give them one by one"):
+        seqjax.Serial([seqjax.Dense(1)])
+
+
 @pytest.mark.parametrize("around", [seqjax.Residual, seqjax.Serial, seqjax.Bidirectional, seqjax.BatchMajor])
 def test_batch_major_goes_around_the_whole_model(around):
     """Inside another layer the last step, or the other direction, would be one of the batch."""
