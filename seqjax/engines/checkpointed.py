@@ -151,18 +151,15 @@ def _reverse(cell, inner, sizes, kept, cotangents):
     def segment(state: tuple, inputs: tuple[Steps, Array], carry: Carry) -> tuple[tuple, tuple[Array, None]]:
         d_carry, d_params, d_initial = state
         piece, d_ys = inputs
-
-        def run(params: Params, initial: Carry | None, carry: Carry, x: Array) -> tuple[Carry, Array]:
-            return run_segments(cell, inner, sizes[1:], params, initial, carry, piece._replace(x=x))
-
-        _, transpose = jax.vjp(run, params, initial, carry, piece.x)
-        more_params, more_initial, d_carry, d_x = transpose((d_carry, d_ys))
-        return (d_carry, add(d_params, more_params), add(d_initial, more_initial)), (d_x, None)
+        run = functools.partial(run_segments, cell, inner, sizes[1:])
+        _, pull = jax.vjp(run, params, initial, carry, piece)
+        more_params, more_initial, d_carry, d_piece = pull((d_carry, d_ys))
+        return (d_carry, add(d_params, more_params), add(d_initial, more_initial)), (without_float0(d_piece), None)
 
     state = d_carry, no_cotangents(params), no_cotangents(initial)
-    state, (d_x, _) = scan_pieces(segment, state, (steps, d_ys), sizes[0], carries, reverse=True)
+    state, (d_steps, _) = scan_pieces(segment, state, (steps, d_ys), sizes[0], carries, reverse=True)
     d_carry, d_params, d_initial = state
-    return without_float0((d_params, d_initial, d_carry, Steps(d_x, None, None, None)))
+    return *without_float0((d_params, d_initial, d_carry)), d_steps
 
 
 _recomputed.defvjp(_forward, _reverse)

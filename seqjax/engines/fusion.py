@@ -15,7 +15,7 @@ from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
 from seqjax.engines.pieces import delayed
-from seqjax.engines.stepping import Steps, leave, reset, zeros_like
+from seqjax.engines.stepping import Steps, leave, reset, without_float0, zeros_like
 from seqjax.kernels import equations, operands
 from seqjax.kernels.hopper import recurrence as hopper
 from seqjax.kernels.hopper import tiles
@@ -174,13 +174,7 @@ def fused_by_loop(cell: Cell, params: Params, initial: Carry | None, carry: Carr
 
 def loop_gradient(cell: Cell, given: tuple, cotangents: tuple[Carry, Array]) -> tuple:
     """The gradient of `fused_by_loop`."""
-    params, initial, carry, now = given
-
-    def run(params: Params, initial: Carry | None, carry: Carry, x: Array) -> tuple[Carry, Array]:
-        return fused_by_loop(cell, params, initial, carry, now._replace(x=x))
-
-    *d_given, d_x = jax.vjp(run, params, initial, carry, now.x)[1](cotangents)
-    return (*d_given, Steps(d_x, None, None, None))
+    return without_float0(jax.vjp(functools.partial(fused_by_loop, cell), *given)[1](cotangents))
 
 
 # -- between carries and what kernels take ----------------------------------------------------------

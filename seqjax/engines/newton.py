@@ -191,8 +191,7 @@ def _forward(engine: Newton, cell: Cell, params: Params, initial: Carry | None, 
     batch_ndim = steps.x.ndim - 2
     packing = engine.packing(cell, carry, batch_ndim)
     if not packing.exact(cell):
-        params, initial, carry, x = underived(repr(engine), (params, initial, carry, steps.x))
-        steps = steps._replace(x=x)
+        params, initial, carry, steps = underived(repr(engine), (params, initial, carry, steps))
 
     def evaluate(packed: Array) -> Array:
         return packing.pack(batched_step(cell, params, initial, packing.unpack(packed), steps)[0])
@@ -227,10 +226,8 @@ def _reverse(engine: Newton, cell: Cell, kept: tuple, cotangents: Solution):
     if not packing.exact(cell):
         d_carry, d_ys = underived(repr(engine), (d_carry, d_ys))
 
-    def run(params: Params, initial: Carry | None, before: Carry, x: Array) -> tuple[Carry, Array]:
-        return batched_step(cell, params, initial, before, steps._replace(x=x))
-
-    _, pull = jax.vjp(lambda before: run(params, initial, before, steps.x), before)
+    run = functools.partial(batched_step, cell)
+    _, pull = jax.vjp(lambda before: run(params, initial, before, steps), before)
 
     def evaluate(packed: Array) -> Array:
         (d_before,) = pull((packing.unpack(jnp.flip(packed, 0)), d_ys))
@@ -251,13 +248,10 @@ def _reverse(engine: Newton, cell: Cell, kept: tuple, cotangents: Solution):
     cuts = None if steps.reset is None else jnp.flip(steps.reset, 0)
     found = iterate(engine, packing, evaluate, lambda _: transposed, advance, start, guess, cuts, linear=True)
     d_after = packing.unpack(jnp.flip(delayed(found.states, start), 0))
-    _, pull_all = jax.vjp(run, params, initial, before, steps.x)
-    d_params, d_initial, _, d_x = pull_all((d_after, d_ys))
-    answer = d_params, d_initial, packing.unpack(found.states[-1]), d_x
-    d_params, d_initial, d_carry, d_x = enforce(
-        engine, cell, "reverse pass", found.converged, found.residual, without_float0(answer)
-    )
-    return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
+    _, pull_all = jax.vjp(run, params, initial, before, steps)
+    d_params, d_initial, _, d_steps = pull_all((d_after, d_ys))
+    answer = without_float0((d_params, d_initial, packing.unpack(found.states[-1]), d_steps))
+    return enforce(engine, cell, "reverse pass", found.converged, found.residual, answer)
 
 
 _solve.defvjp(_forward, _reverse)

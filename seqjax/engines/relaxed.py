@@ -189,8 +189,7 @@ def _solve(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, c
 
 
 def _forward(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps):
-    params, initial, carry, x = underived(repr(engine), (params, initial, carry, steps.x))
-    steps = steps._replace(x=x)
+    params, initial, carry, steps = underived(repr(engine), (params, initial, carry, steps))
     batch_ndim = steps.x.ndim - 3
     guess = copies(carry, steps.x.shape[1])
     coupled = engine.coupling == "diagonal" and steps.x.shape[1] > 1
@@ -218,17 +217,14 @@ def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
     d_carry, d_ys = underived(repr(engine), (cotangents.carry, cotangents.ys))
     batch_ndim, count = steps.x.ndim - 3, steps.x.shape[1]
 
-    def chunks(params: Params, initial: Carry | None, starts: Carry, x: Array) -> tuple[Carry, Array]:
-        return run_chunks(cell, params, initial, starts, steps._replace(x=x))
-
     def flip(tree: Any) -> Any:
         return jax.tree.map(lambda a: jnp.flip(a, 0), tree)
 
-    _, pull = jax.vjp(chunks, params, initial, starts, steps.x)
+    _, pull = jax.vjp(functools.partial(run_chunks, cell), params, initial, starts, steps)
 
     def sweep(d_ends: Carry) -> tuple[Carry, Any]:
-        d_params, d_initial, d_starts, d_x = pull((flip(d_ends), d_ys))
-        return flip(d_starts), without_float0((d_params, d_initial, d_x))
+        d_params, d_initial, d_starts, d_steps = pull((flip(d_ends), d_ys))
+        return flip(d_starts), without_float0((d_params, d_initial, d_steps))
 
     def advance(k: Array, d_end: Carry) -> Carry:
         k = count - 1 - k
@@ -241,8 +237,10 @@ def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
     idle, cuts = flip((idle_chunks(steps), cut_chunks(steps)))
     found = relax(engine, sweep, advance, guess, flip(products), idle, cuts, batch_ndim)
     answer = (*found.outputs, jax.tree.map(lambda d: d[-1], found.ends))
-    d_params, d_initial, d_x, d_carry = enforce(engine, cell, "reverse pass", found.converged, found.residual, answer)
-    return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
+    d_params, d_initial, d_steps, d_carry = enforce(
+        engine, cell, "reverse pass", found.converged, found.residual, answer
+    )
+    return d_params, d_initial, d_carry, d_steps
 
 
 _solve.defvjp(_forward, _reverse)

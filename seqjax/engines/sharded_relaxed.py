@@ -98,8 +98,7 @@ def run_relaxed(
 
 
 def _forward(layout, inner, tol, cell, params, initial, carry, steps):
-    params, initial, carry, x = underived("Sharded", (params, initial, carry, steps.x))
-    steps = steps._replace(x=x)
+    params, initial, carry, steps = underived("Sharded", (params, initial, carry, steps))
 
     def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Solution, Carry]:
         sweep = functools.partial(run_prepared, inner, cell, params, initial, steps=steps)
@@ -122,28 +121,25 @@ def _reverse(layout, inner, tol, cell, kept, cotangents):
     def piece(kept: tuple, d_carry: Carry, d_ys: Array) -> tuple:
         params, initial, starts, steps = kept
 
-        def run(params: Params, initial: Carry | None, start: Carry, x: Array) -> tuple[Carry, Array]:
-            return run_prepared(inner, cell, params, initial, start, steps._replace(x=x))
-
-        _, pull = jax.vjp(run, params, initial, jax.tree.map(lambda s: s[0], starts), steps.x)
+        run = functools.partial(run_prepared, inner, cell)
+        _, pull = jax.vjp(run, params, initial, jax.tree.map(lambda s: s[0], starts), steps)
 
         def sweep(d_end: Carry) -> tuple[Carry, tuple]:
-            d_params, d_initial, d_start, d_x = pull((d_end, d_ys))
-            return d_start, without_float0((d_params, d_initial, d_x))
+            d_params, d_initial, d_start, d_steps = pull((d_end, d_ys))
+            return d_start, without_float0((d_params, d_initial, d_steps))
 
         guess = jax.tree.map(lambda d: jnp.zeros((layout.devices, *d.shape), d.dtype).at[0].set(d), d_carry)
         found = settle(layout, sweep, guess, steps, tol, reverse=True)
-        d_params, d_initial, d_x = found.outputs
+        d_params, d_initial, d_steps = found.outputs
         d_initial = jax.tree.map(lambda d: jax.lax.psum(d, layout.axis), d_initial)
-        return layout.sum(d_params), d_initial, found.end, d_x
+        return layout.sum(d_params), d_initial, found.end, d_steps
 
     everywhere, batch, split = layout.everywhere, layout.batch, layout.split
-    d_params, d_initial, d_carry, d_x = layout.map(
+    return layout.map(
         piece,
         in_specs=((everywhere, batch, split, layout.steps), batch, split),
         out_specs=(everywhere, batch, batch, split),
     )(kept, *underived("Sharded", (cotangents.carry, cotangents.ys)))
-    return d_params, d_initial, d_carry, Steps(d_x, None, None, None)
 
 
 run_relaxed.defvjp(_forward, _reverse)
