@@ -95,6 +95,6 @@ def sigmoid(x: Array) -> Array:
 sigmoid.defjvps(lambda d_x, y, x: d_x * y * (1 - y))
 
 
-def gate_function(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """`gate`, with the `sigmoid` above in place of `jax.nn.sigmoid`."""
-    return sigmoid if gate is jax.nn.sigmoid else gate
+def gate_function(activation: Activation) -> Callable[[Array], Array]:
+    """Like `activation_function`, for gates: the name "sigmoid" means the `sigmoid` above."""
+    return sigmoid if activation == "sigmoid" else activation_function(activation)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
-from seqjax.activations import Activation, activation_function, gate_function, has_slopes, slopes
+from seqjax.activations import Activation, activation_function, gate_function, has_slopes, sigmoid, slopes
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.gru import GRUCarry
@@ -51,10 +51,9 @@ def diagonal_gru_residuals(
     z: gates.Gates,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
-    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    gate: Callable[[Array], Array] = sigmoid,
 ) -> tuple[GRUCarry, Array, DiagonalGRUResiduals]:
     """One step of `DiagonalGRU` from `z = W_x x + b`, with everything its transpose needs."""
-    gate = gate_function(gate)
     z_x, r_x, g_x = z
     w_z, w_r, w_g = params.w_rec.astype(g_x.dtype)
     h = carry.h.astype(g_x.dtype)
@@ -71,10 +70,9 @@ def diagonal_lstm_residuals(
     z: gates.Gates,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
-    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    gate: Callable[[Array], Array] = sigmoid,
 ) -> tuple[DiagonalLSTMCarry, Array, DiagonalLSTMResiduals]:
     """One step of `DiagonalLSTM` from `z = W_x x + b`, with everything its transpose needs."""
-    gate = gate_function(gate)
     f_x, g_x, o_x = z
     w_f, w_g, w_o = params.w_rec.astype(g_x.dtype)
     c_before = carry.c.astype(g_x.dtype)
@@ -136,7 +134,7 @@ class DiagonalFamily(Cell):
     def _options(self) -> dict:
         return {
             "activation": activation_function(self.activation),
-            "gate": activation_function(self.recurrent_activation),
+            "gate": gate_function(self.recurrent_activation),
         }
 
     def _slopes(self, capability: str) -> list[Callable[[Array], Array]]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
-from seqjax.activations import Activation, activation_function, gate_function, has_slopes, slopes
+from seqjax.activations import Activation, activation_function, gate_function, has_slopes, sigmoid, slopes
 from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
 from seqjax.dtypes import DTypes
@@ -49,14 +49,13 @@ def gru_residuals(
     *,
     reset: str = "before",
     activation: Callable[[Array], Array] = jnp.tanh,
-    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    gate: Callable[[Array], Array] = sigmoid,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[GRUCarry, Array, GRUResiduals]:
     """One step, with everything its transpose needs; the recurrent products see `h`, by default the carry's."""
     hidden = params.w_rec.shape[0]
     z_x, r_x, g_x = gates.in_pieces(z, 1, 1, 1)
     dtype = g_x.dtype
-    gate = gate_function(gate)
     h_before = carry.h.astype(dtype)
     seen = h_before if h is None else h.astype(dtype)
 
@@ -86,7 +85,7 @@ def gru_step(
     *,
     reset: str = "before",
     activation: Callable[[Array], Array] = jnp.tanh,
-    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    gate: Callable[[Array], Array] = sigmoid,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[GRUCarry, Array]:
     """One step from `z = W_x x + b`; see `GRU` for the recurrence and its sources.
@@ -230,7 +229,7 @@ class GRU(Cell):
         return {
             "reset": self.reset,
             "activation": activation_function(self.activation),
-            "gate": activation_function(self.recurrent_activation),
+            "gate": gate_function(self.recurrent_activation),
             "epsilon": self.epsilon,
         }
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
-from seqjax.activations import Activation, activation_function, has_slopes, slopes
+from seqjax.activations import Activation, activation_function, gate_function, has_slopes, slopes
 from seqjax.base import Array, Cell, Key, Shape
 from seqjax.cells import gates, normalization
 from seqjax.cells.lstm_equations import (
@@ -58,7 +58,7 @@ class LSTMFamily(Cell):
     def _options(self) -> dict[str, Any]:
         return {
             "activation": activation_function(self.activation),
-            "gate": activation_function(self.recurrent_activation),
+            "gate": gate_function(self.recurrent_activation),
             "epsilon": self.epsilon,
         }
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.activations import activation_function, gate_function
+from seqjax.activations import activation_function, sigmoid
 from seqjax.base import Array, Option, Shape
 from seqjax.cells import gates, normalization
 from seqjax.dtypes import DTypes, at_least_float32
@@ -58,7 +58,7 @@ def lstm_pieces(
 ) -> tuple[int, ...]:
     """How many gates are computed together: all four if a single tanh can serve them, otherwise one at a time."""
     alone = params.peephole is None and params.scale is None
-    return (4,) if alone and activation is jnp.tanh and gate is jax.nn.sigmoid else (1, 1, 1, 1)
+    return (4,) if alone and activation is jnp.tanh and gate is sigmoid else (1, 1, 1, 1)
 
 
 @jax.custom_jvp
@@ -85,14 +85,14 @@ def lstm_residuals(
     h: Array | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
-    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    gate: Callable[[Array], Array] = sigmoid,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[LSTMCarry, Array, LSTMResiduals]:
     """One step, with everything its transpose needs; the recurrent product sees `h`, by default the carry's."""
     pieces = gates.in_pieces(z, *lstm_pieces(params, activation, gate))
     dtype = pieces[0].dtype
     pre = gates.add_gates(pieces, gates.recur(carry.h if h is None else h, params.w_rec, dtype))
-    candidate, gate = activation, gate_function(gate)
+    candidate = activation
     if len(pre) == 1:
         identity = activation_function("identity")
         pre, candidate, gate = activate_together(*pre), identity, identity
@@ -123,7 +123,7 @@ def lstm_step(
     h: Array | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
-    gate: Callable[[Array], Array] = jax.nn.sigmoid,
+    gate: Callable[[Array], Array] = sigmoid,
     epsilon: float = normalization.EPSILON,
 ) -> tuple[LSTMCarry, Array]:
     """One step from `z = W_x x + b`; see `LSTM` for the recurrence and its source.

@@ -217,3 +217,17 @@ def test_narrow_params_are_those_of_float32_rounded(name, dtype):
     for narrow, wide in zip(jax.tree.leaves(params(dtype)), jax.tree.leaves(params("float32")), strict=True):
         assert narrow.dtype == dtype
         np.testing.assert_allclose(narrow.astype("float32"), wide, rtol=2**-7, atol=1e-3)
+
+
+GATED = [seqjax.LSTM, seqjax.PeepholeLSTM, seqjax.GRU, seqjax.DiagonalGRU, seqjax.DiagonalLSTM]
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_a_gate_function_that_is_given_is_used_as_it_is(kind):
+    cell = kind(4, recurrent_activation=jax.nn.sigmoid)
+    params = jax.tree.map(jnp.zeros_like, init(cell))
+    params = params._replace(bias=jnp.full_like(params.bias, -30.0))  # where σ through tanh has no correct digit
+    z = cell.project(params, jnp.zeros((2, 5), jnp.float32))
+    _, _, kept = cell.step_residuals(params, cell.initial_carry(params, (2,)), z)
+    for gate in (kept.z, kept.r) if hasattr(kept, "r") else (kept.f, kept.o):
+        np.testing.assert_array_equal(gate, jax.nn.sigmoid(jnp.full((2, 4), -30.0, gate.dtype)))
