@@ -47,23 +47,23 @@ def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
 
 
 def activate(
-    params: Any, epsilon: float, gate: int, function: Callable[[Array], Array], x: Array
+    params: Any, epsilon: float, index: int, function: Callable[[Array], Array], x: Array
 ) -> tuple[Array, Normalized | None]:
     """`function` of a gate's linear combination `x [..., H]`, which is normalized first if `params` have a scale."""
     if params.scale is None:
         return function(x), None
-    y, kept = normalize(x, _of_gate(params.scale, gate, x), _of_gate(params.offset, gate, x), epsilon)
+    y, kept = normalize(x, _of_gate(params.scale, index, x), _of_gate(params.offset, index, x), epsilon)
     return function(y), kept
 
 
 def activate_transpose(
-    params: Any, kept: Sequence[Normalized] | None, gate: int, slope: Array, d: Array
+    params: Any, kept: Sequence[Normalized] | None, index: int, slope: Array, d: Array
 ) -> tuple[Array, Array]:
     """Cotangents of a gate's linear combination and of its function's argument, given that of its output."""
     d_activated = d * slope
     if kept is None:
         return d_activated, d_activated
-    return normalize_transpose(_of_gate(params.scale, gate, d), kept[gate], d_activated), d_activated
+    return normalize_transpose(_of_gate(params.scale, index, d), kept[index], d_activated), d_activated
 
 
 def accumulate(kept: Sequence[Normalized] | None, d_activated: Any, dtype: Any) -> tuple[Option, Option]:
@@ -74,7 +74,7 @@ def accumulate(kept: Sequence[Normalized] | None, d_activated: Any, dtype: Any) 
     return jnp.concatenate(d_scale), jnp.concatenate([leading_sum(d, dtype) for d in d_activated])
 
 
-def _of_gate(parameter: Array, gate: int, like: Array) -> Array:
+def _of_gate(parameter: Array, index: int, like: Array) -> Array:
     """One gate's `[H]` out of the `[G*H]` of all gates."""
     hidden = like.shape[-1]
-    return parameter[gate * hidden : (gate + 1) * hidden]
+    return parameter[index * hidden : (index + 1) * hidden]
