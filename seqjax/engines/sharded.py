@@ -182,13 +182,12 @@ def sharded_solve(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _solve(engine: Sharded, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> Solution:
-    layout, inner, T = engine.layout, engine.inner_engine(cell, params, carry, steps.x), steps.x.shape[0]
-    whole = layout.devices * engine.piece(T)
-    steps = pad_steps(steps, whole)
+    inner, T = engine.inner_engine(cell, params, carry, steps.x), steps.x.shape[0]
+    steps = pad_steps(steps, engine.layout.devices * engine.piece(T))
     if not isinstance(inner, Associative):
-        solution = run_relaxed(layout, inner, engine.tol, cell, params, initial, carry, steps)
+        solution = run_relaxed(engine, inner, cell, params, initial, carry, steps)
         return solution._replace(ys=solution.ys[:T])
     method, _ = inner.choose(engine.piece(T))
-    carry, ys = run_affine_on_devices(layout, method, cell, params, initial, carry, steps)
+    carry, ys = run_affine_on_devices(engine.layout, method, cell, params, initial, carry, steps)
     fits = finite(ys, steps.x.ndim - 2)
     return Solution(carry, ys[:T], jnp.int32(0), jnp.zeros(fits.shape), fits, jnp.bool(False))

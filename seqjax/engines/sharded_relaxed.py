@@ -82,27 +82,21 @@ def in_order(pieces: Any, reverse: bool) -> Any:
     return jax.tree.map(lambda a: jnp.flip(a, 0), pieces) if reverse else pieces
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def run_relaxed(
-    layout: Layout,
-    inner: Engine,
-    tol: float | None,
-    cell: Cell,
-    params: Params,
-    initial: Carry | None,
-    carry: Carry,
-    steps: Steps,
+    engine: Any, inner: Engine, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> Solution:
-    """Runs steps `[T, ...]`, of which each device holds its own."""
-    return _forward(layout, inner, tol, cell, params, initial, carry, steps)[0]
+    """Runs steps `[T, ...]`, of which each device holds its own, for a `Sharded` engine with `inner` on each device."""
+    return _forward(engine, inner, cell, params, initial, carry, steps)[0]
 
 
-def _forward(layout, inner, tol, cell, params, initial, carry, steps):
-    params, initial, carry, steps = underived("Sharded", (params, initial, carry, steps))
+def _forward(engine, inner, cell, params, initial, carry, steps):
+    params, initial, carry, steps = underived(repr(engine), (params, initial, carry, steps))
+    layout = engine.layout
 
     def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Solution, Carry]:
         sweep = functools.partial(run_prepared, inner, cell, params, initial, steps=steps)
-        found = settle(layout, sweep, copies(carry, layout.devices), steps, tol)
+        found = settle(layout, sweep, copies(carry, layout.devices), steps, engine.tol)
         solution = Solution(found.end, found.outputs, found.sweeps, found.residual, found.good, jnp.bool(False))
         return solution, copies(found.start, 1)
 
@@ -115,12 +109,12 @@ def _forward(layout, inner, tol, cell, params, initial, carry, steps):
     return solution, (params, initial, starts, steps)
 
 
-def _reverse(layout, inner, tol, cell, kept, cotangents):
+def _reverse(engine, inner, cell, kept, cotangents):
     """The same relaxation, on the cotangents at the boundaries, last piece first."""
+    layout = engine.layout
 
     def piece(kept: tuple, d_carry: Carry, d_ys: Array) -> tuple:
         params, initial, starts, steps = kept
-
         run = functools.partial(run_prepared, inner, cell)
         _, pull = jax.vjp(run, params, initial, jax.tree.map(lambda s: s[0], starts), steps)
 
@@ -129,7 +123,7 @@ def _reverse(layout, inner, tol, cell, kept, cotangents):
             return d_start, without_float0((d_params, d_initial, d_steps))
 
         guess = jax.tree.map(lambda d: jnp.zeros((layout.devices, *d.shape), d.dtype).at[0].set(d), d_carry)
-        found = settle(layout, sweep, guess, steps, tol, reverse=True)
+        found = settle(layout, sweep, guess, steps, engine.tol, reverse=True)
         d_params, d_initial, d_steps = found.outputs
         d_initial = jax.tree.map(lambda d: jax.lax.psum(d, layout.axis), d_initial)
         return layout.sum(d_params), d_initial, found.end, d_steps
@@ -139,7 +133,7 @@ def _reverse(layout, inner, tol, cell, kept, cotangents):
         piece,
         in_specs=((everywhere, batch, split, layout.steps), batch, split),
         out_specs=(everywhere, batch, batch, split),
-    )(kept, *underived("Sharded", (cotangents.carry, cotangents.ys)))
+    )(kept, *underived(repr(engine), (cotangents.carry, cotangents.ys)))
 
 
 run_relaxed.defvjp(_forward, _reverse)

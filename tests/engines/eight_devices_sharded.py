@@ -185,7 +185,7 @@ def test_derivatives_of_a_relaxed_gradient_are_refused():
     cell, engine = CELLS["gru"], Sharded(LINE, "time", Scan(adjoint=False))
     params, carry, xs, *_ = example(cell, T=16)
     gradient = jax.grad(lambda xs: engine.run(cell, params, carry, xs)[1].sum())
-    with pytest.raises(ValueError, match="Sharded refuses derivatives of its gradient"):
+    with pytest.raises(ValueError, match=r"Sharded\(.*\) refuses derivatives of its gradient"):
         jax.jvp(gradient, (xs,), (xs,))
 
 
