@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Jacobians of single steps along a trajectory, and their spectra."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,17 +9,19 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.diagnostics.trajectory import Trajectory
+from seqjax.engines.jacobians import columns
 
 
 def push(trajectory: Trajectory, state: Array, x: Array, tangents: Array) -> Array:
     """J_t times tangents `[K, ..., N]` at one step, given its state `[..., N]` and input `[..., D]`."""
-    cell, params, layout = trajectory.cell, trajectory.params, trajectory.layout
-
-    def step(state: Array) -> Array:
-        return layout.pack(cell.step(params, layout.unpack(state), cell.project(params, x))[0])
-
-    _, pushed = jax.linearize(step, state)
+    _, pushed = jax.linearize(_step(trajectory, x), state)
     return jax.vmap(pushed)(tangents)
+
+
+def _step(trajectory: Trajectory, x: Array) -> Callable[[Array], Array]:
+    """From one state `[..., N]` to the next, with input `x [..., D]`."""
+    cell, params, layout = trajectory.cell, trajectory.params, trajectory.layout
+    return lambda state: layout.pack(cell.step(params, layout.unpack(state), cell.project(params, x))[0])
 
 
 def step_jacobians(trajectory: Trajectory) -> Array:
@@ -47,10 +50,7 @@ def _states(trajectory: Trajectory) -> Array:
 
 
 def _jacobian(trajectory: Trajectory, state: Array, x: Array) -> Array:
-    unit = jnp.eye(state.shape[-1], dtype=state.dtype)
-    columns = unit.reshape(len(unit), *[1] * (state.ndim - 1), -1)
-    tangents = jnp.broadcast_to(columns, (len(unit), *state.shape))
-    return jnp.moveaxis(push(trajectory, state, x, tangents), 0, -1)
+    return columns(_step(trajectory, x), state)
 
 
 class Spectrum(NamedTuple):

@@ -108,18 +108,17 @@ def packed_jacobians(
 
     packed = packing.pack(carries)
     if packing.structure != "diagonal":
-        return _columns(function, packed)
+        return columns(function, packed)
     if cell.jacobian_structure == "diagonal":
         return jax.jvp(function, (packed,), (jnp.ones_like(packed),))[1]
     return _diagonal(function, packed)
 
 
-def _columns(function: Callable[[Array], Array], packed: Array) -> Array:
-    """All k columns of every block at once."""
+def columns(function: Callable[[Array], Array], packed: Array) -> Array:
+    """The Jacobian `[..., k, k]` of a function of `[..., k]` that treats each vector alone: all columns at once."""
     _, push = jax.linearize(function, packed)
     unit = jnp.eye(packed.shape[-1], dtype=packed.dtype)
-    columns = jax.vmap(lambda e: push(jnp.zeros_like(packed) + e))(unit)
-    return jnp.moveaxis(columns, 0, -1)
+    return jnp.moveaxis(jax.vmap(lambda e: push(jnp.zeros_like(packed) + e))(unit), 0, -1)
 
 
 def _diagonal(function: Callable[[Array], Array], packed: Array) -> Array:
