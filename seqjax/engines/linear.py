@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.engines.pieces import loop
+from seqjax.engines.pieces import delayed, loop
 from seqjax.kernels.triton import launch
 from seqjax.kernels.triton import linear as kernel
 from seqjax.sequences import expand
@@ -53,16 +53,29 @@ def linear_recurrence(
     if initial is not None:
         first = decay[0] * keep(None if cut is None else cut[0], initial)
         drive = drive.at[0].add(first)
-    solve = functools.partial(solver(method), decay, cut)
+    return solved(functools.partial(solver(method), decay, cut), decay, cut, drive)
+
+
+def solved(
+    solve: Callable[..., Array],
+    decay: Array,
+    cut: Array | None,
+    drive: Array,
+    arriving: Callable[[Array], Array] = jnp.zeros_like,
+) -> Array:
+    """The states that `solve(drive, reverse=False)` returns, as the solution of (I - a S) h = b.
+
+    `solve(drive, reverse=True)` solves the transposed system. `arriving` maps the last state to what S puts before
+    the first.
+    """
 
     def residual(states: Array) -> Array:
-        before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
-        return states - decay * keep(cut, before)
+        return states - decay * keep(cut, delayed(states, arriving(states[-1])))
 
     return jax.lax.custom_linear_solve(
         residual,
         drive,
-        solve=lambda _, b: solve(b),
+        solve=lambda _, b: solve(b, reverse=False),
         transpose_solve=lambda _, d: solve(d, reverse=True),
     )
 

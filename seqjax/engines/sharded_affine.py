@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines import associative
 from seqjax.engines.devices import Layout
-from seqjax.engines.linear import keep, solve_scan, solver
+from seqjax.engines.linear import keep, solve_scan, solved, solver
 from seqjax.engines.stepping import Steps
 
 
@@ -64,22 +64,13 @@ def sharded_recurrence(
     solve = functools.partial(_solve, layout, method, decay, cut)
     to_next = [(k, k + 1) for k in range(layout.devices - 1)]
 
-    def residual(states: Array) -> Array:
-        arrived = jax.lax.ppermute(states[-1:], layout.axis, to_next)  # zeros on the first device
-        before = jnp.concatenate([arrived, states[:-1]])
-        return states - decay * keep(cut, before)
+    def arriving(last: Array) -> Array:
+        return jax.lax.ppermute(last, layout.axis, to_next)  # zeros on the first device
 
-    return jax.lax.custom_linear_solve(
-        residual,
-        drive,
-        solve=lambda _, b: solve(b),
-        transpose_solve=lambda _, d: solve(d, reverse=True),
-    )
+    return solved(solve, decay, cut, drive, arriving)
 
 
-def _solve(
-    layout: Layout, method: str, decay: Array, cut: Array | None, drive: Array, *, reverse: bool = False
-) -> Array:
+def _solve(layout: Layout, method: str, decay: Array, cut: Array | None, drive: Array, *, reverse: bool) -> Array:
     """The states of `drive`, or with `reverse` the adjoint states."""
     local = functools.partial(solver(method), decay, cut, reverse=reverse)
     states = local(drive)
