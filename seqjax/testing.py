@@ -11,8 +11,8 @@ import numpy as np
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.dtypes import widest
+from seqjax.engines.cotangents import without_float0
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import without_float0
 
 
 def reference_loop(

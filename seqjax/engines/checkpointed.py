@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
+from seqjax.engines.cotangents import add, no_cotangents, without_float0
 from seqjax.engines.pieces import near_divisor, scan_pieces, split_at
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
-from seqjax.engines.stepping import Steps, add, no_cotangents, without_float0
+from seqjax.engines.stepping import Steps
 from seqjax.plan import Plan, tree_bytes
 
 SHORT = 100

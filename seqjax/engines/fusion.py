@@ -14,8 +14,9 @@ from seqjax.cells.heads import MultiHead
 from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
+from seqjax.engines.cotangents import without_float0, zeros_like
 from seqjax.engines.pieces import delayed
-from seqjax.engines.stepping import Steps, leave, reset, without_float0, zeros_like
+from seqjax.engines.stepping import Steps, leave, reset
 from seqjax.kernels import equations, operands
 from seqjax.kernels.hopper import recurrence as hopper
 from seqjax.kernels.hopper import tiles

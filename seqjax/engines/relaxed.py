@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, underived
+from seqjax.engines.cotangents import without_float0
 from seqjax.engines.devices import on_automatic_axes, solution_specs
 from seqjax.engines.jacobians import Packing, batched_step, copies, packed_jacobians
 from seqjax.engines.pieces import join, near_divisor, split_steps
 from seqjax.engines.relaxation import cut_chunks, idle_chunks, relax
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, prepare, without_float0
+from seqjax.engines.stepping import Steps, prepare
 from seqjax.plan import Plan, tree_bytes
 
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
+from seqjax.engines.cotangents import add, zeros_like
 from seqjax.engines.pieces import delayed, loop, scan_pieces, split_at
 from seqjax.engines.residuals import Stored, recall, store
 from seqjax.engines.sequential import SequentialEngine
-from seqjax.engines.stepping import Steps, add, leave, masked_step, reset, select, visible, zeros_like
+from seqjax.engines.stepping import Steps, leave, masked_step, reset, select, visible
 from seqjax.plan import Plan, is_known, residual_bytes, tree_bytes
 from seqjax.sequences import hide
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Params
 from seqjax.engines.convergence import Solution, judge, underived
+from seqjax.engines.cotangents import without_float0
 from seqjax.engines.devices import Layout
 from seqjax.engines.jacobians import copies
 from seqjax.engines.relaxation import cut_chunks, idle_chunks, skip
 from seqjax.engines.sequential import run_prepared
-from seqjax.engines.stepping import Steps, without_float0
+from seqjax.engines.stepping import Steps
 
 
 class Settled(NamedTuple):

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets
 from seqjax.engines.checks import check_run
@@ -48,30 +47,6 @@ def select(flag: Array | None, on_true: Any, on_false: Any) -> Any:
     if flag is None:
         return on_true
     return jax.tree.map(lambda a, b: jnp.where(expand(flag, a), a, b), on_true, on_false)
-
-
-def zeros_like(tree: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def no_cotangents(tree: Any) -> Any:
-    """Zero cotangents to add to; for leaves that are not differentiable, JAX's float0."""
-
-    def zero(leaf: Array) -> Any:
-        differentiable = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        return jnp.zeros_like(leaf) if differentiable else np.zeros(leaf.shape, jax.dtypes.float0)
-
-    return jax.tree.map(zero, tree)
-
-
-def add(tree: Any, other: Any) -> Any:
-    """The sum of two pytrees of cotangents; leaves that are not differentiable have none and stay as they are."""
-    return jax.tree.map(lambda a, b: a if b.dtype == jax.dtypes.float0 else a + b, tree, other)
-
-
-def without_float0(tree: Any) -> Any:
-    """`tree` with `None` as the cotangent of leaves that are not differentiable."""
-    return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
 
 
 def reset(initial: Carry | None, carry: Carry, step: Steps) -> Carry:
