@@ -5,47 +5,48 @@ There, JAX gives newly made arrays (zeros, random draws) the type of an array th
 selections and concatenations reject such an array next to ones that are spread.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from seqjax.base import Array
 
 
-def in_explicit_mesh() -> bool:
-    """Whether `jax.set_mesh` has set a mesh with explicit axes."""
-    return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+def explicit_mesh(tree: Any) -> AbstractMesh | None:
+    """The mesh with explicit axes that `jax.set_mesh` has set or on which an array of `tree` lies, if there is one."""
+    on = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree))
+    meshes = (jax.sharding.get_abstract_mesh(), *on)
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
 def is_spread(array: Array | jax.ShapeDtypeStruct) -> bool:
     """Whether the type of `array` says that it is spread over the explicit axes of a mesh."""
-    return any(axis is not None for axis in jax.typeof(array).sharding.spec)
+    return any(axis is not None for axis in _spec(array))
 
 
 def alike(tree: Any, like: Any) -> Any:
-    """`tree` with its arrays spread like those of `like`, under a mesh with explicit axes."""
-    if not in_explicit_mesh():
-        return tree
-    return jax.tree.map(lambda leaf, other: _over(leaf, jax.typeof(other).sharding.spec), tree, like)
+    """`tree` with its arrays spread like those of `like`, on a mesh with explicit axes."""
+    return tree if explicit_mesh(like) is None else _over(tree, jax.tree.map(_spec, like), like)
 
 
 def batch_alike(carries: Any, x: Array) -> Any:
-    """Carries `[..., H]`; under a mesh with explicit axes, spread like the batch of `x [T, ..., D]`, as a loop
-    requires."""
-    batch = jax.typeof(x).sharding.spec[1:-1]
-    if not in_explicit_mesh() or all(axis is None for axis in batch):
+    """Carries `[..., H]`; on a mesh with explicit axes, spread like the batch of `x [T, ..., D]`. A loop requires it
+    where that mesh is set, and elsewhere would gather the carry at every step."""
+    batch = _spec(x)[1:-1]
+    if explicit_mesh(x) is None or all(axis is None for axis in batch):
         return carries
-    return jax.tree.map(lambda leaf: _over(leaf, (*batch, *jax.typeof(leaf).sharding.spec[len(batch) :])), carries)
+    return _over(carries, jax.tree.map(lambda leaf: PartitionSpec(*batch, *_spec(leaf)[len(batch) :]), carries), x)
 
 
 def step_alike(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
-    """`carry` spread as `step` returns it, as `lax.scan(step, carry, xs)` requires under a mesh with explicit axes."""
-    if not in_explicit_mesh():
+    """`carry` spread as `step` returns it, as `lax.scan(step, carry, xs)` requires on a mesh with explicit axes."""
+    if explicit_mesh(xs) is None:
         return carry
     first = jax.eval_shape(lambda carry, xs: step(carry, jax.tree.map(lambda a: a[0], xs))[0], carry, xs)
-    return alike(carry, first)
+    return _over(carry, jax.tree.map(_spec, first), xs)
 
 
 def varying_alike(*trees: Any) -> tuple:
@@ -66,7 +67,21 @@ def varying_alike(*trees: Any) -> tuple:
     return jax.tree.map(vary, trees)
 
 
-def _over(array: Array, axes: tuple) -> Array:
-    """`array` spread over `axes`: a mesh axis or `None` for each axis of its own."""
-    spec = PartitionSpec(*axes)
-    return array if jax.typeof(array).sharding.spec == spec else jax.sharding.reshard(array, spec)
+def _spec(array: Array | jax.ShapeDtypeStruct) -> PartitionSpec:
+    """How `array` is spread: a mesh axis or `None` for each axis of its own."""
+    return jax.typeof(array).sharding.spec
+
+
+def _over(tree: Any, specs: Any, on: Any) -> Any:
+    """`tree` spread over `specs` of the mesh with explicit axes on which the arrays `on` lie, or that is set."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, _leaves_over(leaves, tuple(jax.tree.leaves(specs)), on))
+
+
+@functools.partial(jax.jit, static_argnums=1, keep_unused=True, inline=True)  # outside jit, `on` tells JAX the devices
+def _leaves_over(leaves: list[Array], specs: tuple[PartitionSpec, ...], on: Any) -> list[Array]:
+    mesh = explicit_mesh(on)
+    return [
+        leaf if _spec(leaf) == spec else jax.sharding.reshard(leaf, NamedSharding(mesh, spec))
+        for leaf, spec in zip(leaves, specs, strict=True)
+    ]

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqjax.base import Array, Cell, Key, Shape, code
 from seqjax.engines.convergence import Solution
 from seqjax.engines.stepping import Steps
+from seqjax.spread import explicit_mesh
 
 Spec = Any
 """A `PartitionSpec`, in place of an array or of a pytree of arrays."""
@@ -125,13 +126,6 @@ def check_split(owner: Any, layout: Layout, cell: Cell, batch_shape: Shape, key:
             f"{owner!r} cannot train {cell!r} with its batch split: the cell {does} the whole batch, and would give "
             "other numbers; leave batch_axis out."
         )
-
-
-def explicit_mesh(tree: Any) -> AbstractMesh | None:
-    """The mesh with explicit axes that `jax.set_mesh` has set or on which an array of `tree` lies, if there is one."""
-    on = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree))
-    meshes = (jax.sharding.get_abstract_mesh(), *on)
-    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
 def on_automatic_axes(run: Callable, out_specs: Callable[[Spec, Spec], Any], x: Array, *arguments: Any) -> Any:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inside `jax.set_mesh` of eight devices with explicit axes, which split the batch, a model gives the numbers of one
-device; `engines/test_sharded.py` runs this file in a process that has them."""
+"""On a mesh of eight devices with explicit axes, which split the batch, a model gives the numbers of one device, inside
+`jax.set_mesh` and outside; `engines/test_sharded.py` runs this file in a process that has them."""
+
+import contextlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +12,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import seqjax
-from seqjax import GRU, LSTM, RNN, Conv1D, Embed, Serial, Simple
-from seqjax.cells import RecurrentDropout, Zoneout
+from seqjax import GRU, LSTM, RNN, Bidirectional, Conv1D, Embed, Last, Residual, Serial, Simple
+from seqjax.cells import DiagonalGRU, IndRNN, MultiHead, PeepholeLSTM, RecurrentDropout, Zoneout
 from seqjax.engines import Checkpointed, Scan, Truncated
 from seqjax.testing import assert_close, jitter
 from tests.common import F64
@@ -30,10 +33,17 @@ def check(model, loss, features, *others):
     params = jitter(model.init(jax.random.key(0), xs), random)
     both = jax.jit(jax.value_and_grad(loss, (0, 1)))
     expected = both(params, xs, *others)
-    with jax.set_mesh(MESH):
-        split = jax.device_put((xs, *others), NamedSharding(MESH, PartitionSpec(None, "batch")))
-        actual = both(jax.device_put(params, NamedSharding(MESH, PartitionSpec())), *split)
-    assert_close(jax.device_get(actual), jax.device_get(expected), 1e-10)
+    arrays = on_devices(params, xs, *others)
+    for inside in (True, False):
+        with jax.set_mesh(MESH) if inside else contextlib.nullcontext():
+            actual = both(*arrays)
+        assert_close(jax.device_get(actual), jax.device_get(expected), 1e-10)
+
+
+def on_devices(params, *arrays):
+    """Params that are whole on every device, and arrays `[T, B, ...]` whose batch is split."""
+    split = jax.device_put(arrays, NamedSharding(MESH, PartitionSpec(None, "batch")))
+    return jax.device_put(params, NamedSharding(MESH, PartitionSpec())), *split
 
 
 def flags():
@@ -100,3 +110,36 @@ def test_ids():
         split = jax.device_put(ids, NamedSharding(MESH, PartitionSpec(None, "batch")))
         actual = gradient(jax.device_put(params, NamedSharding(MESH, PartitionSpec())), split)
     assert_close(jax.device_get(actual), jax.device_get(expected), 1e-10)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        RNN(GRU(3)),
+        RNN(LSTM(3), Scan(adjoint=False)),
+        RNN(PeepholeLSTM(3), Checkpointed(4)),
+        RNN(IndRNN(3), Truncated(4)),
+        RNN(DiagonalGRU(3)),
+        RNN(Simple(3), Checkpointed(4)),
+        RNN(MultiHead(LSTM(2), 2), Truncated(4)),
+        RNN(Zoneout(GRU(3), 0.3)),
+        RNN(RecurrentDropout(GRU(3), 0.3)),
+        Serial(Bidirectional(RNN(GRU(3))), Residual(RNN(LSTM(6))), Last()),
+    ],
+    ids=repr,
+)
+def test_outside_set_mesh_too_devices_that_split_the_batch_exchange_sums_alone(model):
+    loss = outputs_squared(model)
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(T, B, 3)), "float32")
+    arrays = on_devices(model.init(jax.random.key(0), xs), xs)
+
+    def outputs(params, xs):
+        return model.apply(params, model.initial_carry(params, (B,)), xs)[1]
+
+    forward, backward = (
+        set(re.findall("all-[a-z]+|collective-permute|reduce-scatter", jax.jit(fn).lower(*arrays).compile().as_text()))
+        for fn in (outputs, jax.grad(loss, (0, 1)))
+    )
+    assert not forward
+    assert backward <= {"all-reduce"}
+    assert_close(jax.device_get(outputs(*arrays)), outputs(*jax.device_get(arrays)), 1e-5)  # not compiled as a whole
