@@ -80,7 +80,7 @@ def _over(tree: Any, specs: Any, on: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=1, keep_unused=True, inline=True)  # outside jit, `on` tells JAX the devices
 def _leaves_over(leaves: list[Array], specs: tuple[PartitionSpec, ...], on: Any) -> list[Array]:
-    mesh = explicit_mesh(on)
+    mesh: Any = explicit_mesh(on)
     return [
         leaf if _spec(leaf) == spec else jax.sharding.reshard(leaf, NamedSharding(mesh, spec))
         for leaf, spec in zip(leaves, specs, strict=True)
