@@ -103,7 +103,7 @@ def let_write(config: Config) -> bool:
     """What `--sample` asks for."""
     if config.sample is None:
         return False
-    if training.latest(config.sample) is None:
+    if training.latest_step(config.sample) is None:
         raise ValueError(f"{config.sample} has no model; give the folder of one run, runs/bytes/.../CELL/0 say.")
     loaded = training.load(config.sample)
     check_alphabet(loaded.model, loaded.params)

@@ -49,11 +49,11 @@ def find(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     path = path.resolve()
     if path.name == "checkpoints":
         path = path.parent
-    if path.name == FINAL and training.latest(path) is not None:
+    if path.name == FINAL and training.latest_step(path) is not None:
         return path.parent, path
-    if training.latest(path / FINAL) is not None:
+    if training.latest_step(path / FINAL) is not None:
         return path, path / FINAL
-    if training.latest(path) is not None:
+    if training.latest_step(path) is not None:
         return path, path
     below = {folder.parent for depth in ("*", "*/*") for folder in path.glob(f"{depth}/checkpoints")}
     models = sorted({folder.parent if folder.name == FINAL else folder for folder in below})

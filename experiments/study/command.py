@@ -157,7 +157,7 @@ class Command(Generic[C]):
         Raises:
           ValueError: there is no model, or its run is not one of this experiment.
         """
-        if training.latest(folder) is None:
+        if training.latest_step(folder) is None:
             raise ValueError(f"{folder} has no model; give the folder of one run, runs/{self.name}/.../CELL/0 say.")
         return self.load(folder.resolve().parent.parent)
 

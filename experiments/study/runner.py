@@ -226,7 +226,7 @@ def _after(finish: Callable[[Params], Params] | None, evaluate: Evaluator) -> Ev
 
 def _keep_finished(variant: Variant, folder: pathlib.Path, state: training.TrainState) -> None:
     """Saves the finished state as a checkpoint of its own, unless a run that was killed later has done so."""
-    if training.latest(folder / FINAL) == int(state.step):
+    if training.latest_step(folder / FINAL) == int(state.step):
         return
     known = training.read_manifest(folder)
     inputs = jax.ShapeDtypeStruct(tuple(known["inputs"]["shape"]), known["inputs"]["dtype"])

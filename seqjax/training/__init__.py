@@ -4,7 +4,7 @@
 `fit` does all of it; a loop of your own needs only `make_train_step`.
 """
 
-from seqjax.training.checkpoint import Loaded, latest, load, read_manifest, restore, save, steps
+from seqjax.training.checkpoint import Loaded, all_steps, latest_step, load, read_manifest, restore, save
 from seqjax.training.description import build, describe
 from seqjax.training.loop import Run, fit
 from seqjax.training.losses import (
@@ -29,6 +29,7 @@ __all__ = [
     "Run",
     "TrainState",
     "accuracy",
+    "all_steps",
     "binary_cross_entropy",
     "build",
     "clip",
@@ -39,7 +40,7 @@ __all__ = [
     "fit",
     "huber",
     "init_state",
-    "latest",
+    "latest_step",
     "load",
     "make_eval_step",
     "make_train_step",
@@ -49,7 +50,6 @@ __all__ = [
     "read_metrics",
     "restore",
     "save",
-    "steps",
     "was_clipped",
     "windows",
 ]

@@ -88,7 +88,7 @@ def save(
     try:
         path = storage.write(directory, str(step), {n: _data(a) for n, a in arrays.items() if a.size}, manifest)
     except OSError as error:
-        earlier = steps(run_dir)
+        earlier = all_steps(run_dir)
         kept = (
             f"the last good checkpoint, step {earlier[-1]}, is untouched" if earlier else "nothing was saved before it"
         )
@@ -97,15 +97,15 @@ def save(
             f"could not save step {step}: {error.strerror or error}; {kept}. Make room or give another run_dir",
             str(directory),
         ) from error
-    for old in steps(run_dir)[:-keep]:
+    for old in all_steps(run_dir)[:-keep]:
         storage.remove(directory / str(old))
     return path
 
 
-def steps(run_dir: str | Path) -> list[int]:
+def all_steps(run_dir: str | Path) -> list[int]:
     """The steps that have a checkpoint, in order; whether each is whole is only known once it is read.
 
-    >>> steps("no/such/run"), latest("no/such/run")
+    >>> all_steps("no/such/run"), latest_step("no/such/run")
     ([], None)
     """
     directory = _directory(run_dir)
@@ -114,9 +114,9 @@ def steps(run_dir: str | Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
-def latest(run_dir: str | Path) -> int | None:
+def latest_step(run_dir: str | Path) -> int | None:
     """The newest step that has a checkpoint."""
-    return max(steps(run_dir), default=None)
+    return max(all_steps(run_dir), default=None)
 
 
 def read_manifest(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def read_manifest(run_dir: str | Path, step: int | None = None) -> dict[str, Any
       ValueError: there is none, or it is truncated, corrupt or not seqjax's; the message names the
         newest whole one, which is used only if you ask for it with `step`.
     """
-    found = steps(run_dir)
+    found = all_steps(run_dir)
     directory = _directory(run_dir)
     if not found or (step is not None and step not in found):
         wanted = "a checkpoint" if step is None else f"step {step}"
@@ -218,7 +218,7 @@ def require_room(run_dir: str | Path, state: TrainState, keep: int) -> None:
       OSError: it cannot be written, or does not have enough room.
     """
     size = sum(_data(leaf).nbytes for leaf in _named(state).values())
-    copies = max(1, keep + 1 - len(steps(run_dir)))
+    copies = max(1, keep + 1 - len(all_steps(run_dir)))
     directory = _directory(run_dir)
     try:
         storage.reserve(directory, size, copies)
@@ -234,7 +234,7 @@ def require_room(run_dir: str | Path, state: TrainState, keep: int) -> None:
 def set_aside(run_dir: str | Path, after: int) -> list[Path]:
     """Renames the checkpoints after a step, so that a run can continue from that step; nothing is deleted."""
     moved = []
-    for step in steps(run_dir):
+    for step in all_steps(run_dir):
         if step > after:
             path = _directory(run_dir) / str(step)
             taken = len(list(path.parent.glob(f"{step}.aside*")))

@@ -84,7 +84,7 @@ class RunDir:
           OSError: the directory cannot be written or has no room.
         """
         with alone(self.path):
-            found = checkpoint.steps(self.path)
+            found = checkpoint.all_steps(self.path)
             if resume is False and (found or self.metrics_path.exists()):
                 raise ValueError(
                     f"{self.path} already holds a run (checkpoints at steps {found}); resume=True goes on with it, "
@@ -108,7 +108,7 @@ class RunDir:
 
     def save(self, state: TrainState, lines: int) -> None:
         """Writes the state's checkpoint, unless it exists; `lines` of metrics were written before it."""
-        if int(state.step) in checkpoint.steps(self.path):
+        if int(state.step) in checkpoint.all_steps(self.path):
             return
         checkpoint.save(
             self.path,

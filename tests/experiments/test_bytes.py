@@ -110,7 +110,7 @@ def test_a_run_is_resumed_refused_other_text_and_writes(tmp_path, folder, capsys
     (row,) = summary["rows"]
     assert 0 < row["mean"] < 10
     assert set(summary["baselines"]) == {"zlib", "bz2", "lzma"}
-    assert training.latest(where / "simple/0") == row["outcomes"][0]["steps"]
+    assert training.latest_step(where / "simple/0") == row["outcomes"][0]["steps"]
     assert "when it goes on learning" in capsys.readouterr().out
     assert json.loads((where / "simple/0/dynamic.json").read_text())["bits"] < row["mean"]
     assert run.main(["--sample", str(where / "simple/0"), "--length", "20", "--prompt", "def"]) == 0

@@ -189,7 +189,7 @@ def test_run_writes_what_it_promises_and_resumes(trained):
     values = summary["rows"][0]["outcomes"][0]["values"]
     assert values["test_accuracy"] / 20 == pytest.approx(round(values["test_accuracy"] / 20))  # of five images
     assert summary["baselines"]["chance"] == 10
-    assert training.latest(trained / "simple" / "0") == 2
+    assert training.latest_step(trained / "simple" / "0") == 2
     before = (trained / "simple" / "0" / "metrics.jsonl").read_text()
     assert run.main(["--resume", str(trained)]) == 0
     assert (trained / "simple" / "0" / "metrics.jsonl").read_text() == before

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import seqjax
-from seqjax.training import TrainState, init_state, latest, load, read_manifest, restore, save, steps, storage
+from seqjax.training import TrainState, all_steps, init_state, latest_step, load, read_manifest, restore, save, storage
 from tests.training.runs import assert_same_bits
 
 MODEL = seqjax.Serial(seqjax.RNN(seqjax.Simple(3)), seqjax.Dense(1))
@@ -64,13 +64,13 @@ def test_a_model_and_its_params_come_back_from_the_directory_alone(tmp_path, sta
 
 def test_the_newest_are_kept(tmp_path, state):
     write(tmp_path, state, 1, 5, 20, 100, keep=2)
-    assert steps(tmp_path) == [20, 100]
-    assert latest(tmp_path) == 100
+    assert all_steps(tmp_path) == [20, 100]
+    assert latest_step(tmp_path) == 100
 
 
 def test_an_empty_directory_has_no_checkpoint(tmp_path):
-    assert steps(tmp_path) == []
-    assert latest(tmp_path / "nowhere") is None
+    assert all_steps(tmp_path) == []
+    assert latest_step(tmp_path / "nowhere") is None
     with pytest.raises(ValueError, match=r"does not hold a checkpoint; it holds none"):
         load(tmp_path)
 
@@ -102,7 +102,7 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_is_cleaned_up(tmp_path,
     shutil.copytree(directory / "1", directory / ".2.new")
     (directory / ".2.new" / "manifest.json").unlink()
     shutil.copytree(directory / "1", directory / ".0.old")
-    assert steps(tmp_path) == [1]
+    assert all_steps(tmp_path) == [1]
     write(tmp_path, state, 3)
     assert sorted(path.name for path in directory.iterdir()) == ["1", "3"]
 

@@ -15,7 +15,16 @@ import optax
 import pytest
 
 import seqjax
-from seqjax.training import fit, init_state, latest, load, make_train_step, mean_squared_error, read_metrics, steps
+from seqjax.training import (
+    all_steps,
+    fit,
+    init_state,
+    latest_step,
+    load,
+    make_train_step,
+    mean_squared_error,
+    read_metrics,
+)
 from tests.training.runs import MODEL, OPTIMIZER, assert_same_bits, make_batch, never, train
 
 
@@ -48,7 +57,7 @@ def test_history_is_the_metrics_file_and_checkpoints_are_where_they_were_asked_f
     run = train(tmp_path, config={"name": "a"}, keep=2)
     assert run.history == whole.history
     assert read_metrics(tmp_path / "metrics.jsonl") == run.history
-    assert steps(tmp_path) == [8, 12]
+    assert all_steps(tmp_path) == [8, 12]
     loaded = load(tmp_path)
     assert (loaded.model, loaded.metadata) == (MODEL, {"seed": 0, "config": {"name": "a"}, "lines": 12})
     assert_same_bits(loaded.params, run.state.params)
@@ -126,7 +135,7 @@ def test_a_batch_that_cannot_be_made_loses_no_step(tmp_path, whole):
 
     with pytest.raises(RuntimeError, match="no such file"):
         train(tmp_path, batches=batches, checkpoint_every=None)
-    assert steps(tmp_path) == [0, 6]
+    assert all_steps(tmp_path) == [0, 6]
     run = train(tmp_path, resume=True)
     assert_same_bits(run.state, whole.state)
     assert read_metrics(tmp_path / "metrics.jsonl") == run.history == whole.history
@@ -156,7 +165,7 @@ def test_an_evaluation_that_fails_loses_no_step_and_no_line(tmp_path, whole, eva
     for resume, last in ((False, 7), (True, 12)):  # in the middle, and after the last step
         with pytest.raises(kind, match=message):
             train(tmp_path, steps=12, evaluate=evaluate, evaluate_every=last, checkpoint_every=None, resume=resume)
-        assert latest(tmp_path) == last
+        assert latest_step(tmp_path) == last
     for _ in range(2):
         run = train(tmp_path, resume=True)
         assert_same_bits(run.state, whole.state)
@@ -189,7 +198,7 @@ def test_a_step_that_cannot_be_traced_leaves_the_state_before_it(tmp_path, whole
     with pytest.raises(ValueError, match="must have the same shape"):
         train(tmp_path, batches=batches)
     assert_same_bits(train(tmp_path, resume=True).state, whole.state)
-    assert latest(tmp_path) == 12
+    assert latest_step(tmp_path) == 12
 
 
 # -- leaving ---------------------------------------------------------------------------------------
@@ -210,7 +219,7 @@ def test_a_signal_saves_the_step_at_hand_and_leaves(tmp_path, whole, capsys, num
     assert left.type is KeyboardInterrupt or left.value.code == 128 + signal.SIGTERM
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert f"Stopped after step 7, which is saved in {tmp_path}; resume=True" in capsys.readouterr().err
-    assert latest(tmp_path) == 7
+    assert latest_step(tmp_path) == 7
     run = train(tmp_path, resume=True)
     assert_same_bits(run.state, whole.state)
     assert run.history == whole.history
@@ -237,7 +246,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, batches=batches)
-    assert latest(tmp_path) == 4
+    assert latest_step(tmp_path) == 4
 
 
 # -- said before training --------------------------------------------------------------------------
@@ -274,7 +283,7 @@ def test_a_disk_that_fills_later_leaves_the_last_checkpoint_to_resume_from(tmp_p
 
         with contextlib.ExitStack() as disk, pytest.raises(OSError, match=r"No space|File too large"):
             train(tmp_path, batches=batches)
-    assert latest(tmp_path) == 4
+    assert latest_step(tmp_path) == 4
     run = train(tmp_path, resume=True)
     assert_same_bits(run.state, whole.state)
     assert read_metrics(tmp_path / "metrics.jsonl") == whole.history
