@@ -140,7 +140,7 @@ def memory(subject: Subject) -> tuple[np.ndarray | None, bool]:
     projections, key = (None, None) if exact else (EXACT_OUTPUTS, jax.random.key(0))
 
     def run(params: Params, xs: Array) -> Array:
-        return diagnostics.memory_profile(subject.model, params, xs, projections=projections, key=key)
+        return diagnostics.memory_profile(subject.model, params, xs, projections=projections, projection_key=key)
 
     profile = jax.jit(run)(subject.params, xs)
     squares = np.square(np.asarray(profile, np.float64)).reshape(len(xs), -1)

@@ -9,7 +9,9 @@ from seqjax.diagnostics.jacobians import push
 from seqjax.diagnostics.trajectory import Trajectory
 
 
-def lyapunov_exponents(trajectory: Trajectory, count: int = 1, *, discard: int = 0, key: Array | None = None) -> Array:
+def lyapunov_exponents(
+    trajectory: Trajectory, count: int = 1, *, discard: int = 0, vector_key: Array | None = None
+) -> Array:
     """The largest Lyapunov exponents along a trajectory, in nats per step.
 
     Q_t R_t = J_t Q_{t-1} with Q orthonormal `[N, count]`; exponent k is the mean of log |R_t[k, k]|.
@@ -22,7 +24,7 @@ def lyapunov_exponents(trajectory: Trajectory, count: int = 1, *, discard: int =
       trajectory: that of a recurrent layer; see `trajectories`.
       count: how many exponents, at most N.
       discard: number of first steps that only turn the tangent vectors into the directions that grow most.
-      key: draws the initial vectors; by default a fixed key.
+      vector_key: draws the initial vectors; by default a fixed key.
 
     Returns:
       `[..., count]` for every sequence, largest first. Masked steps do not count; at a reset the
@@ -53,7 +55,7 @@ def lyapunov_exponents(trajectory: Trajectory, count: int = 1, *, discard: int =
         raise ValueError(f"discard must leave a step of the {T} there are, got {discard}.")
     states = layout.pack(trajectory.carries)
     batch_shape = states.shape[1:-1]
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if vector_key is None else vector_key
     start, _ = jnp.linalg.qr(jax.random.normal(key, (layout.size, count), states.dtype))
     start = jnp.broadcast_to(start, (*batch_shape, *start.shape))
     valid = jnp.ones((T, *batch_shape), bool) if trajectory.mask is None else trajectory.mask

@@ -22,7 +22,7 @@ def memory_profile(
     mask: Mask = None,
     resets: Resets = None,
     projections: int | None = None,
-    key: Key = None,
+    projection_key: Key = None,
 ) -> Array:
     """‖∂y_T/∂x_t‖ (Frobenius) against the lag T - t, in steps of the input.
 
@@ -39,14 +39,14 @@ def memory_profile(
       mask, resets: as for `Layer.apply`. y_T is the last unmasked output of each sequence, and lags
         count from its last unmasked input.
       projections: K, or `None` for the exact norm.
-      key: draws the projections.
+      projection_key: draws the projections; it is not a `key` of `Layer.apply`, which would mean training.
 
     Returns:
       `[T, ...]` for every sequence, where axis 0 is the lag, starting at 0; NaN at lags that reach before its
       first step, infinity where the derivative has left its dtype's range.
 
     Raises:
-      ValueError: integer inputs, which have no derivative; projections without a key, or fewer than one.
+      ValueError: integer inputs, which have no derivative; projections without a projection_key, or fewer than one.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
@@ -77,10 +77,10 @@ def memory_profile(
     if projections is None:
         directions, scale = jnp.eye(y.shape[-1], dtype=y.dtype), 1
         norms = jax.lax.map(lambda unit: row_norms(pull(jnp.broadcast_to(unit, y.shape))[0]), directions)
-    elif key is None:
-        raise ValueError("random projections need a key.")
+    elif projection_key is None:
+        raise ValueError("memory_profile: random projections need a key; give projection_key=jax.random.key(0).")
     else:
-        keys, scale = jax.random.split(key, projections), projections
+        keys, scale = jax.random.split(projection_key, projections), projections
         norms = jax.lax.map(lambda k: row_norms(pull(jax.random.normal(k, y.shape, y.dtype))[0]), keys)
     return _by_lag(row_norms(jnp.moveaxis(norms, 0, -1)) / scale**0.5, mask)
 

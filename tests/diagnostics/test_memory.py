@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import inspect
 import math
 
 import jax
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 import seqjax
-from seqjax.diagnostics import memory_horizon, memory_profile
+from seqjax import diagnostics
+from seqjax.diagnostics import gradient_flow, memory_horizon, memory_profile, trajectories
 from seqjax.layers.conv import ConvParams
 from tests.common import F64
 from tests.diagnostics.by_hand import LEAKY, differences, leaky, lstm_step, random_params
@@ -76,7 +78,8 @@ def test_norm_is_that_of_finite_differences():
     model = seqjax.RNN(cell)
     np.testing.assert_allclose(profile(model, params, xs), expected, rtol=1e-7)
     # 400 projections: a relative standard deviation of 3.5% at most
-    estimate = jax.jit(lambda xs: memory_profile(model, params, xs, projections=400, key=jax.random.key(0)))(xs)
+    drawn = {"projections": 400, "projection_key": jax.random.key(0)}
+    estimate = jax.jit(lambda xs: memory_profile(model, params, xs, **drawn))(xs)
     np.testing.assert_allclose(estimate, expected, rtol=0.15)
 
 
@@ -101,7 +104,7 @@ def test_bad_input_is_refused():
     model, ids = seqjax.Serial(seqjax.Embed(5, 2), seqjax.RNN(LEAKY)), jnp.zeros((3, 1), jnp.int32)
     with pytest.raises(ValueError, match="no derivative in ids"):
         memory_profile(model, None, ids)
-    with pytest.raises(ValueError, match="need a key"):
+    with pytest.raises(ValueError, match="need a key; give projection_key="):
         memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=3)
     with pytest.raises(ValueError, match="projections must be a positive integer"):
         memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=0)
@@ -111,3 +114,8 @@ def test_bad_input_is_refused():
 def test_a_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(ValueError, match="fraction must be between 0 and 1, got"):
         memory_horizon(jnp.ones(3), fraction)
+
+
+def test_a_key_is_one_of_training_in_every_diagnostic():
+    functions = [getattr(diagnostics, name) for name in diagnostics.__all__ if name.islower()]
+    assert {f for f in functions if "key" in inspect.signature(f).parameters} == {gradient_flow, trajectories}
