@@ -6,10 +6,11 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from seqjax.activations import Activation, activation_function
-from seqjax.base import Cell
+from seqjax.base import Cell, Key
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, resolve
 
@@ -129,3 +130,43 @@ def cell(owner: str, given: Cell) -> None:
     """
     if not isinstance(given, Cell):
         raise ValueError(f"{owner} wraps a Cell, got {given!r}.")
+
+
+def functions(owner: str, **given: tuple[Any, str]) -> None:
+    """Rejects what cannot be called; each comes with the call it is for.
+
+    Raises:
+      ValueError: naming what was given and the call.
+    """
+    for name, (function, call) in given.items():
+        if not callable(function):
+            raise ValueError(f"{owner}: {name} must be a function, called as {call}, got {shown(function)}.")
+
+
+def key(owner: str, given: Key) -> None:
+    """Rejects anything that is neither `None` nor one random key.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if given is None:
+        return
+    try:
+        jax.eval_shape(jax.random.fold_in, given, 0)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{owner}: key must be one random key, such as jax.random.key(0), or None, got {shown(given)}."
+        ) from None
+
+
+def shown(given: Any) -> str:
+    """What was given, for a message: an array as its dtype and shape, and what would take lines as its type.
+
+    >>> shown(0.1), shown(np.zeros((2, 3))), shown([np.zeros(9)] * 9)
+    ('0.1', 'float64[2, 3]', 'a list')
+    """
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return f"{given.dtype}{list(given.shape)}"
+    if isinstance(given, tuple | list | Mapping) and any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(given)):
+        return f"a {type(given).__name__}"
+    return repr(given)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Key, Layer, Mask, Option, Params, Resets, Shape
 from seqjax.plan import Plan
+from seqjax.require import shown
 from seqjax.sequences import check_sequence, hide, step_shape
 
 
@@ -23,7 +24,7 @@ def check_layers(owner: str, *layers: Layer) -> None:
     for layer in layers:
         if not isinstance(layer, Layer):
             how = "give them one by one" if isinstance(layer, list | tuple) else "a Cell becomes one as RNN(cell)"
-            raise ValueError(f"{owner} takes seqjax Layers, got {layer!r}; {how}.")
+            raise ValueError(f"{owner} takes seqjax Layers, got {shown(layer)}; {how}.")
 
 
 def check_inner(owner: str, *layers: Layer) -> None:

@@ -4,6 +4,7 @@
 `fit` does all of it; a loop of your own needs only `make_train_step`.
 """
 
+from seqjax.training.batch import Batch
 from seqjax.training.checkpoint import Loaded, all_steps, latest_step, load, read_manifest, restore, save
 from seqjax.training.description import build, describe
 from seqjax.training.loop import Run, fit
@@ -18,7 +19,7 @@ from seqjax.training.losses import (
 )
 from seqjax.training.optimizers import ClipState, clip, clipped, was_clipped
 from seqjax.training.records import read_metrics
-from seqjax.training.step import Batch, TrainState, evaluate, init_state, make_eval_step, make_train_step
+from seqjax.training.step import TrainState, evaluate, init_state, make_eval_step, make_train_step
 from seqjax.training.stream import windows
 
 __all__ = [

@@ -23,11 +23,13 @@ import optax
 from seqjax import require
 from seqjax.base import Layer, Params
 from seqjax.layers.compose import check_layers
+from seqjax.training.batch import Batch, as_batch
 from seqjax.training.description import Types
-from seqjax.training.losses import Loss
+from seqjax.training.losses import CALL, Loss
+from seqjax.training.optimizers import check_optimizer
 from seqjax.training.records import Line, as_line
 from seqjax.training.rundir import Journal, RunDir
-from seqjax.training.step import METRICS, Batch, TrainState, init_state, make_train_step
+from seqjax.training.step import METRICS, TrainState, init_state, make_train_step
 
 
 class Run(NamedTuple):
@@ -118,13 +120,17 @@ def fit(
     [1, 2, 3]
     """
     check_layers("fit", model)
+    check_optimizer("fit", optimizer)
+    require.functions("fit", make_batch=(make_batch, "make_batch(seed, t) -> Batch"), loss=(loss, CALL))
+    if evaluate is not None:
+        require.functions("fit", evaluate=(evaluate, "evaluate(params) -> {name: number}"))
     require.positive("fit", steps=steps, keep=keep, log_every=log_every, give_up_after=give_up_after)
     require.positive_if_given("fit", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     if resume is not False and run_dir is None:
         raise ValueError(f"fit: resume={resume!r} continues the run in run_dir; give run_dir, or leave resume out.")
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
-    inputs = jax.eval_shape(jnp.asarray, Batch(*make_batch(seed, 0)).xs)
+    inputs = jax.eval_shape(jnp.asarray, as_batch(make_batch(seed, 0)).xs)
     params = model.init(init_key, inputs) if params is None else params
     carry = model.initial_carry(params, model.batch_shape(inputs)) if stateful else ()
     state = init_state(params, optimizer, carry)
@@ -167,7 +173,7 @@ def fit(
             last = done == steps
             logging = last or _due(done, evaluate_every) or _due(done, log_every)
 
-            batch = Batch(*make_batch(seed, t))
+            batch = as_batch(make_batch(seed, t))
             began = time.perf_counter()
             state, metrics = train_step(state, batch, step_key)
             if logging:

@@ -17,9 +17,11 @@ import optax
 
 from seqjax.base import Array, Described, Mask
 from seqjax.dtypes import widen
+from seqjax.require import shown
 from seqjax.sequences import hide
 
 Loss = Callable[[Array, Array, Mask], Array]
+CALL = "loss(predictions, targets, mask) -> scalar"
 
 
 def mean_squared_error(predictions: Array, targets: Array, mask: Mask = None) -> Array:
@@ -120,10 +122,11 @@ class AtLastStep(Described):
     loss: Loss
 
     def __call__(self, predictions: Array, targets: Array, mask: Mask = None) -> Array:
-        if len(predictions) != len(targets):
+        if jnp.shape(targets)[:1] != predictions.shape[:1]:
             raise ValueError(
-                f"AtLastStep takes targets of as many steps as predictions, {len(predictions)}, got {len(targets)}; "
-                "if a layer has a stride or 'valid' padding, subsample the targets to match."
+                f"AtLastStep takes one target a step, {len(predictions)} steps, got {shown(targets)}; for one label a "
+                "sequence use Last in the model, labels [1, B]; if a layer has a stride or 'valid' padding, subsample "
+                "the targets to match."
             )
         if mask is None:
             return self.loss(predictions[-1:], targets[-1:], None)

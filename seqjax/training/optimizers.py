@@ -78,7 +78,20 @@ def clipped(
 
     >>> optimizer = clipped(optax.adam(1e-3), norm=1.0)
     """
+    check_optimizer("clipped", optimizer)
     return optax.chain(clip(norm=norm, value=value, adaptive=adaptive), optimizer)
+
+
+def check_optimizer(owner: str, given: Any) -> None:
+    """Rejects anything that is not an optax transformation.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if not (hasattr(given, "init") and hasattr(given, "update")):
+        raise ValueError(
+            f"{owner}: optimizer must be an optax transformation such as optax.adam(1e-3), got {require.shown(given)}."
+        )
 
 
 def was_clipped(opt_state: optax.OptState) -> Array:

@@ -17,28 +17,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
+from seqjax import require
+from seqjax.base import Array, Carry, Key, Layer, Mask, Params
 from seqjax.layers.compose import check_layers, time_major
 from seqjax.norms import global_norm
-from seqjax.training.losses import Loss, weight
-from seqjax.training.optimizers import forget_clipping, was_clipped
+from seqjax.training.batch import Batch, as_batch, check_targets, shapes_as_given
+from seqjax.training.losses import CALL, Loss, weight
+from seqjax.training.optimizers import check_optimizer, forget_clipping, was_clipped
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "clipped", "skipped", "skipped_steps")
 """What a training step reports."""
-
-
-class Batch(NamedTuple):
-    """Sequences, what to predict from them, and their mask and resets."""
-
-    xs: Array
-    """`[T, ..., D]`, or ids `[T, ...]`; for a `BatchMajor` model batch-major, like all the fields below."""
-    ys: Array
-    """Targets, as the loss expects them: `[T', ..., F]`, or labels `[T', ...]`."""
-    mask: Mask = None
-    """`[T, ...]` bool, for the inputs; the loss sees what `model.time_map` makes of it."""
-    resets: Resets = None
-    """`[T, ...]` bool."""
 
 
 class TrainState(NamedTuple):
@@ -68,10 +57,14 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, carry: C
       optimizer: any optax transformation.
       carry: the model's initial carry, if training is stateful.
 
+    Raises:
+      ValueError: an `optimizer` that is none.
+
     >>> state = init_state({"w": jnp.ones(3)}, optax.sgd(0.1))
     >>> int(state.step), state.carry
     (0, ())
     """
+    check_optimizer("init_state", optimizer)
     zero = jnp.zeros((), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):  # as in `_train`
         opt_state = optimizer.init(params)
@@ -91,8 +84,9 @@ def make_train_step(
 ) -> TrainStep:
     """A jitted `step(state, batch, key) -> (state, metrics)`.
 
-    `key` belongs to the run: step t uses `fold_in(key, t)`, so you pass the same key to every step, and a
-    resumed run draws what an uninterrupted one would. `None` trains without randomness.
+    A batch may also be a tuple of a `Batch`'s fields. `key` belongs to the run: step t uses `fold_in(key, t)`, so you
+    pass the same key to every step, and a resumed run draws what an uninterrupted one would. `None` trains without
+    randomness.
 
     A step is skipped if the loss, the gradient's norm, the update or the new carry is not finite, or if a finite entry
     of the params or the opt_state would no longer be (such as the square of a gradient, after which nothing would
@@ -112,9 +106,10 @@ def make_train_step(
         params and the optimizer's state; use it only if you keep no other reference to them.
 
     Raises:
-      ValueError: a `model` that is not a layer, or, if stateful, one that does not stream; from the step: a window
-        that is not a multiple of the model's stride, a state without the model's carry, or a state with a carry
-        although training is not stateful.
+      ValueError: a `model` that is not a layer, or, if stateful, one that does not stream; a `loss` or an `optimizer`
+        that is none; from the step: a state, a batch or a key that is none, targets that the loss cannot take, a
+        window that is not a multiple of the model's stride, a state without the model's carry, or a state with a
+        carry although training is not stateful.
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
@@ -131,6 +126,8 @@ def make_train_step(
     """
 
     check_layers("make_train_step", model)
+    check_optimizer("make_train_step", optimizer)
+    require.functions("make_train_step", loss=(loss, CALL))
     if stateful and not model.streams:
         raise ValueError(f"stateful training needs a model that streams; {model!r} does not.")
     step = _donating_step if donate else _step
@@ -147,6 +144,9 @@ def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
     Returns:
       The step; `weight` is the number of steps over which the mean is taken.
 
+    Raises:
+      ValueError: a `model` that is not a layer, or metrics that are not losses by name.
+
     >>> import seqjax
     >>> from seqjax.training import mean_squared_error
     >>> model, batch = seqjax.Activation("relu"), Batch(jnp.ones((5, 2, 3)), jnp.zeros((5, 2, 3)))
@@ -154,6 +154,12 @@ def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
     >>> float(mean), int(weight)
     (1.0, 10)
     """
+    check_layers("make_eval_step", model)
+    if not isinstance(metrics, Mapping):
+        raise ValueError(
+            f"make_eval_step: metrics must be losses by name, such as {{'accuracy': accuracy}}, got {metrics!r}."
+        )
+    require.functions("make_eval_step", **{str(name): (loss, CALL) for name, loss in metrics.items()})
     return functools.partial(_evaluate, model, tuple(metrics.items()))
 
 
@@ -161,7 +167,7 @@ def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[s
     """The means of an evaluation step over all batches, each batch weighted by its number of steps.
 
     Raises:
-      ValueError: no batches.
+      ValueError: no batches, or a `step` that is none.
 
     >>> import seqjax
     >>> from seqjax.training import mean_squared_error
@@ -170,6 +176,7 @@ def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[s
     >>> evaluate(step, (), [Batch(ones, 0 * ones), Batch(ones, ones)])
     {'mse': 0.5}
     """
+    require.functions("evaluate", step=(step, "step(params, batch), as make_eval_step returns it"))
     results = [step(params, batch) for batch in batches]
     if not results:
         raise ValueError("evaluate was given no batches; an iterator can be used only once, a list repeatedly.")
@@ -190,9 +197,12 @@ def _train(
     optimizer: optax.GradientTransformation,
     stateful: bool,
     state: TrainState,
-    batch: Batch,
+    batch: Batch | tuple,
     key: Key,
 ) -> tuple[TrainState, Metrics]:
+    check_state("a training step", state)
+    require.key("a training step", key)
+    batch = as_batch(batch)
     _check_carry(model, stateful, state, batch)
     if key is not None:
         key = jax.random.fold_in(key, state.step)
@@ -200,7 +210,8 @@ def _train(
     def objective(params: Params) -> tuple[Array, Carry]:
         start = state.carry if stateful else None
         carry, predictions, targets, mask = _predict(model, params, start, batch, key)
-        return loss(predictions, targets, mask), carry if stateful else ()
+        with shapes_as_given(model, batch):
+            return loss(predictions, targets, mask), carry if stateful else ()
 
     (value, carry), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     # leaves may differ in dtype, and optax mixes its int32 count with floats
@@ -243,16 +254,21 @@ _donating_step = jax.jit(_train, static_argnums=(0, 1, 2, 3), donate_argnums=(4,
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _evaluate(
-    model: Layer, metrics: tuple[tuple[str, Loss], ...], params: Params, batch: Batch
+    model: Layer, metrics: tuple[tuple[str, Loss], ...], params: Params, batch: Batch | tuple
 ) -> dict[str, tuple[Array, Array]]:
+    if isinstance(params, TrainState):
+        raise ValueError("an evaluation step takes the params alone: state.params, not the TrainState.")
+    batch = as_batch(batch)
     _, predictions, targets, mask = _predict(model, params, None, batch, None)
-    return {name: (loss(predictions, targets, mask), weight(loss, predictions, mask)) for name, loss in metrics}
+    with shapes_as_given(model, batch):
+        return {name: (loss(predictions, targets, mask), weight(loss, predictions, mask)) for name, loss in metrics}
 
 
 def _predict(
     model: Layer, params: Params, carry: Carry | None, batch: Batch, key: Key
 ) -> tuple[Carry, Array, Array, Mask]:
     """The carry, outputs, targets and output mask, starting from `carry` or the initial one; axis 0 is always time."""
+    check_targets(model, batch)
     model, batch = time_major(model, batch)
     if carry is None:
         carry = model.initial_carry(params, model.batch_shape(batch.xs))
@@ -264,6 +280,16 @@ def _predict(
     mask, _ = model.time_map(batch.mask, batch.resets, carry)
     carry, predictions = model.apply(params, carry, batch.xs, mask=batch.mask, resets=batch.resets, key=key)
     return carry, predictions, batch.ys, mask
+
+
+def check_state(owner: str, given: Any) -> None:
+    """Rejects anything that is not a `TrainState`.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if not isinstance(given, TrainState):
+        raise ValueError(f"{owner} takes a TrainState, init_state(params, optimizer), got {require.shown(given)}.")
 
 
 def _check_carry(model: Layer, stateful: bool, state: TrainState, batch: Batch) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from seqjax.training.step import Batch
+from seqjax.training.batch import Batch
 
 
 def windows(xs: ArrayLike, ys: ArrayLike, *, window: int, batch: int) -> Callable[[int, int], Batch]:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch: what a training step learns from, and what is said of one that does not fit."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.base import Array, Layer, Mask, Resets
+from seqjax.layers.compose import BatchMajor
+from seqjax.require import shown
+
+
+class Batch(NamedTuple):
+    """Sequences, what to predict from them, and their mask and resets."""
+
+    xs: Array
+    """`[T, ..., D]`, or ids `[T, ...]`; for a `BatchMajor` model batch-major, like all the fields below."""
+    ys: Array
+    """Targets, as the loss expects them: `[T', ..., F]`, or labels `[T', ...]`."""
+    mask: Mask = None
+    """`[T, ...]` bool, for the inputs; the loss sees what `model.time_map` makes of it."""
+    resets: Resets = None
+    """`[T, ...]` bool."""
+
+
+def as_batch(given: Any) -> Batch:
+    """`given`, a `Batch` or a tuple of its fields.
+
+    Raises:
+      ValueError: naming anything else.
+
+    >>> as_batch((1, 2)).ys
+    2
+    """
+    if not isinstance(given, tuple | list) or not 2 <= len(given) <= len(Batch._fields):
+        raise ValueError(
+            f"a batch is Batch(xs, ys, mask, resets), or a tuple of these with at least xs and ys, got {shown(given)}."
+        )
+    return Batch(*given)
+
+
+def check_targets(model: Layer, batch: Batch) -> None:
+    """Rejects targets without both of the axes that `BatchMajor` swaps; all else about them is the loss's to say.
+
+    Raises:
+      ValueError: naming their shape.
+    """
+    if isinstance(model, BatchMajor) and any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(batch.ys)):
+        raise ValueError(
+            f"a BatchMajor model takes ys [B, T, ...], got {shown(batch.ys)}; "
+            "for one label a sequence use Last in the model, labels [B, 1]."
+        )
+
+
+@contextlib.contextmanager
+def shapes_as_given(model: Layer, batch: Batch) -> Iterator[None]:
+    """Adds the shape of a `BatchMajor` model's targets to what a loss, which sees them time-major, says of them."""
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(model, BatchMajor):
+            raise
+        raise ValueError(
+            f"{error} These shapes are time-major, as losses see them; the model is BatchMajor, "
+            f"and its ys were given as {shown(batch.ys)}."
+        ) from error
