@@ -22,7 +22,7 @@ from seqjax.dtypes import at_least_float32
 
 Initializer = str | Callable[..., Array]
 
-_BARE = ("zeros", "ones")
+BARE = ("zeros", "ones")
 _MADE = (
     *("glorot_normal", "glorot_uniform", "xavier_normal", "xavier_uniform"),
     *("he_normal", "he_uniform", "kaiming_normal", "kaiming_uniform", "lecun_normal", "lecun_uniform"),
@@ -48,10 +48,10 @@ def _rounded(draw: Callable[..., Array], key: Array, shape: Shape, dtype: DTypeL
 
 
 def _named(initializer: str) -> Callable[..., Array]:
-    if not isinstance(initializer, str) or initializer not in _BARE + _MADE:
-        raise ValueError(f"unknown initializer {initializer!r}; give a function or one of {sorted(_BARE + _MADE)}.")
+    if not isinstance(initializer, str) or initializer not in BARE + _MADE:
+        raise ValueError(f"unknown initializer {initializer!r}; give a function or one of {sorted(BARE + _MADE)}.")
     found = getattr(jax.nn.initializers, initializer)
-    return found if initializer in _BARE else found()
+    return found if initializer in BARE else found()
 
 
 def _check_finite(owner: str, **given: float) -> None:

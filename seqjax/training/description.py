@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from seqjax.activations import FUNCTIONS
 from seqjax.base import Described
+from seqjax.initializers import BARE
 
 Description = Any
 """None, bool, int, float, str, or a dict or list of these."""
@@ -80,9 +83,15 @@ def _describe(value: Any, known: dict[str, Any], where: str) -> Description:
             "fields": {f.name: _describe(getattr(value, f.name), known, f"{where}.{f.name}") for f in fields},
         }
     if callable(value):
+        functions = {**FUNCTIONS, **{bare: getattr(jax.nn.initializers, bare) for bare in BARE}}
+        string = next((known for known, function in functions.items() if function is value), None)
         raise ValueError(
-            f"{where} is the function {value!r}, which cannot be saved; give its name as a string "
-            f"(e.g. {name or 'tanh'!r}), or pass it in types= if it is your own named function."
+            f"{where} is the function {value!r}, which cannot be saved; "
+            + (
+                f"give its name as a string, {string!r}."
+                if string
+                else "write a frozen dataclass with __call__, or a named function of your own, and pass it in types=."
+            )
         )
     raise ValueError(
         f"{where} is a {type(value).__name__}, {value!r}, which cannot be saved; hyperparameters are numbers, "

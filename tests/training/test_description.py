@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,6 +78,14 @@ def test_a_function_says_where_it_is_and_to_use_its_name():
     model = seqjax.Serial(seqjax.Dense(2), seqjax.Dense(1, activation=jnp.tanh))
     with pytest.raises(ValueError, match=r"Serial.layers\[1\].activation is the function.*give its name.*'tanh'"):
         describe(model)
+    with pytest.raises(ValueError, match=r"RNN.cell.bias_init is the function.*give its name as a string, 'ones'"):
+        describe(seqjax.RNN(seqjax.GRU(2, bias_init=jax.nn.initializers.ones)))
+
+
+@pytest.mark.parametrize("function", [jax.nn.initializers.orthogonal(0.5), lambda key, shape, dtype: 0, double])
+def test_a_function_without_a_string_that_stands_for_it_is_to_become_a_dataclass(function):
+    with pytest.raises(ValueError, match=r"w_rec_init is the function.*saved; write a frozen dataclass with __call__"):
+        describe(seqjax.RNN(seqjax.GRU(2, w_rec_init=function)))
 
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}, jnp.ones(2), 1j], ids=["list", "dict", "array", "complex"])
