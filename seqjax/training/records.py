@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+FILE = "metrics.jsonl"
 Line = dict[str, Any]
 """`{"step": 100, "loss": 0.02, "grad_norm": 0.3, "clipped": False, "skipped": False, "skipped_steps": 0, ...}`."""
 
@@ -37,6 +38,9 @@ def _plain(name: str, value: Any) -> Any:
 def read_metrics(path: str | Path) -> list[Line]:
     """The complete lines of a `metrics.jsonl`, without a last line that a killed process left half written.
 
+    Args:
+      path: the file, or the run's directory that holds it.
+
     Raises:
       ValueError: a damaged line that is not the last, or steps out of order.
       OSError: it cannot be read.
@@ -48,7 +52,8 @@ def read_metrics(path: str | Path) -> list[Line]:
     ...     read_metrics(file.name)
     [{'step': 1, 'loss': 0.5}]
     """
-    return [line for line, _ in _lines(Path(path))]
+    path = Path(path)
+    return [line for line, _ in _lines(path / FILE if path.is_dir() else path)]
 
 
 class MetricsFile:

@@ -14,7 +14,7 @@ from seqjax.base import Layer
 from seqjax.training import checkpoint
 from seqjax.training.alone import alone
 from seqjax.training.description import Types, describe
-from seqjax.training.records import Line, MetricsFile
+from seqjax.training.records import FILE, Line, MetricsFile
 from seqjax.training.step import TrainState
 
 
@@ -63,7 +63,7 @@ class RunDir:
         types: Types,
     ):
         self.path = Path(path)
-        self.metrics_path = self.path / "metrics.jsonl"
+        self.metrics_path = self.path / FILE
         self._model, self._inputs, self._keep, self._types = model, inputs, keep, types
         self._metadata = {"seed": seed, "config": dict(config or {})}
         describe(model, types)

@@ -42,6 +42,7 @@ def test_metrics_of_a_training_run_are_read(tmp_path):
         optimizer=training.clipped(optax.sgd(0.0), norm=10.0),
     )  # fmt: skip
     lines = training.read_metrics(tmp_path / "metrics.jsonl")
+    assert lines == training.read_metrics(tmp_path)  # the run's directory, as `load` takes it
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["clipped"] is True
     assert clip_history(lines, blocks=2).clipped.tolist() == [1, 0]
 
