@@ -23,7 +23,7 @@ from seqjax.base import Array, Layer, Params
 from seqjax.paths import leaf_names
 from seqjax.training import storage
 from seqjax.training.description import Types, build, describe
-from seqjax.training.step import TrainState
+from seqjax.training.step import TrainState, check_state
 
 
 class Loaded(NamedTuple):
@@ -73,6 +73,7 @@ def save(
     Dense(1)
     """
     require.positive("save", keep=keep)
+    check_state("save", state)
     step = int(state.step)
     directory = _directory(run_dir)
     if (directory / str(step)).exists():
@@ -178,6 +179,7 @@ def restore(
     >>> bool((state.params.kernel == trained.params.kernel).all())
     True
     """
+    check_state("restore", like)
     manifest = read_manifest(run_dir, step)
     path = _directory(run_dir) / str(manifest["step"])
     if manifest["model"] != describe(model, types):
@@ -303,7 +305,8 @@ def _fill(path: Path, manifest: dict[str, Any], like: Any) -> Any:
         )
         raise ValueError(
             f"{path} does not fit: {shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''}. "
-            "It was saved with another optimizer, other inputs or other dtypes; use the same, or give another run_dir."
+            "It was saved with another optimizer, other inputs, other dtypes or another `stateful`; use the same, or "
+            "give another run_dir."
         )
     data = storage.read(path)
 

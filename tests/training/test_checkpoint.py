@@ -213,6 +213,12 @@ def test_a_checkpoint_of_another_optimizer_is_named(tmp_path, state, optimizer, 
         restore(tmp_path, init_state(state.params, optimizer), model=MODEL)
 
 
+def test_params_alone_are_no_state(tmp_path, state):
+    for call in (save, restore):
+        with pytest.raises(ValueError, match=rf"{call.__name__} takes a TrainState, .* got a tuple"):
+            call(tmp_path, state.params, model=MODEL, **({"inputs": INPUTS} if call is save else {}))
+
+
 def test_a_checkpoint_for_other_inputs_is_named(tmp_path, state):
     write(tmp_path, state, 1)
     wider = MODEL.init(jax.random.key(0), jax.ShapeDtypeStruct((5, 2, 9), jnp.float32))

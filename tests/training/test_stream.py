@@ -116,6 +116,14 @@ def test_a_resumed_stateful_run_is_bit_for_bit_the_uninterrupted_one(tmp_path):
     assert float(jnp.abs(resumed.state.carry.c).sum()) > 0
 
 
+def test_a_stateful_run_is_resumed_by_none_that_is_not(tmp_path):
+    make_batch = windows(XS, YS, window=4, batch=2)
+    options = {"loss": mean_squared_error, "optimizer": optax.sgd(1e-2), "run_dir": tmp_path, "progress": False}
+    fit(MODEL, make_batch, steps=2, stateful=True, **options)
+    with pytest.raises(ValueError, match=r"carry.*saved .*, expected nothing.*or another `stateful`; use the same"):
+        fit(MODEL, make_batch, steps=5, resume=True, **options)
+
+
 def test_what_cannot_be_walked_is_refused():
     with pytest.raises(ValueError, match="do not fill one window of 100 steps"):
         windows(XS, YS, window=100, batch=1)
