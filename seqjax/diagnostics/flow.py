@@ -2,11 +2,13 @@
 """Gradient flow: how much of the loss's gradient reaches the state at each step."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.diagnostics.trajectory import (
     ProbedParams,
@@ -17,7 +19,7 @@ from seqjax.diagnostics.trajectory import (
     state_layout,
     with_probes,
 )
-from seqjax.layers.compose import time_major
+from seqjax.layers.compose import check_layers, time_major
 from seqjax.norms import row_norms
 from seqjax.sequences import as_sequence
 
@@ -73,7 +75,7 @@ def gradient_flow(
       masked, there is no new state and the norm is 0.
 
     Raises:
-      ValueError: a model without a recurrent layer.
+      ValueError: a `model` that is not a layer, or has no recurrent layer; a `loss` that takes targets.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.LSTM(4)), seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
@@ -84,6 +86,13 @@ def gradient_flow(
 
     Source: Pascanu, Mikolov and Bengio 2013, section 2; Hochreiter et al. 2001.
     """
+    check_layers("gradient_flow", model)
+    require.functions("gradient_flow", loss=(loss, "loss(ys, mask) -> scalar"))
+    if [*inspect.signature(loss).parameters][1:2] == ["targets"]:
+        raise ValueError(
+            f"gradient_flow: loss is called as loss(ys, mask), without targets, got {loss!r}; "
+            "bind them: lambda ys, mask: loss(ys, targets, mask), which for a BatchMajor model sees them time-major."
+        )
     model, xs, mask, resets = time_major(model, xs, mask, resets)
     xs = as_sequence(xs, mask, resets)
     probed = with_probes(model)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.diagnostics.trajectory import Trajectory
+from seqjax.diagnostics.trajectory import Trajectory, check_trajectory
 from seqjax.engines.jacobians import columns
 
 
@@ -42,6 +42,7 @@ def step_jacobians(trajectory: Trajectory) -> Array:
     >>> step_jacobians(seen).shape
     (5, 2, 8, 8)
     """
+    check_trajectory("step_jacobians", trajectory)
     return jax.lax.map(lambda at: _jacobian(trajectory, *at), (_states(trajectory), trajectory.xs))
 
 
@@ -84,6 +85,8 @@ def jacobian_spectrum(trajectory: Trajectory) -> Spectrum:
 
     Source: Pascanu, Mikolov and Bengio 2013, section 2.1.
     """
+
+    check_trajectory("jacobian_spectrum", trajectory)
 
     def spectrum(at: tuple[Array, Array]) -> Spectrum:
         jacobian = _jacobian(trajectory, *at)

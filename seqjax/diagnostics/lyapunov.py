@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.diagnostics.jacobians import push
-from seqjax.diagnostics.trajectory import Trajectory
+from seqjax.diagnostics.trajectory import Trajectory, check_trajectory
 
 
 def lyapunov_exponents(
@@ -48,6 +48,7 @@ def lyapunov_exponents(
 
     Source: Benettin et al. 1980; for recurrent networks Engelken, Wolf and Abbott 2023.
     """
+    check_trajectory("lyapunov_exponents", trajectory)
     layout, T = trajectory.layout, len(trajectory.xs)
     if not 1 <= count <= layout.size:
         raise ValueError(f"count must be from 1 to the {layout.size} numbers of the state, got {count}.")

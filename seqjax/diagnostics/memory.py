@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.layers.compose import time_major
+from seqjax.layers.compose import check_layers, time_major
 from seqjax.norms import row_norms
 from seqjax.sequences import last_step
 
@@ -46,7 +46,8 @@ def memory_profile(
       first step, infinity where the derivative has left its dtype's range.
 
     Raises:
-      ValueError: integer inputs, which have no derivative; projections without a projection_key, or fewer than one.
+      ValueError: a `model` that is not a layer; integer inputs, which have no derivative; projections without a
+        projection_key, or fewer than one.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
@@ -57,6 +58,7 @@ def memory_profile(
 
     Source: the sensitivity of Hochreiter et al. 2001, section 3; Hutchinson 1990 for the projections.
     """
+    check_layers("memory_profile", model)
     model, xs, mask, resets = time_major(model, xs, mask, resets)
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise ValueError(

@@ -21,7 +21,7 @@ from seqjax.cells.minimal import MinGRU, MinLSTM
 from seqjax.cells.noise import RecurrentDropout, Zoneout
 from seqjax.cells.rg_lru import RGLRU
 from seqjax.cells.simple import Simple
-from seqjax.diagnostics.trajectory import Trajectory
+from seqjax.diagnostics.trajectory import Trajectory, check_trajectory
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "tanh": (-1.0, 1.0),
@@ -76,6 +76,7 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
     >>> {name: (gate.values.shape, gate.activation) for name, gate in gate_values(seen).items()}
     {'z': ((5, 2, 4), 'sigmoid'), 'r': ((5, 2, 4), 'sigmoid'), 'g': ((5, 2, 4), 'tanh')}
     """
+    check_trajectory("gate_values", trajectory)
     cell, params, carries = trajectory.cell, trajectory.params, trajectory.carries
     while isinstance(cell, Zoneout | RecurrentDropout):
         cell = cell.cell
@@ -155,6 +156,7 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
 
     Source: Karpathy, Johnson and Fei-Fei 2016, section 4.2, for the fractions left and right.
     """
+    check_trajectory("saturation", trajectory)
     if not 0 <= epsilon < 0.5:
         raise ValueError(f"saturation: epsilon must be from 0 to below 0.5, half of a gate's range, got {epsilon!r}.")
     found = {}

@@ -19,10 +19,11 @@ from seqjax.engines.relaxed import Relaxed
 from seqjax.engines.scan import Scan
 from seqjax.engines.sharded import Sharded
 from seqjax.engines.truncated import Truncated
-from seqjax.layers.compose import map_layers, time_major
+from seqjax.layers.compose import check_layers, map_layers, time_major
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names
+from seqjax.require import shown
 from seqjax.sequences import as_sequence, hide
 
 
@@ -57,6 +58,19 @@ class Trajectory:
         """Every `stride`-th step of it, for functions that look at steps one by one."""
         carries, xs, mask = jax.tree.map(lambda a: a[::stride], (self.carries, self.xs, self.mask))
         return dataclasses.replace(self, carries=carries, xs=xs, mask=mask)
+
+
+def check_trajectory(owner: str, given: Any) -> None:
+    """Rejects anything that is not the trajectory of one layer, such as all that `trajectories` returns.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if not isinstance(given, Trajectory):
+        raise ValueError(
+            f"{owner} takes the Trajectory of one recurrent layer, got {shown(given)}; "
+            "trajectories(model, params, xs) returns one for each: choose one, as [0] does."
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -224,7 +238,7 @@ def trajectories(
       layer sees: fewer after a strided layer. Those of a backward direction run backward in time.
 
     Raises:
-      ValueError: a model without a recurrent layer; a cell whose carry contains only integers.
+      ValueError: a `model` that is not a layer, or has no recurrent layer; a cell whose carry contains only integers.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.Conv1D(3, 2, stride=2), seqjax.RNN(seqjax.LSTM(4)), seqjax.Dense(1))
@@ -233,6 +247,7 @@ def trajectories(
     >>> seen.name, seen.xs.shape, seen.carries.c.shape
     ('1 LSTM(4)', (5, 2, 3), (5, 2, 4))
     """
+    check_layers("trajectories", model)
     model, xs, mask, resets = time_major(model, xs, mask, resets)
     xs = as_sequence(xs, mask, resets)
     probed = with_probes(model)

@@ -10,7 +10,14 @@ import seqjax
 from seqjax import engines
 from seqjax.cells import LambdaCell, Zoneout
 from seqjax.cells.simple import SimpleParams
-from seqjax.diagnostics import jacobian_spectrum, lyapunov_exponents, step_jacobians, trajectories
+from seqjax.diagnostics import (
+    gate_values,
+    jacobian_spectrum,
+    lyapunov_exponents,
+    saturation,
+    step_jacobians,
+    trajectories,
+)
 from seqjax.diagnostics.trajectory import probed_carry, probed_params, with_probes
 from seqjax.testing import example
 from tests.common import F64
@@ -187,6 +194,15 @@ def test_a_carry_of_integers_alone_is_refused_by_name():
     )
     with pytest.raises(ValueError, match=r"LambdaCell\(.* carries no floating-point numbers"):
         trajectories(seqjax.RNN(cell), (), jnp.ones((3, 1)))
+
+
+@pytest.mark.parametrize(
+    "look", [gate_values, jacobian_spectrum, lyapunov_exponents, saturation, step_jacobians], ids=lambda f: f.__name__
+)
+def test_the_trajectories_of_all_layers_are_not_those_of_one(look):
+    cell, params = linear([[0.5]])
+    with pytest.raises(ValueError, match=rf"{look.__name__} takes .* of one recurrent layer, got .*choose one"):
+        look(trajectories(seqjax.RNN(cell), params, jnp.ones((3, 1))))
 
 
 def test_bad_counts_are_refused():

@@ -9,10 +9,11 @@ import pytest
 import seqjax
 from seqjax import engines
 from seqjax.cells import LambdaCell
-from seqjax.diagnostics import gradient_flow
+from seqjax.diagnostics import gradient_flow, memory_profile, trajectories
 from seqjax.diagnostics.trajectory import with_probes
 from seqjax.engines.fused import Fused
 from seqjax.layers import Wavefront
+from seqjax.training import AtLastStep, mean_squared_error
 from tests.common import F64, sigmoid
 from tests.diagnostics.by_hand import LEAKY, leaky, lstm_step, random_params
 
@@ -168,6 +169,20 @@ def test_model_without_recurrence_is_refused():
     xs = jnp.ones((3, 1), jnp.float32)
     with pytest.raises(ValueError, match="no recurrent layer"):
         gradient_flow(model, model.init(jax.random.key(0), xs), xs, last)
+
+
+def test_what_is_no_model_is_named():
+    for look in (gradient_flow, memory_profile, trajectories):
+        with pytest.raises(ValueError, match=rf"{look.__name__} takes seqjax Layers, got float32\[3, 1\]"):
+            look(jnp.ones((3, 1), jnp.float32), seqjax.RNN(seqjax.GRU(1)), None, *[last] * (look is gradient_flow))
+
+
+def test_a_loss_of_training_is_refused_as_it_takes_targets():
+    for loss in (mean_squared_error, AtLastStep(mean_squared_error), functools.partial(mean_squared_error, targets=0)):
+        with pytest.raises(ValueError, match=r"loss is called as loss\(ys, mask\), without targets, got .*bind them"):
+            gradient_flow(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), loss)
+    with pytest.raises(ValueError, match=r"loss must be a function, called as loss\(ys, mask\)"):
+        gradient_flow(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), "mse")
 
 
 def test_a_gradient_that_explodes_has_a_norm_up_to_the_dtypes_largest_number():
