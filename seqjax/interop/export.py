@@ -34,6 +34,7 @@ from seqjax.layers.compose import BatchMajor, Residual, Serial, map_layers
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names
+from seqjax.require import shown
 
 LOOP = Scan(adjoint=False)
 """The engine of artifacts: nothing in it depends on the length, and an artifact needs no hand-written reverse pass."""
@@ -200,7 +201,7 @@ def _inputs(
 ) -> list[jax.ShapeDtypeStruct]:
     """`xs`, then the mask and the resets, if there are any."""
     if not isinstance(shape, str):
-        raise ValueError(f"the shape of xs is a string such as 't, b, 3', got {shape!r}.")
+        raise ValueError(f"the shape of xs is a string such as 't, b, 3', got {shown(shape)}.")
     wanted, at = ("[B, T, ..., D]", 1) if isinstance(model, BatchMajor) else ("[T, ..., D]", 0)
     axes = [dim.strip() for dim in shape.split(",") if dim.strip()]
     if len(axes) <= at:

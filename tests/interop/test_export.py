@@ -247,6 +247,8 @@ def test_what_cannot_stream_is_refused_by_name():
         export_stream(mission_model("causal"), None, "k, b, 3")
     with pytest.raises(ValueError, match="is a string such as"):
         export_model(model, None, (50, 2, 3))
+    with pytest.raises(ValueError, match=r"is a string such as 't, b, 3', got float32\[50, 2, 3\]"):
+        export_model(model, None, jnp.ones((50, 2, 3), jnp.float32))
 
 
 @pytest.mark.parametrize("layer", [seqjax.RNN(seqjax.GRU(3)), seqjax.Dense(3)])

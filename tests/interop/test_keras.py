@@ -468,6 +468,8 @@ def test_ignore_leaves_out_what_is_the_callers_business_and_nothing_else():
     assert len(from_keras(sequential, ignore=("Masking",))[0].layers) == 1
     with pytest.raises(ValueError, match="go_backwards"):
         from_keras(layer, ignore=("go_backwards",))
+    with pytest.raises(ValueError, match=r"ignore is a tuple of .*'mask_zero'.*, got 'mask_zero'"):
+        from_keras(layer, ignore="mask_zero")
 
 
 def test_a_users_own_class_is_refused_by_name_without_a_mapping():

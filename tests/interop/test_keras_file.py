@@ -258,7 +258,7 @@ def test_what_is_no_keras_3_sequential_is_refused(saved, tmp_path):
         with pytest.raises(ValueError, match=message if message != "keras_version" else "Keras 3"):
             load_keras(rewritten(tmp_path, changed))
     (tmp_path / "text.keras").write_text("hello")
-    with pytest.raises(ValueError, match="readable"):
+    with pytest.raises(ValueError, match=r"readable.*; save the model as .keras, with model.save"):
         load_keras(tmp_path / "text.keras")
     with pytest.raises(FileNotFoundError):
         load_keras(tmp_path / "absent.keras")

@@ -460,7 +460,7 @@ UNREADABLE = {
     "padding_mode='circular'": lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"),
     "padding=": lambda: nn.Conv1d(2, 3, 3, padding=2),
     "normalized_shape": lambda: nn.LayerNorm((2, 3)),
-    "padding_idx=0": lambda: nn.Embedding(3, 2, padding_idx=0),
+    r"padding_idx=0 .*set module.padding_idx = None.* mask=\(ids != 0\)": lambda: nn.Embedding(3, 2, padding_idx=0),
     "max_norm": lambda: nn.Embedding(3, 2, max_norm=1.0),
     "approximate='none'": lambda: nn.GELU(),
     "negative_slope": lambda: nn.LeakyReLU(0.3),

@@ -74,7 +74,9 @@ def _readable(path: str | os.PathLike) -> Iterator[None]:
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (zipfile.BadZipFile, zlib.error, struct.error, LookupError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .keras file: {error}") from error
+        raise ValueError(
+            f"{path} is not a readable .keras file: {error}; save the model as .keras, with model.save('name.keras')."
+        ) from error
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:

@@ -166,7 +166,8 @@ def check_ignore(ignore: Collection[str]) -> None:
     unknown = [name for name in ignore if name not in _IGNORABLE and not name.endswith(_IGNORABLE_ENDINGS)]
     if isinstance(ignore, str) or unknown:
         raise ValueError(
-            f"ignore holds names of options such as 'kernel_regularizer' and of {list(_IGNORABLE)}, got {ignore!r}."
+            "ignore is a tuple of names of options, such as ('kernel_regularizer',), and of "
+            f"{list(_IGNORABLE)}, got {ignore!r}."
         )
 
 

@@ -183,7 +183,14 @@ def _layer_norm(module: Any) -> tuple[Layer, Params]:
 
 
 def _embedding(module: Any) -> tuple[Layer, Params]:
-    _require(module, padding_idx=(None,), max_norm=(None,), scale_grad_by_freq=(False,))
+    _require(module, max_norm=(None,), scale_grad_by_freq=(False,))
+    if module.padding_idx is not None:
+        raise unsupported(
+            f"torch {module!r}",
+            f"padding_idx={module.padding_idx}",
+            "it keeps a row from being trained: set module.padding_idx = None, "
+            f"and give mask=(ids != {module.padding_idx}) to apply",
+        )
     (table,) = _weights(module, "weight")
     layer = Embed(module.num_embeddings, module.embedding_dim, dtypes=param_dtypes(table.dtype))
     return layer, EmbedParams(table)
