@@ -29,24 +29,27 @@ def is_spread(array: Array | jax.ShapeDtypeStruct) -> bool:
 
 def alike(tree: Any, like: Any) -> Any:
     """`tree` with its arrays spread like those of `like`, on a mesh with explicit axes."""
-    return tree if explicit_mesh(like) is None else _over(tree, jax.tree.map(_spec, like), like)
+    mesh = explicit_mesh(like)
+    return tree if mesh is None else _over(mesh, tree, jax.tree.map(_spec, like), like)
 
 
 def batch_alike(carries: Any, x: Array) -> Any:
     """Carries `[..., H]`; on a mesh with explicit axes, spread like the batch of `x [T, ..., D]`. A loop requires it
     where that mesh is set, and elsewhere would gather the carry at every step."""
-    batch = _spec(x)[1:-1]
-    if explicit_mesh(x) is None or all(axis is None for axis in batch):
+    mesh, batch = explicit_mesh(x), _spec(x)[1:-1]
+    if mesh is None or all(axis is None for axis in batch):
         return carries
-    return _over(carries, jax.tree.map(lambda leaf: PartitionSpec(*batch, *_spec(leaf)[len(batch) :]), carries), x)
+    specs = jax.tree.map(lambda leaf: PartitionSpec(*batch, *_spec(leaf)[len(batch) :]), carries)
+    return _over(mesh, carries, specs, x)
 
 
 def step_alike(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
     """`carry` spread as `step` returns it, as `lax.scan(step, carry, xs)` requires on a mesh with explicit axes."""
-    if explicit_mesh(xs) is None:
+    mesh = explicit_mesh(xs)
+    if mesh is None:
         return carry
     first = jax.eval_shape(lambda carry, xs: step(carry, jax.tree.map(lambda a: a[0], xs))[0], carry, xs)
-    return _over(carry, jax.tree.map(_spec, first), xs)
+    return _over(mesh, carry, jax.tree.map(_spec, first), xs)
 
 
 def varying_alike(*trees: Any) -> tuple:
@@ -72,16 +75,17 @@ def _spec(array: Array | jax.ShapeDtypeStruct) -> PartitionSpec:
     return jax.typeof(array).sharding.spec
 
 
-def _over(tree: Any, specs: Any, on: Any) -> Any:
-    """`tree` spread over `specs` of the mesh with explicit axes on which the arrays `on` lie, or that is set."""
+def _over(mesh: AbstractMesh, tree: Any, specs: Any, beside: Any) -> Any:
+    """`tree` spread over `specs` of `mesh`. Where the mesh is not set and nothing is compiled, JAX finds its devices by
+    the arrays `beside`, which lie on it."""
     leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, _leaves_over(leaves, tuple(jax.tree.leaves(specs)), on))
+    shardings = tuple(NamedSharding(mesh, spec) for spec in jax.tree.leaves(specs))
+    return jax.tree.unflatten(structure, _leaves_over(shardings, leaves, beside))
 
 
-@functools.partial(jax.jit, static_argnums=1, keep_unused=True, inline=True)  # outside jit, `on` tells JAX the devices
-def _leaves_over(leaves: list[Array], specs: tuple[PartitionSpec, ...], on: Any) -> list[Array]:
-    mesh: Any = explicit_mesh(on)
+@functools.partial(jax.jit, static_argnums=0, keep_unused=True, inline=True)
+def _leaves_over(shardings: tuple[NamedSharding, ...], leaves: list[Array], beside: Any) -> list[Array]:
     return [
-        leaf if _spec(leaf) == spec else jax.sharding.reshard(leaf, NamedSharding(mesh, spec))
-        for leaf, spec in zip(leaves, specs, strict=True)
+        leaf if _spec(leaf) == sharding.spec else jax.sharding.reshard(leaf, sharding)
+        for leaf, sharding in zip(leaves, shardings, strict=True)
     ]
