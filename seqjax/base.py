@@ -111,7 +111,16 @@ class Cell(Described):
 
     @abc.abstractmethod
     def step(self, params: Params, carry: Carry, z: Any, key: Key = None) -> tuple[Carry, Array]:
-        """One step from `z = project(params, x)`: the new carry and the output `[..., H]`."""
+        """One step from `z = project(params, x)`.
+
+        Args:
+          params, carry: as drawn by `init`, and that of the step before, like `initial_carry`.
+          z: made from x `[..., D]`.
+          key: a key trains, by noise or the batch's statistics; `None` evaluates.
+
+        Returns:
+          The new carry, of the same structure, shapes and dtypes, and y `[..., H]` in the dtype of the computation.
+        """
 
     # -- adjoint ---------------------------------------------------------------------------
 
@@ -205,11 +214,18 @@ class Engine(Described):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        """Runs `cell` over `xs [T, ..., D]`; returns the carry after the last step and `ys [T, ..., H]`.
+        """Runs `cell` over all steps.
 
-        Where `mask` is False the step is skipped: the carry is kept and the output is
-        zeros. Where `resets` is True the carry goes back to the initial carry before
-        x_t is consumed, even if x_t is masked.
+        Args:
+          cell, params: the recurrence, and its params as drawn by `init`.
+          carry: what step 0 starts from: the cell's `initial_carry`, or what an earlier run returned.
+          xs: `[T, ..., D]` in the dtype that the cell takes, T >= 1.
+          mask: `[T, ...]` bool. False: the step is skipped; the carry is kept and the output is zeros.
+          resets: `[T, ...]` bool. True: the carry goes back to the initial one before x_t, even if x_t is masked.
+          key: a key trains, by noise in the recurrence or the batch's statistics; `None` evaluates.
+
+        Returns:
+          The carry after the last step, and ys `[T, ..., H]` in the dtype of the cell's outputs.
         """
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
@@ -254,7 +270,19 @@ class Layer(Described):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        """Maps `xs [T, ..., D]` to `(carry, ys [T', ..., F])`."""
+        """Maps a sequence to a sequence.
+
+        Args:
+          params: as drawn by `init`.
+          carry: what step 0 starts from: `initial_carry`, or what `apply` returned for the steps before.
+          xs: `[T, ..., D]` floats, T >= 1; integer ids `[T, ...]` for `Embed`.
+          mask: `[T, ...]` bool. False: the step is skipped; the carry is kept and the output is zeros.
+          resets: `[T, ...]` bool. True: the carry goes back to the initial one before x_t, even if x_t is masked.
+          key: a key trains, with dropout, zoneout and the batch's statistics; `None` evaluates.
+
+        Returns:
+          The carry after the last step, and ys `[T', ..., F]` floats; T' is T unless the layer changes the time axis.
+        """
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
         """What `apply` would do with such inputs, one entry for each inner layer."""
