@@ -9,13 +9,21 @@ import jax
 
 
 class Plan(NamedTuple):
-    """One layer of a model, with how it will be run and why."""
+    """One layer of a model, with how it will be run and why.
 
-    layer: str  # as code
-    engine: str  # as code, "" for a layer that has none
+    Attributes:
+      layer: as code.
+      engine: as code, "" for a layer that has none.
+      why: in words.
+      memory: bytes that a gradient keeps, besides inputs, outputs and params.
+      depth: sequential steps of a forward pass, each of which waits for the one before.
+    """
+
+    layer: str
+    engine: str
     why: str
-    memory: int  # bytes that a gradient keeps, besides inputs, outputs and params
-    depth: int  # sequential steps of a forward pass, each of which waits for the one before
+    memory: int
+    depth: int
 
 
 def tree_bytes(tree: Any) -> int:

@@ -18,18 +18,28 @@ from seqjax.initializers import Initializer
 
 
 class GRUParams(NamedTuple):
-    """H units, D inputs; gates in the order z, r, g. `bias_rec` exists only with `reset="after"`."""
+    """Params of `GRU`: H units, D inputs; gates side by side in the order z, r, g; `None` where an option is off.
 
-    w_in: Array  # [D, 3*H]
-    w_rec: Array  # [H, 3*H]
-    bias: Option  # [3*H]
-    bias_rec: Option = None  # [3*H]
-    scale: Option = None  # [3*H]
-    offset: Option = None  # [3*H]
+    Attributes:
+      w_in: `[D, 3*H]`.
+      w_rec: `[H, 3*H]`.
+      bias: `[3*H]`.
+      bias_rec: `[3*H]`, with `reset="after"`.
+      scale, offset: `[3*H]`, with layer normalization.
+    """
+
+    w_in: Array
+    w_rec: Array
+    bias: Option
+    bias_rec: Option = None
+    scale: Option = None
+    offset: Option = None
 
 
 class GRUCarry(NamedTuple):
-    h: Array  # [..., H]
+    """h `[..., H]`, the output of the step before."""
+
+    h: Array
 
 
 class GRUResiduals(NamedTuple):
@@ -192,6 +202,9 @@ class GRU(Cell):
       epsilon: added to the variance in the normalization.
       w_in_init, w_rec_init, bias_init: initializers.
       dtypes: params, compute and carry.
+
+    Its params (`GRUParams`) have the gates side by side in the order z, r, g: w_in `[D, 3*H]`, w_rec `[H, 3*H]`,
+    bias and bias_rec `[3*H]`.
 
     Raises:
       ValueError: an unknown option, or a size that is not a positive integer.

@@ -138,6 +138,9 @@ class LSTM(LSTMFamily):
         bias starts at 1.
       dtypes: params, compute and carry.
 
+    Its params (`LSTMParams`) have the gates side by side in the order i, f, g, o: w_in `[D, 4*H]`, w_rec `[H, 4*H]`
+    (`[P, 4*H]` with a projection), bias `[4*H]`; w_proj `[H, P]`.
+
     Raises:
       ValueError: an unknown option, or a size that is not a positive integer.
 

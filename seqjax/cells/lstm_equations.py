@@ -19,20 +19,32 @@ from seqjax.dtypes import DTypes, at_least_float32
 
 
 class LSTMParams(NamedTuple):
-    """H units, D inputs, P outputs (P = H without projection); gates in the order i, f, g, o."""
+    """Params of `LSTM` and `PeepholeLSTM`: H units, D inputs, P outputs (P = H without projection); gates side by side
+    in the order i, f, g, o; `None` where an option is off.
 
-    w_in: Array  # [D, 4*H]
-    w_rec: Array  # [P, 4*H]
-    bias: Option  # [4*H]
-    peephole: Option = None  # [3, H], i, f, o
-    scale: Option = None  # [4*H]
-    offset: Option = None  # [4*H]
-    w_proj: Option = None  # [H, P]
+    Attributes:
+      w_in: `[D, 4*H]`.
+      w_rec: `[P, 4*H]`.
+      bias: `[4*H]`.
+      peephole: `[3, H]`, in the order i, f, o.
+      scale, offset: `[4*H]`, with layer normalization.
+      w_proj: `[H, P]`, with a projection.
+    """
+
+    w_in: Array
+    w_rec: Array
+    bias: Option
+    peephole: Option = None
+    scale: Option = None
+    offset: Option = None
+    w_proj: Option = None
 
 
 class LSTMCarry(NamedTuple):
-    h: Array  # [..., P]
-    c: Array  # [..., H]
+    """h `[..., P]`, the output of the step before, and c `[..., H]`, the memory cell."""
+
+    h: Array
+    c: Array
 
 
 class LSTMResiduals(NamedTuple):

@@ -17,19 +17,29 @@ from seqjax.initializers import Initializer
 
 
 class SimpleParams(NamedTuple):
-    """H units, D inputs; `mean` and `var` are population statistics, set by `calibrate`."""
+    """Params of `Simple`: H units, D inputs; `None` where an option is off.
 
-    w_in: Array  # [D, H]
-    w_rec: Array  # [H, H]
-    bias: Option  # [H]
-    scale: Option = None  # [H], with normalization
-    offset: Option = None  # [H]
-    mean: Option = None  # [H], with batch normalization
-    var: Option = None  # [H]
+    Attributes:
+      w_in: `[D, H]`.
+      w_rec: `[H, H]`.
+      bias: `[H]`.
+      scale, offset: `[H]`, with normalization.
+      mean, var: `[H]`, with batch normalization: the population's statistics, set by `calibrate`.
+    """
+
+    w_in: Array
+    w_rec: Array
+    bias: Option
+    scale: Option = None
+    offset: Option = None
+    mean: Option = None
+    var: Option = None
 
 
 class SimpleCarry(NamedTuple):
-    h: Array  # [..., H]
+    """h `[..., H]`, the output of the step before."""
+
+    h: Array
 
 
 class SimpleResiduals(NamedTuple):
@@ -74,7 +84,7 @@ def simple_step(
       epsilon: for layer normalization.
 
     Returns:
-      The new carry and y = h `[..., H]`.
+      The new carry and y = h `[..., H]`, in the dtype of z.
 
     >>> cell = Simple(4)
     >>> params, x = cell.init(jax.random.key(0), 3), jnp.ones((2, 3))
@@ -158,6 +168,9 @@ class Simple(Cell):
       epsilon: added to the variance in the normalization.
       w_in_init, w_rec_init, bias_init: initializers.
       dtypes: params, compute and carry.
+
+    Its params (`SimpleParams`) are w_in `[D, H]`, w_rec `[H, H]`, bias `[H]`, and for a normalization scale and
+    offset `[H]`.
 
     Raises:
       ValueError: an unknown option, or a size that is not a positive integer.

@@ -11,20 +11,23 @@ from seqjax.training.records import Line
 
 
 class ClipHistory(NamedTuple):
-    """Clipping and gradient norms over training, for the steps that were logged."""
+    """Clipping and gradient norms over training, for the steps that were logged.
+
+    Attributes:
+      steps: `[blocks]` int: the last step of each block.
+      clipped: `[blocks]`: the fraction of the block's steps whose gradient was clipped.
+      skipped: `[blocks]`: the fraction of the block's steps that were skipped because they were not finite.
+      norms: `[blocks]`: the median of the block's gradient norms before clipping; NaN if none was finite.
+      clip_fraction: the fraction of all logged steps whose gradient was clipped.
+      skip_count: the number of steps skipped in the whole run, logged or not.
+    """
 
     steps: np.ndarray
-    """`[blocks]`: the last step of each block."""
     clipped: np.ndarray
-    """`[blocks]`: the fraction of the block's steps whose gradient was clipped."""
     skipped: np.ndarray
-    """`[blocks]`: the fraction of the block's steps that were skipped because they were not finite."""
     norms: np.ndarray
-    """`[blocks]`: the median of the block's gradient norms before clipping; NaN if none was finite."""
     clip_fraction: float
-    """The fraction of all logged steps whose gradient was clipped."""
     skip_count: int
-    """The number of steps skipped in the whole run, logged or not."""
 
 
 def clip_history(lines: Iterable[Line], blocks: int = 50) -> ClipHistory:

@@ -55,12 +55,15 @@ def _jacobian(trajectory: Trajectory, state: Array, x: Array) -> Array:
 
 
 class Spectrum(NamedTuple):
-    """The spectrum of the Jacobian of every step; NaN where a step is masked."""
+    """The spectrum of the Jacobian of every step; NaN where a step is masked.
+
+    Attributes:
+      singular_values: `[T, ..., N]`, largest first: how much the step stretches.
+      eigenvalue_moduli: `[T, ..., N]`, largest first; the first is the spectral radius.
+    """
 
     singular_values: Array
-    """`[T, ..., N]`, largest first: how much the step stretches."""
     eigenvalue_moduli: Array
-    """`[T, ..., N]`, largest first; the first is the spectral radius."""
 
 
 def jacobian_spectrum(trajectory: Trajectory) -> Spectrum:

@@ -98,12 +98,16 @@ def _by_lag(norms: Array, mask: Mask) -> Array:
 
 
 class Horizon(NamedTuple):
-    """How far back a memory reaches."""
+    """How far back a memory reaches.
+
+    Attributes:
+      lag: `[...]` int32: from this lag on, the profile stays at or below the fraction of its largest value.
+      reached: `[...]` bool: whether it falls that far at all within the sequence; if not, `lag` is the sequence's
+        length.
+    """
 
     lag: Array
-    """`[...]` int: from this lag on, the profile stays at or below the fraction of its largest value."""
     reached: Array
-    """`[...]` bool: whether it falls that far at all within the sequence; if not, `lag` is the sequence's length."""
 
 
 def memory_horizon(profile: Array, fraction: float = 0.01) -> Horizon:

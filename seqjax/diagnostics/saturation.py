@@ -38,12 +38,15 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 
 class GateValues(NamedTuple):
-    """The values of a gate or an activation along a trajectory."""
+    """The values of a gate or an activation along a trajectory.
+
+    Attributes:
+      values: `[T, ..., H]`.
+      activation: the function that made them, which determines the bounds.
+    """
 
     values: Array
-    """`[T, ..., H]`."""
     activation: Activation
-    """The function that made them, which determines the bounds."""
 
 
 def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
@@ -116,12 +119,15 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
 
 
 class Saturation(NamedTuple):
-    """How often the units of a gate are at a bound, over unmasked steps and sequences."""
+    """How often the units of a gate are at a bound, over unmasked steps and sequences.
+
+    Attributes:
+      low: `[H]`: the fraction of the time that each unit is within epsilon of the lower bound; 0 if it has none.
+      high: `[H]`: the same for the upper bound.
+    """
 
     low: Array
-    """`[H]`: the fraction of the time that each unit is within epsilon of the lower bound; 0 if it has none."""
     high: Array
-    """`[H]`: the same for the upper bound."""
 
     @property
     def fraction(self) -> Array:

@@ -19,21 +19,24 @@ from seqjax.dtypes import at_least_float32, widest
 
 
 class Solution(NamedTuple):
-    """The answer of a parallel-in-time engine, and how it was reached."""
+    """The answer of a parallel-in-time engine, and how it was reached.
+
+    Attributes:
+      carry: the carry after the last step.
+      ys: `[T, ..., H]`.
+      iterations: int32 `()`: sweeps, or Newton iterations (summed over all windows), for the whole batch.
+      residual: `[...]`: for each sequence the largest |h_t - f(h_{t-1}, x_t)| before any fallback, relative to the
+        largest |h| from the last reset up to step t: where states grow, so does the effect of an early error on them.
+      converged: `[...]` bool: for each sequence, whether the residual is within tolerance and all numbers are finite.
+      fell_back: bool `()`: whether the loop had to finish the batch, from the first step that had not converged.
+    """
 
     carry: Carry
-    """The carry after the last step."""
     ys: Array
-    """`[T, ..., H]`."""
     iterations: Array
-    """int32: sweeps, or Newton iterations (summed over all windows), for the whole batch."""
     residual: Array
-    """`[...]`: for each sequence the largest |h_t - f(h_{t-1}, x_t)| before any fallback, relative to the largest
-    |h| from the last reset up to step t: where states grow, so does the effect of an early error on them."""
     converged: Array
-    """`[...]` bool: for each sequence, whether the residual is within tolerance and all numbers are finite."""
     fell_back: Array
-    """bool: whether the loop had to finish the batch, from the first step that had not converged."""
 
 
 def check_options(engine: Engine, tol: float | None, on_failure: str, **limits: int | None) -> None:

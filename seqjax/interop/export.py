@@ -41,7 +41,12 @@ LOOP = Scan(adjoint=False)
 
 
 class Stream(NamedTuple):
-    """Two artifacts: `start(xs) -> carry` and `step(carry, xs[, mask][, resets]) -> (carry, ys)`."""
+    """Two artifacts, to be read with `jax.export.deserialize`.
+
+    Attributes:
+      start: `start(xs) -> carry`, the initial carry for a batch like `xs`.
+      step: `step(carry, xs[, mask][, resets]) -> (carry, ys)`.
+    """
 
     start: bytes
     step: bytes

@@ -14,16 +14,19 @@ from seqjax.require import shown
 
 
 class Batch(NamedTuple):
-    """Sequences, what to predict from them, and their mask and resets."""
+    """Sequences, what to predict from them, and their mask and resets.
+
+    Attributes:
+      xs: `[T, ..., D]`, or ids `[T, ...]`; for a `BatchMajor` model batch-major, like all the fields below.
+      ys: targets, as the loss expects them: `[T', ..., F]`, or labels `[T', ...]`, for the T' steps of the outputs.
+      mask: `[T, ...]` bool, for the inputs: False is padding; the loss sees what `model.time_map` makes of it.
+      resets: `[T, ...]` bool: True where a new sequence begins.
+    """
 
     xs: Array
-    """`[T, ..., D]`, or ids `[T, ...]`; for a `BatchMajor` model batch-major, like all the fields below."""
     ys: Array
-    """Targets, as the loss expects them: `[T', ..., F]`, or labels `[T', ...]`."""
     mask: Mask = None
-    """`[T, ...]` bool, for the inputs; the loss sees what `model.time_map` makes of it."""
     resets: Resets = None
-    """`[T, ...]` bool."""
 
 
 def as_batch(given: Any) -> Batch:

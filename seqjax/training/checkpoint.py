@@ -27,7 +27,14 @@ from seqjax.training.step import TrainState, check_state
 
 
 class Loaded(NamedTuple):
-    """A trained model, as `load` returns it."""
+    """A trained model, as `load` returns it.
+
+    Attributes:
+      model: built from its description.
+      params: its params.
+      step: the training steps done.
+      metadata: what was saved with it; by `fit`, the seed, the config and the number of lines.
+    """
 
     model: Layer
     params: Params
@@ -165,6 +172,9 @@ def restore(
       step: which checkpoint; the newest if None.
       types: see `describe`.
 
+    Returns:
+      The state, with the arrays as they were saved.
+
     Raises:
       ValueError: the checkpoint is damaged (see `read_manifest`) or foreign: of another model or
         optimizer, or of other shapes or dtypes.
@@ -197,6 +207,9 @@ def load(run_dir: str | Path, *, step: int | None = None, types: Types = ()) -> 
       run_dir: where the run is kept.
       step: which checkpoint; the newest if None.
       types: see `describe`.
+
+    Returns:
+      The model, its params, the step and the metadata.
 
     Raises:
       ValueError: the checkpoint is damaged (see `read_manifest`), or its model is not known here.

@@ -34,6 +34,9 @@ def describe(model: Any, types: Types = ()) -> Description:
       model: a cell, an engine, a layer, or any frozen dataclass of hyperparameters.
       types: classes and functions that are not seqjax's own; `build` needs the same.
 
+    Returns:
+      What `json.dumps` takes.
+
     Raises:
       ValueError: something in the model cannot be written down; the message says what to use instead.
 
@@ -46,6 +49,13 @@ def describe(model: Any, types: Types = ()) -> Description:
 
 def build(description: Description, types: Types = ()) -> Any:
     """The model that `describe` wrote down.
+
+    Args:
+      description: what `describe` returned, also by way of JSON.
+      types: those that `describe` was given.
+
+    Returns:
+      A model equal to the one described.
 
     Raises:
       ValueError: an unknown class, field or form.

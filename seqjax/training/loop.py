@@ -33,14 +33,18 @@ from seqjax.training.step import METRICS, TrainState, init_state, make_train_ste
 
 
 class Run(NamedTuple):
-    """What `fit` returns."""
+    """What `fit` returns.
+
+    Attributes:
+      state: after the last step.
+      history: the lines of `metrics.jsonl`, including those of earlier parts of a resumed run.
+      seconds_per_step: median over the lines logged here, excluding compilation, batches, evaluation and
+        checkpoints; NaN for fewer than two lines.
+    """
 
     state: TrainState
     history: list[Line]
-    """The lines of `metrics.jsonl`, including those of earlier parts of a resumed run."""
     seconds_per_step: float
-    """Median over the lines logged here, excluding compilation, batches, evaluation and checkpoints; NaN for
-    fewer than two lines."""
 
 
 def fit(

@@ -13,7 +13,11 @@ from seqjax.norms import global_norm, scaled
 
 
 class ClipState(NamedTuple):
-    """Whether the last update was clipped: bool, shape `()`."""
+    """The state of `clip`.
+
+    Attributes:
+      clipped: bool `()`: whether the last update was clipped.
+    """
 
     clipped: Array
 
@@ -33,6 +37,9 @@ def clip(
       adaptive: the largest ratio of a unit's gradient norm to its weight norm, e.g. 0.01
         (Brock et al. 2021, equation 3). A unit is everything with the same last index: a column of
         a matrix, a filter of a convolution; a vector is one unit. Weight norms count as at least 1e-3.
+
+    Returns:
+      The transformation; with `adaptive`, its `update` needs the params.
 
     Raises:
       ValueError: a limit that is not a positive finite number.
@@ -73,6 +80,9 @@ def clipped(
       optimizer: any optax transformation.
       norm, value, adaptive: as for `clip`.
 
+    Returns:
+      The chain, an optax transformation.
+
     Raises:
       ValueError: a limit that is not a positive finite number.
 
@@ -95,7 +105,13 @@ def check_optimizer(owner: str, given: Any) -> None:
 
 
 def was_clipped(opt_state: optax.OptState) -> Array:
-    """Whether any `clip` in the optimizer clipped in its last update: bool, shape `()`.
+    """Whether any `clip` in the optimizer clipped in its last update.
+
+    Args:
+      opt_state: an optimizer's state.
+
+    Returns:
+      bool `()`; False without a `clip`.
 
     >>> optimizer, params = clipped(optax.sgd(0.1), norm=1.0), jnp.zeros(2)
     >>> _, state = optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(params), params)

@@ -41,6 +41,9 @@ def read_metrics(path: str | Path) -> list[Line]:
     Args:
       path: the file, or the run's directory that holds it.
 
+    Returns:
+      The lines as dicts, in the order of their steps.
+
     Raises:
       ValueError: a damaged line that is not the last, or steps out of order.
       OSError: it cannot be read.

@@ -31,18 +31,23 @@ METRICS = ("loss", "grad_norm", "clipped", "skipped", "skipped_steps")
 
 
 class TrainState(NamedTuple):
-    """Everything that a training step changes."""
+    """Everything that a training step changes.
+
+    Attributes:
+      step: int32 `()`: steps done, including skipped ones.
+      params: the model's.
+      opt_state: the optimizer's.
+      skipped: int32 `()`: steps that were not finite and left params, opt_state and carry unchanged.
+      skipped_in_row: int32 `()`: how many of them since the last good step.
+      carry: what the next batch continues from if training is stateful; () if every batch starts anew.
+    """
 
     step: Array
-    """int32: steps done, including skipped ones."""
     params: Params
     opt_state: optax.OptState
     skipped: Array
-    """int32: steps that were not finite and left params, opt_state and carry unchanged."""
     skipped_in_row: Array
-    """int32: how many of them since the last good step."""
     carry: Carry = ()
-    """What the next batch continues from if training is stateful; () if every batch starts anew."""
 
 
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
@@ -56,6 +61,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, carry: C
       params: the model's params.
       optimizer: any optax transformation.
       carry: the model's initial carry, if training is stateful.
+
+    Returns:
+      The state at step 0, with copies of `params` and `carry`.
 
     Raises:
       ValueError: an `optimizer` that is none.
@@ -165,6 +173,14 @@ def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
 
 def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
     """The means of an evaluation step over all batches, each batch weighted by its number of steps.
+
+    Args:
+      step: as returned by `make_eval_step`.
+      params: the model's params.
+      batches: any number of them, at least one.
+
+    Returns:
+      The means, by the names of the metrics; 0 where no step of any batch is valid.
 
     Raises:
       ValueError: no batches, or a `step` that is none.
