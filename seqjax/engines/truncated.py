@@ -27,6 +27,8 @@ class Truncated(Engine):
 
     A window is recomputed in the reverse pass, so a gradient holds the carries between windows and the
     residuals of one of them, besides inputs and outputs, at the cost of one more forward pass.
+    Where windows do not divide T, all inputs and outputs are copied once to split off the rest, and memory grows by as
+    much: choose a window that divides T, or pad with masked steps.
     For sequences too long for memory, `seqjax.training` goes through them window by window. Forward mode is refused
     for cells with a hand-written gradient: use `inner=Scan(adjoint=False)`.
 

@@ -34,6 +34,8 @@ def fold(
     in the reverse pass, so a gradient holds only the carries between segments and the activations of one.
     Memory beyond the inputs is about (T / segment) carries plus one segment's activations, smallest for
     segments of about √T steps; the price is one more forward pass.
+    Where segments do not divide T, inputs and extras are copied once to split off the rest, and memory grows by as
+    much: choose a segment that divides T, or pad with masked steps.
 
     Args:
       model: any layer that streams.
@@ -42,7 +44,7 @@ def fold(
       fn: `fn(total, ys)`, or `fn(total, ys, extras)` if `extras` are given; it must keep the
         structure, shapes and dtypes of `total`.
       init: the total before the first segment.
-      segment: steps in a segment, a multiple of the model's stride; the last one may be shorter.
+      segment: steps in a segment, a multiple of the model's stride; the last one may be shorter (see above).
       extras: a pytree of arrays to slice along with the outputs (targets, weights, the outputs'
         mask); axis 0 has one entry per output step, or per step of `xs`.
       mask, resets: `[T, ...]`, as for `Layer.apply`.
