@@ -20,6 +20,8 @@ from jax.typing import DTypeLike
 from seqjax.base import Array, Described, Shape
 from seqjax.dtypes import at_least_float32
 
+__all__ = ["Chrono", "ForgetGate", "Initializer", "KeepGate", "Ring", "Uniform", "WriteGate", "resolve"]
+
 Initializer = str | Callable[..., Array]
 
 BARE = ("zeros", "ones")
@@ -33,6 +35,12 @@ _MADE = (
 
 def resolve(initializer: Initializer) -> Callable[..., Array]:
     """The function that an initializer field stands for; half-precision weights are drawn in float32 and rounded.
+
+    Args:
+      initializer: a name from `jax.nn.initializers`, or a function, which is called as `(key, shape, dtype)`.
+
+    Returns:
+      `(key, shape, dtype) -> array`.
 
     Raises:
       ValueError: a name that is not in `jax.nn.initializers`, or one that needs options.
@@ -62,7 +70,10 @@ def _check_finite(owner: str, **given: float) -> None:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(Described):
-    """Weights drawn from U(low, high).
+    """Weights of any shape, drawn from U(low, high).
+
+    Args:
+      low, high: the bounds, low < high.
 
     Raises:
       ValueError: bounds that are not finite, or a `low` that is not below `high`.
@@ -91,6 +102,9 @@ class ForgetGate(Described):
     `[4, H]`, gates in the order i, f, g, o. Source: Gers, Schmidhuber and Cummins 2000;
     Jozefowicz, Zaremba and Sutskever 2015 for the value 1.
 
+    Args:
+      value: the forget gate's bias; above 0, the cell starts by remembering.
+
     Raises:
       ValueError: a value that is not finite, or a shape that is not that of an LSTM's bias.
 
@@ -114,6 +128,9 @@ class ForgetGate(Described):
 @dataclasses.dataclass(frozen=True, repr=False)
 class KeepGate(Described):
     """A bias `[3, H]` of zeros, except for `value` at the gate that keeps the state: z of a GRU, f of a diagonal LSTM.
+
+    Args:
+      value: that gate's bias; above 0, the cell starts by remembering.
 
     Raises:
       ValueError: a value that is not finite, or a bias with a different number of gates.
@@ -139,6 +156,9 @@ class KeepGate(Described):
 @dataclasses.dataclass(frozen=True, repr=False)
 class WriteGate(Described):
     """A minimal GRU's bias `[2, H]` of zeros, except for `value` at z, which writes the state: below 0, memory is long.
+
+    Args:
+      value: the bias of z.
 
     Raises:
       ValueError: a value that is not finite, or a bias with a different number of gates.

@@ -14,6 +14,8 @@ from seqjax.dtypes import widest
 from seqjax.engines.cotangents import without_float0
 from seqjax.engines.scan import Scan
 
+__all__ = ["assert_close", "check_cell", "example", "jitter", "reference_loop", "value_and_gradients"]
+
 
 def reference_loop(
     cell: Cell,
@@ -32,6 +34,9 @@ def reference_loop(
 
     Returns:
       The carry after the last step and `ys [T, ..., H]`.
+
+    Raises:
+      ValueError: no steps, or inputs that the cell refuses; the checks that engines make first are not made here.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = seqjax.Simple(4)
@@ -86,7 +91,15 @@ def example(
 ) -> tuple[Params, Carry, Array, Mask, Resets]:
     """Random params, carry, xs, mask and resets for a check; xs have the params' dtype (the carry's without params).
 
-    Masked steps contain NaN, which no engine may let through.
+    Args:
+      cell: the cell.
+      T, batch_shape, in_dim: xs are `[T, *batch_shape, in_dim]`.
+      masked: whether there is a mask; masked steps contain NaN, which no engine may let through.
+      with_resets: whether there are resets.
+      seed: for everything that is drawn.
+
+    Returns:
+      params, carry, xs, mask, resets; the last two are `[T, *batch_shape]` bool, or None.
 
     >>> import seqjax
     >>> params, carry, xs, mask, resets = example(seqjax.GRU(4), masked=True)
@@ -110,6 +123,13 @@ def example(
 def jitter(tree: Params, random: np.random.Generator) -> Params:
     """`tree` with noise added to every inexact leaf, so that zeros and ones hide no error.
 
+    Args:
+      tree: a pytree of arrays.
+      random: what the noise is drawn from, U(0, 0.3).
+
+    Returns:
+      A tree with the same shapes and dtypes.
+
     >>> float(jitter(jnp.zeros(()), np.random.default_rng(0))) != 0
     True
     """
@@ -128,7 +148,14 @@ def jitter(tree: Params, random: np.random.Generator) -> Params:
 def value_and_gradients(run, cell: Cell, params: Params, carry: Carry, xs: Array, **flags):
     """Outputs of a run, and the gradients of a randomly weighted sum of them with respect to params, carry and xs.
 
-    Leaves that are not differentiable, such as a count of steps in the carry, have `None` as their gradient.
+    Args:
+      run: `run(cell, params, carry, xs, **flags) -> (carry, ys)`, such as `reference_loop` or an engine's `run`.
+      cell, params, carry, xs: as for `Engine.run`.
+      **flags: mask, resets and key.
+
+    Returns:
+      `(carry, ys)`, and the gradients `(params, carry, xs)`, in which leaves that are not differentiable, such as a
+      count of steps in the carry, are `None`.
     """
 
     def loss(inputs, flags):
@@ -152,6 +179,13 @@ def assert_close(actual, expected, tolerance: float) -> None:
 
     The absolute tolerance is `tolerance` times the leaf's largest magnitude, or times 1 if that is larger. NaN
     agrees with nothing.
+
+    Args:
+      actual, expected: pytrees of arrays; structures and dtypes must be equal.
+      tolerance: relative.
+
+    Raises:
+      AssertionError: saying what differs.
     """
     if jax.tree.structure(actual) != jax.tree.structure(expected):  # type: ignore[operator]
         raise AssertionError(f"structures differ: {jax.tree.structure(actual)} and {jax.tree.structure(expected)}")

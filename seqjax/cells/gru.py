@@ -110,7 +110,10 @@ def gru_step(
       epsilon: for layer normalization.
 
     Returns:
-      The new carry and y = h `[..., H]`.
+      The new carry and y = h `[..., H]`, in the dtype of z.
+
+    Raises:
+      TypeError: by JAX, shapes that do not fit; only the cell and the engines say what they expected.
 
     >>> cell = GRU(4)
     >>> params, x = cell.init(jax.random.key(0), 3), jnp.ones((2, 3))

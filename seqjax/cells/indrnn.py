@@ -36,7 +36,26 @@ class IndRNNResiduals(NamedTuple):
 def indrnn_step(
     params: IndRNNParams, carry: IndRNNCarry, z: Array, *, activation: Callable[[Array], Array] = jax.nn.relu
 ) -> tuple[IndRNNCarry, Array]:
-    """One step from `z = W_x x + b`; see `IndRNN` for the recurrence."""
+    """One step from `z = W_x x + b`; see `IndRNN` for the recurrence.
+
+    Args:
+      params: as returned by `IndRNN.init`; only `w_rec [H]` is used.
+      carry: h `[..., H]`.
+      z: `[..., H]`.
+      activation: φ, a function of arrays.
+
+    Returns:
+      The new carry and y = h `[..., H]`, in the dtype of z.
+
+    Raises:
+      TypeError: by JAX, shapes that do not fit; only the cell and the engines say what they expected.
+
+    >>> cell = IndRNN(4)
+    >>> params, x = cell.init(jax.random.key(0), 3), jnp.ones((2, 3))
+    >>> carry, y = indrnn_step(params, cell.initial_carry(params, (2,)), x @ params.w_in + params.bias)
+    >>> y.shape
+    (2, 4)
+    """
     y = activation(z + params.w_rec.astype(z.dtype) * carry.h.astype(z.dtype))
     return IndRNNCarry(y.astype(carry.h.dtype)), y
 

@@ -149,7 +149,10 @@ def lstm_step(
       epsilon: for layer normalization.
 
     Returns:
-      The new carry and y = h `[..., H]`, or `[..., P]`.
+      The new carry and y = h `[..., H]`, or `[..., P]`, in the dtype of z.
+
+    Raises:
+      TypeError: by JAX, shapes that do not fit; only the cell and the engines say what they expected.
 
     >>> import seqjax
     >>> cell = seqjax.LSTM(4)

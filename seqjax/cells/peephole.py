@@ -16,7 +16,12 @@ class PeepholeLSTM(LSTMFamily):
     y_t = h_t = o ⊗ φ(c_t)
 
     `peephole [3, H]`, in the order i, f, o, starts at zero, so the cell starts as an LSTM.
-    The options are those of `LSTM`; `proj_dim` gives the LSTMP of Sak et al.
+    Its other params are those of `LSTM`.
+
+    Args:
+      hidden_dim: H.
+      activation, recurrent_activation, use_bias, normalize, epsilon, proj_dim, w_in_init, w_rec_init, bias_init,
+        dtypes: as for `LSTM`; `proj_dim` gives the LSTMP of Sak et al.
 
     Raises:
       ValueError: an unknown option, or a size that is not a positive integer.

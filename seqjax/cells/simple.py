@@ -86,6 +86,9 @@ def simple_step(
     Returns:
       The new carry and y = h `[..., H]`, in the dtype of z.
 
+    Raises:
+      TypeError: by JAX, shapes that do not fit; only the cell and the engines say what they expected.
+
     >>> cell = Simple(4)
     >>> params, x = cell.init(jax.random.key(0), 3), jnp.ones((2, 3))
     >>> carry, y = simple_step(params, cell.initial_carry(params, (2,)), x @ params.w_in + params.bias)

@@ -44,6 +44,10 @@ class Auto(Engine):
     `seqjax.explain(model, xs)` shows the choice. For forward mode (`jvp`, `jacfwd`) through a cell that is not affine
     pick `Scan(adjoint=False)`.
 
+    Raises:
+      ValueError: in `run`, params, a carry, inputs, a mask or resets that do not fit the cell; in training, a mask for
+        a cell with batch normalization.
+
     >>> import jax, seqjax
     >>> cell = seqjax.GRU(64)
     >>> params = cell.init(jax.random.key(0), 3)

@@ -36,6 +36,8 @@ from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names
 from seqjax.require import shown
 
+__all__ = ["Stream", "export_model", "export_stream", "least_steps", "length_agnostic"]
+
 LOOP = Scan(adjoint=False)
 """The engine of artifacts: nothing in it depends on the length, and an artifact needs no hand-written reverse pass."""
 

@@ -25,6 +25,8 @@ from seqjax.interop.layout import (
 )
 from seqjax.layers import RNN
 
+__all__ = ["HaikuParams", "from_haiku", "to_haiku"]
+
 HaikuParams = Mapping[str, Mapping[str, Any]]
 """`{"lstm/linear": {"w": ..., "b": ...}}`: module path, then name."""
 

@@ -77,8 +77,11 @@ class Serial(Layer):
 
     Each layer's `time_map` maps the mask and resets for the next layer.
 
+    Args:
+      *layers: at least one, from first to last; also as one tuple, `layers=(...)`.
+
     Raises:
-      ValueError: no layers, or an argument that is not a layer.
+      ValueError: no layers, an argument that is not a layer, or a `BatchMajor`, which goes around the whole model.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = Serial(seqjax.RNN(seqjax.GRU(20)), seqjax.Dense(10))
@@ -180,10 +183,13 @@ class Serial(Layer):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Residual(Layer):
-    """y = x + layer(x), for a layer that keeps the shape and the time axis.
+    """y = x + layer(x), for a layer that keeps the shape and the time axis. Params and carry are the layer's.
+
+    Args:
+      layer: maps `[T, ..., D]` to `[T, ..., D]` of the same dtype.
 
     Raises:
-      ValueError: in `init` or `apply`, a layer that changes the shape or the dtype.
+      ValueError: not a layer, or a `BatchMajor`; in `init` or `apply`, a layer that changes the shape or the dtype.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = Residual(seqjax.RNN(seqjax.GRU(3)))
@@ -245,7 +251,13 @@ class Residual(Layer):
 class BatchMajor(Layer):
     """Runs a time-major model on batches `[B, T, ..., D]`: the one place where that layout enters.
 
-    Inputs, mask, resets and outputs have the batch axis first; the carry is the model's own.
+    Inputs, mask, resets and outputs have the batch axis first; params and carry are the model's own.
+
+    Args:
+      layer: the whole model, time-major.
+
+    Raises:
+      ValueError: not a layer, or another `BatchMajor`; in `init` or `apply`, inputs without a batch axis.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = BatchMajor(seqjax.RNN(seqjax.GRU(4)))

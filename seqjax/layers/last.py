@@ -25,6 +25,9 @@ class Last(Layer):
 
     It does not stream: the last step of a piece is not the last of the whole.
 
+    Raises:
+      ValueError: in `init` or `apply`, inputs that are not floating-point or not `[T, ..., D]`.
+
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), Last(), seqjax.Dense(1))
     >>> params = model.init(jax.random.key(0), jnp.ones((50, 32, 3)))

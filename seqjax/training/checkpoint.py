@@ -111,7 +111,7 @@ def save(
 
 
 def all_steps(run_dir: str | Path) -> list[int]:
-    """The steps that have a checkpoint, in order; whether each is whole is only known once it is read.
+    """The steps that have a checkpoint in `run_dir`, in order; whether each is whole is only known once it is read.
 
     >>> all_steps("no/such/run"), latest_step("no/such/run")
     ([], None)
@@ -123,7 +123,7 @@ def all_steps(run_dir: str | Path) -> list[int]:
 
 
 def latest_step(run_dir: str | Path) -> int | None:
-    """The newest step that has a checkpoint."""
+    """The newest step that has a checkpoint in `run_dir`, or None."""
     return max(all_steps(run_dir), default=None)
 
 

@@ -30,7 +30,10 @@ def mean_squared_error(predictions: Array, targets: Array, mask: Mask = None) ->
     Args:
       predictions: `[T, ..., F]`.
       targets: `[T, ..., F]`, of the same dtype.
-      mask: `[T, ...]` bool.
+      mask: `[T, ...]` bool, False where a step is padding.
+
+    Returns:
+      A scalar in at least float32; 0 if no step is valid.
 
     Raises:
       ValueError: shapes or dtypes that do not match.
@@ -43,7 +46,18 @@ def mean_squared_error(predictions: Array, targets: Array, mask: Mask = None) ->
 
 
 def mean_absolute_error(predictions: Array, targets: Array, mask: Mask = None) -> Array:
-    """The mean of |ŷ - y| over valid steps and features; see `mean_squared_error`.
+    """The mean of |ŷ - y| over valid steps and features.
+
+    Args:
+      predictions: `[T, ..., F]`.
+      targets: `[T, ..., F]`, of the same dtype.
+      mask: `[T, ...]` bool, False where a step is padding.
+
+    Returns:
+      A scalar in at least float32; 0 if no step is valid.
+
+    Raises:
+      ValueError: shapes or dtypes that do not match.
 
     >>> float(mean_absolute_error(jnp.array([[1.0], [5.0]]), jnp.array([[0.0], [2.0]])))
     2.0
@@ -52,7 +66,18 @@ def mean_absolute_error(predictions: Array, targets: Array, mask: Mask = None) -
 
 
 def huber(predictions: Array, targets: Array, mask: Mask = None) -> Array:
-    """The mean of ½e² where |e| <= 1 and |e| - ½ elsewhere, e = ŷ - y; see `mean_squared_error`.
+    """The mean of ½e² where |e| <= 1 and |e| - ½ elsewhere, e = ŷ - y, over valid steps and features.
+
+    Args:
+      predictions: `[T, ..., F]`.
+      targets: `[T, ..., F]`, of the same dtype.
+      mask: `[T, ...]` bool, False where a step is padding.
+
+    Returns:
+      A scalar in at least float32; 0 if no step is valid.
+
+    Raises:
+      ValueError: shapes or dtypes that do not match.
 
     Source: Huber 1964.
 
@@ -63,7 +88,18 @@ def huber(predictions: Array, targets: Array, mask: Mask = None) -> Array:
 
 
 def binary_cross_entropy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
-    """The mean of -y log σ(ŷ) - (1 - y) log(1 - σ(ŷ)), in nats; predictions are logits.
+    """The mean of -y log σ(ŷ) - (1 - y) log(1 - σ(ŷ)) over valid steps and features, in nats.
+
+    Args:
+      predictions: logits `[T, ..., F]`.
+      targets: `[T, ..., F]`, of the same dtype, from 0 to 1.
+      mask: `[T, ...]` bool, False where a step is padding.
+
+    Returns:
+      A scalar in at least float32; 0 if no step is valid.
+
+    Raises:
+      ValueError: shapes or dtypes that do not match.
 
     >>> round(float(binary_cross_entropy(jnp.zeros((2, 1)), jnp.ones((2, 1)))), 4)
     0.6931
@@ -77,7 +113,10 @@ def cross_entropy(predictions: Array, targets: Array, mask: Mask = None) -> Arra
     Args:
       predictions: logits `[T, ..., classes]`.
       targets: labels `[T, ...]`, integers from 0 to classes - 1; in masked steps they can have any value.
-      mask: `[T, ...]` bool.
+      mask: `[T, ...]` bool, False where a step is padding.
+
+    Returns:
+      A scalar in at least float32; 0 if no step is valid.
 
     Raises:
       ValueError: targets that are not integer labels for the predictions' steps or, outside `jit`, labels that are
@@ -95,7 +134,16 @@ def cross_entropy(predictions: Array, targets: Array, mask: Mask = None) -> Arra
 
 
 def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
-    """The fraction of valid steps whose largest logit is the label's; see `cross_entropy`. NaN where that is NaN.
+    """The fraction of valid steps whose largest logit is the label's.
+
+    Args:
+      predictions, targets, mask: as for `cross_entropy`.
+
+    Returns:
+      A scalar from 0 to 1, in at least float32; 0 if no step is valid, NaN where `cross_entropy` is NaN.
+
+    Raises:
+      ValueError: as for `cross_entropy`.
 
     >>> float(accuracy(jnp.array([[0.0, 1.0], [3.0, 2.0]]), jnp.array([1, 1])))
     0.5
@@ -113,6 +161,14 @@ def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
 @dataclasses.dataclass(frozen=True, repr=False)
 class AtLastStep(Described):
     """A loss over only the last valid step of each sequence; sequences without a valid step do not count.
+
+    It is called as `(predictions, targets, mask=None)`, with the shapes that `loss` takes, and returns its scalar.
+
+    Args:
+      loss: one of the losses here, or your own `loss(predictions, targets, mask) -> scalar`.
+
+    Raises:
+      ValueError: when called, targets of another number of steps than predictions, or what `loss` refuses.
 
     >>> last = AtLastStep(mean_squared_error)
     >>> float(last(jnp.array([[1.0], [2.0], [9.0]]), jnp.zeros((3, 1)), jnp.array([True, True, False])))

@@ -16,6 +16,8 @@ from seqjax.interop.flax.known import carry_from_flax, carry_to_flax, known
 from seqjax.interop.flax.sequences import batch_shape, engine_for, refuse_scan_options, run_sequence
 from seqjax.paths import leaf_names
 
+__all__ = ["RNN"]
+
 
 class RNN(nn.Module):
     """A recurrent layer with the signature and defaults of `flax.linen.RNN`.

@@ -13,6 +13,8 @@ from seqjax.interop.flax.cells import NNXCell, from_flax_cell, stream_at
 from seqjax.interop.flax.known import carry_from_flax, carry_to_flax, known
 from seqjax.interop.flax.sequences import batch_shape, engine_for, refuse_scan_options, run_sequence
 
+__all__ = ["RNN"]
+
 
 class RNN(nnx.Module):
     """A recurrent layer with the signature and defaults of `flax.nnx.RNN`.
