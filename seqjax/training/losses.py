@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seqjax import require
 from seqjax.base import Array, Described, Mask
 from seqjax.dtypes import widen
-from seqjax.require import shown
 from seqjax.sequences import hide
 
 Loss = Callable[[Array, Array, Mask], Array]
@@ -168,7 +168,7 @@ class AtLastStep(Described):
       loss: one of the losses here, or your own `loss(predictions, targets, mask) -> scalar`.
 
     Raises:
-      ValueError: when called, targets of another number of steps than predictions, or what `loss` refuses.
+      ValueError: a loss that is not a function; when called, targets of another number of steps than predictions, or what `loss` refuses.
 
     >>> last = AtLastStep(mean_squared_error)
     >>> float(last(jnp.array([[1.0], [2.0], [9.0]]), jnp.zeros((3, 1)), jnp.array([True, True, False])))
@@ -177,10 +177,13 @@ class AtLastStep(Described):
 
     loss: Loss
 
+    def __post_init__(self):
+        require.functions("AtLastStep", loss=(self.loss, "loss(predictions, targets, mask)"))
+
     def __call__(self, predictions: Array, targets: Array, mask: Mask = None) -> Array:
         if jnp.shape(targets)[:1] != predictions.shape[:1]:
             raise ValueError(
-                f"AtLastStep takes one target a step, {len(predictions)} steps, got {shown(targets)}; for one label a "
+                f"AtLastStep takes one target a step, {len(predictions)} steps, got {require.shown(targets)}; for one label a "
                 "sequence use Last in the model, labels [1, B]; if a layer has a stride or 'valid' padding, subsample "
                 "the targets to match."
             )

@@ -125,6 +125,11 @@ def test_last_step_takes_targets_of_as_many_steps(mask):
         AtLastStep(mean_squared_error)(predictions, targets[1:], mask)
 
 
+def test_last_step_takes_a_loss():
+    with pytest.raises(ValueError, match="AtLastStep: loss must be a function, .* got 3"):
+        AtLastStep(3)
+
+
 def test_last_valid_of_an_empty_sequence_is_nothing():
     assert not last_valid(jnp.zeros((4, 2), bool)).any()
 
