@@ -64,7 +64,7 @@ def _named(initializer: str) -> Callable[..., Array]:
 
 def _check_finite(owner: str, **given: float) -> None:
     for name, number in given.items():
-        if not isinstance(number, numbers.Real) or not math.isfinite(number):
+        if not isinstance(number, numbers.Real) or isinstance(number, bool) or not math.isfinite(number):
             raise ValueError(f"{owner}: {name} must be a finite number, got {number!r}.")
 
 

@@ -120,6 +120,8 @@ def test_a_wrong_number_of_features_is_named(cell):
         (lambda: init(seqjax.GRU(8, bias_init=seqjax.initializers.ForgetGate())), "KeepGate fills a bias"),
         (lambda: seqjax.initializers.Chrono(float("inf")), "Chrono: max_steps must be a finite number, got inf"),
         (lambda: seqjax.initializers.Uniform(-1, float("inf")), "Uniform: high must be a finite number, got inf"),
+        (lambda: seqjax.initializers.Uniform(False, True), "Uniform: low must be a finite number, got False"),
+        (lambda: seqjax.initializers.ForgetGate(True), "ForgetGate: value must be a finite number, got True"),
         (lambda: seqjax.initializers.ForgetGate(float("nan")), "ForgetGate: value must be a finite number, got nan"),
         (
             lambda: seqjax.layers.Wavefront("gru", 2, jax.make_mesh((1,), ("d",)), "d"),
