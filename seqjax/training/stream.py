@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from seqjax import require
 from seqjax.training.batch import Batch
 
 
@@ -28,7 +29,8 @@ def windows(xs: ArrayLike, ys: ArrayLike, *, window: int, batch: int) -> Callabl
       `make_batch(seed, t)` for `fit(..., stateful=True)`: xs `[W, B, D]`, ys `[W, B, ...]`, resets `[W, B]`.
 
     Raises:
-      ValueError: sequences of different lengths, or too short for one window per lane.
+      ValueError: sequences of different lengths, or too short for one window per lane; a size that is not a positive
+        integer.
 
     >>> make_batch = windows(np.arange(10.0)[:, None], np.arange(10.0), window=2, batch=2)
     >>> make_batch(0, 1).xs[..., 0].tolist(), make_batch(0, 1).resets.any().item()
@@ -36,11 +38,12 @@ def windows(xs: ArrayLike, ys: ArrayLike, *, window: int, batch: int) -> Callabl
     >>> make_batch(0, 2).resets.tolist()
     [[True, True], [False, False]]
     """
+    require.positive("windows", window=window, batch=batch)
     xs, ys = np.asanyarray(xs), np.asanyarray(ys)
     if len(xs) != len(ys):
         raise ValueError(f"windows needs a target for every step, got {len(xs)} steps and {len(ys)} targets.")
-    lane = len(xs) // batch if batch > 0 else 0
-    count = lane // window if window > 0 else 0
+    lane = len(xs) // batch
+    count = lane // window
     if count < 1:
         raise ValueError(
             f"windows: {len(xs)} steps do not fill one window of {window} steps in each of {batch} lanes; "

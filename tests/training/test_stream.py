@@ -127,6 +127,10 @@ def test_a_stateful_run_is_resumed_by_none_that_is_not(tmp_path):
 def test_what_cannot_be_walked_is_refused():
     with pytest.raises(ValueError, match="do not fill one window of 100 steps"):
         windows(XS, YS, window=100, batch=1)
+    with pytest.raises(ValueError, match=r"windows: window must be a positive integer, got 2\.5"):
+        windows(XS, YS, window=2.5, batch=1)
+    with pytest.raises(ValueError, match="windows: batch must be a positive integer, got 0"):
+        windows(XS, YS, window=2, batch=0)
     with pytest.raises(ValueError, match="a target for every step"):
         windows(XS, YS[1:], window=2, batch=1)
     with pytest.raises(ValueError, match="needs a model that streams"):
