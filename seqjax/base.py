@@ -39,6 +39,14 @@ Resets = jax.Array | None
 Key = jax.Array | None
 """A PRNG key means training, `None` means evaluation. There is no other flag."""
 
+CAPABILITIES = {
+    "adjoint": ("step_residuals", "step_transpose", "accumulate"),
+    "affine": ("coefficients", "readout"),
+    "jacobian": ("step_jacobian",),
+    "seen": ("step_seen",),
+}
+"""The methods that a cell implements for each capability that it offers; see `Cell`."""
+
 
 def code(value: Any) -> str:
     """The code that makes a frozen dataclass, without the fields that have their default value.
@@ -195,7 +203,10 @@ class Cell(Described):
         return params
 
     def not_offered(self, capability: str) -> ValueError:
-        """The error for a capability that this cell does not offer with its options."""
+        """The error for a capability that this cell does not offer with its options, or names without its methods."""
+        if capability in self.capabilities:
+            methods = ", ".join(CAPABILITIES[capability])
+            return ValueError(f"{self!r} names {capability!r} in its capabilities, but does not have all of {methods}.")
         return ValueError(f"{self!r} does not offer {capability!r}; it offers {sorted(self.capabilities)}.")
 
 

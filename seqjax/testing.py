@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
+from seqjax.base import CAPABILITIES, Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.dtypes import widest
 from seqjax.engines.cotangents import without_float0
 from seqjax.engines.scan import Scan
@@ -201,11 +201,11 @@ def assert_close(actual, expected, tolerance: float) -> None:
 def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), tolerance: float | None = None) -> None:
     """Checks that a cell of your own, run by an engine, obeys seqjax's laws.
 
-    Checked: `init` works under `eval_shape`; a step keeps the carry's structure, shapes and dtypes, and gives outputs
-    `[..., H]`; values and gradients are finite; the engine matches `reference_loop` in both, with and without mask,
-    resets and batch axes, with NaN in masked steps; two pieces match the whole; `vmap` matches batched. Not checked:
-    whether a step's derivative is the true one where it has a custom rule or stops a gradient, and what a step draws
-    at random.
+    Checked: capabilities are known, and implemented; `init` works under `eval_shape`; a step keeps the carry's
+    structure, shapes and dtypes, and gives outputs `[..., H]`; values and gradients are finite; the engine matches
+    `reference_loop` in both, with and without mask, resets and batch axes, with NaN in masked steps; two pieces
+    match the whole; `vmap` matches batched. Not checked: whether a step's derivative is the true one where it has a
+    custom rule or stops a gradient, and what a step draws at random.
 
     Args:
       cell: the cell, with params in float32 or float64.
@@ -219,6 +219,7 @@ def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), toleranc
     >>> import seqjax
     >>> check_cell(seqjax.Simple(3))
     """
+    check_capabilities(cell)
     shapes = jax.eval_shape(lambda key: cell.init(key, in_dim), jax.random.key(0))
     widths = [leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)]
     if tolerance is None:
@@ -239,6 +240,16 @@ def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), toleranc
     whole = jax.jit(run)(carry, xs)
     mapped = jax.jit(jax.vmap(run, (0, 1), (0, 1)))(carry, xs)
     assert_close(mapped, whole, tolerance)
+
+
+def check_capabilities(cell: Cell) -> None:
+    """Raises `AssertionError` unless the capabilities that a cell names are known, and it has their methods."""
+    for name in sorted(cell.capabilities):
+        if name not in CAPABILITIES:
+            raise AssertionError(f"{cell!r} names {name!r} in its capabilities; known are {sorted(CAPABILITIES)}")
+        lacking = [method for method in CAPABILITIES[name] if getattr(type(cell), method) is getattr(Cell, method)]
+        if lacking:
+            raise AssertionError(f"{cell!r} names {name!r} in its capabilities, but does not implement {lacking}")
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, x: Array) -> None:

@@ -112,6 +112,25 @@ class Kink(Tanh):
 
 
 @dataclass(frozen=True)
+class Misspelt(Tanh):
+    capabilities = frozenset({"affine", "ajoint"})
+
+    def coefficients(self, params, z):
+        return jnp.float32(0.5), z
+
+    def readout(self, params, h, z):
+        return h
+
+
+@dataclass(frozen=True)
+class Unimplemented(Tanh):
+    capabilities = frozenset({"affine"})
+
+    def readout(self, params, h, z):
+        return h
+
+
+@dataclass(frozen=True)
 class Mixing(Tanh):
     def step(self, params, h, x, key=None):
         h = jnp.tanh(h + x @ params["w"])
@@ -136,6 +155,8 @@ def test_a_cell_with_what_is_not_differentiable_or_without_params_passes(cell):
         (NoBatch(), r"initial_carry of NoBatch\(\) has \(4,\) where the batch is \(3,\)"),
         (Unit(), r"of Unit\(\) are not finite; in masked steps x is 0"),
         (Kink(), r"gradients of Kink\(\) are not finite"),
+        (Misspelt(), r"Misspelt\(\) names 'ajoint' in its capabilities; known are \['adjoint', 'affine',"),
+        (Unimplemented(), r"Unimplemented\(\) names 'affine' in its capabilities, but .* implement \['coefficients'\]"),
         (Mixing(), "Not equal to tolerance"),
     ],
     ids=lambda case: repr(case) if isinstance(case, seqjax.Cell) else "",
@@ -143,3 +164,10 @@ def test_a_cell_with_what_is_not_differentiable_or_without_params_passes(cell):
 def test_a_cell_that_breaks_a_law_is_refused_by_the_law(cell, message):
     with pytest.raises(AssertionError, match=message):
         check_cell(cell)
+
+
+def test_a_capability_that_is_named_but_not_implemented_is_refused_as_that():
+    cell = Unimplemented()
+    params, carry, xs, *_ = seqjax.testing.example(cell)
+    with pytest.raises(ValueError, match=r"names 'affine' in its capabilities, but does not have all of coeff"):
+        seqjax.engines.Associative().run(cell, params, carry, xs)
