@@ -168,7 +168,8 @@ class AtLastStep(Described):
       loss: one of the losses here, or your own `loss(predictions, targets, mask) -> scalar`.
 
     Raises:
-      ValueError: a loss that is not a function; when called, targets of another number of steps than predictions, or what `loss` refuses.
+      ValueError: a loss that is not a function; when called, targets of another number of steps than predictions,
+        or what `loss` refuses.
 
     >>> last = AtLastStep(mean_squared_error)
     >>> float(last(jnp.array([[1.0], [2.0], [9.0]]), jnp.zeros((3, 1)), jnp.array([True, True, False])))
@@ -183,9 +184,9 @@ class AtLastStep(Described):
     def __call__(self, predictions: Array, targets: Array, mask: Mask = None) -> Array:
         if jnp.shape(targets)[:1] != predictions.shape[:1]:
             raise ValueError(
-                f"AtLastStep takes one target a step, {len(predictions)} steps, got {require.shown(targets)}; for one label a "
-                "sequence use Last in the model, labels [1, B]; if a layer has a stride or 'valid' padding, subsample "
-                "the targets to match."
+                f"AtLastStep takes one target a step, {len(predictions)} steps, got {require.shown(targets)}; for one "
+                "label a sequence use Last in the model, labels [1, B]; if a layer has a stride or 'valid' padding, "
+                "subsample the targets to match."
             )
         if mask is None:
             return self.loss(predictions[-1:], targets[-1:], None)

@@ -126,7 +126,7 @@ def test_last_step_takes_targets_of_as_many_steps(mask):
 
 
 def test_last_step_takes_a_loss():
-    with pytest.raises(ValueError, match="AtLastStep: loss must be a function, .* got 3"):
+    with pytest.raises(ValueError, match=r"AtLastStep: loss must be a function, .* got 3"):
         AtLastStep(3)
 
 
