@@ -19,7 +19,8 @@ from seqjax.diagnostics.trajectory import (
     state_layout,
     with_probes,
 )
-from seqjax.layers.compose import check_layers, time_major
+from seqjax.layers.batch_major import time_major
+from seqjax.layers.inner import check_layers
 from seqjax.norms import row_norms
 from seqjax.sequences import as_sequence
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.layers.compose import check_layers, time_major
+from seqjax.layers.batch_major import time_major
+from seqjax.layers.inner import check_layers
 from seqjax.norms import row_norms
 from seqjax.sequences import last_step
 

@@ -19,7 +19,8 @@ from seqjax.engines.relaxed import Relaxed
 from seqjax.engines.scan import Scan
 from seqjax.engines.sharded import Sharded
 from seqjax.engines.truncated import Truncated
-from seqjax.layers.compose import check_layers, map_layers, time_major
+from seqjax.layers.batch_major import time_major
+from seqjax.layers.inner import check_layers, map_layers
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names

@@ -29,9 +29,11 @@ from jax.typing import DTypeLike
 
 from seqjax.base import Array, Carry, Engine, Layer, Mask, Params, Resets
 from seqjax.engines.scan import Scan
+from seqjax.layers.batch_major import BatchMajor
 from seqjax.layers.bidirectional import Bidirectional
-from seqjax.layers.compose import BatchMajor, Residual, Serial, map_layers
+from seqjax.layers.compose import Residual, Serial
 from seqjax.layers.conv import Conv1D
+from seqjax.layers.inner import map_layers
 from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names
 from seqjax.require import shown

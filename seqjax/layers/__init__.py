@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers: maps from sequence to sequence that compose."""
 
+from seqjax.layers.batch_major import BatchMajor
 from seqjax.layers.bidirectional import Bidirectional
-from seqjax.layers.compose import BatchMajor, Residual, Serial
+from seqjax.layers.compose import Residual, Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.explain import explain
 from seqjax.layers.fold import fold

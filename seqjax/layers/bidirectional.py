@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
-from seqjax.layers.compose import check_inner, check_inputs, fold_key, outputs_like
+from seqjax.layers.batch_major import check_inner
+from seqjax.layers.inner import check_inputs, fold_key, outputs_like
 from seqjax.plan import Plan
 
 _MERGES: dict[str, Callable[[Array, Array], Array]] = {

@@ -4,7 +4,7 @@
 import jax
 
 from seqjax.base import Array, Layer
-from seqjax.layers.compose import check_layers
+from seqjax.layers.inner import check_layers
 from seqjax.plan import Plan, as_text
 from seqjax.sequences import check_sequence
 

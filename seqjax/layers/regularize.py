@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.dtypes import DTypes, at_least_float32
-from seqjax.layers.compose import check_inputs, time_major
+from seqjax.layers.batch_major import time_major
+from seqjax.layers.inner import check_inputs
 from seqjax.layers.pointwise import check_floating
 from seqjax.sequences import as_sequence, check_sequence, hide
 

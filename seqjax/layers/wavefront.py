@@ -14,7 +14,8 @@ from seqjax.engines import devices
 from seqjax.engines.pieces import join, pad_steps
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, prepare
-from seqjax.layers.compose import Serial, fold_key, outputs_like
+from seqjax.layers.compose import Serial
+from seqjax.layers.inner import fold_key, outputs_like
 from seqjax.layers.rnn import RNN
 from seqjax.plan import Plan, tree_bytes
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Layer, Mask, Resets
-from seqjax.layers.compose import BatchMajor
+from seqjax.layers.batch_major import BatchMajor
 from seqjax.require import shown
 
 

@@ -22,7 +22,7 @@ import optax
 
 from seqjax import require
 from seqjax.base import Layer, Params
-from seqjax.layers.compose import check_layers
+from seqjax.layers.inner import check_layers
 from seqjax.training.batch import Batch, as_batch
 from seqjax.training.description import Types
 from seqjax.training.losses import CALL, Loss

@@ -19,7 +19,8 @@ import optax
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params
-from seqjax.layers.compose import check_layers, time_major
+from seqjax.layers.batch_major import time_major
+from seqjax.layers.inner import check_layers
 from seqjax.norms import global_norm
 from seqjax.training.batch import Batch, as_batch, check_targets, shapes_as_given
 from seqjax.training.losses import CALL, Loss, weight

@@ -10,7 +10,8 @@ import pytest
 from jax.test_util import check_grads
 
 from seqjax.dtypes import DTypes
-from seqjax.layers.compose import BatchMajor, Serial
+from seqjax.layers.batch_major import BatchMajor
+from seqjax.layers.compose import Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.pointwise import Dense, Embed
 from seqjax.layers.regularize import BatchNorm, BatchNormParams, Dropout, calibrate
