@@ -2,7 +2,6 @@
 """Batches `[B, T, ..., D]`: the one place where that layout enters."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +41,11 @@ class BatchMajor(Layer):
         return False  # its axis 0 is not time
 
     def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
-        return self.layer.batch_shape(jax.eval_shape(_swap, xs))
+        return self.layer.batch_shape(jax.eval_shape(swap, xs))
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
-        self._check(xs)
-        return self.layer.init(key, jax.eval_shape(_swap, xs))
+        self.check(xs)
+        return self.layer.init(key, jax.eval_shape(swap, xs))
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
         return self.layer.initial_carry(params, batch_shape)
@@ -61,22 +60,27 @@ class BatchMajor(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
-        self._check(xs, mask=mask, resets=resets)
-        carry, ys = self.layer.apply(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets), key=key)
-        return carry, _swap(ys)
+        self.check(xs, mask=mask, resets=resets)
+        carry, ys = self.layer.apply(params, carry, swap(xs), mask=swap(mask), resets=swap(resets), key=key)
+        return carry, swap(ys)
 
     def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
-        mask, resets = self.layer.time_map(_swap(mask), _swap(resets), carry)
-        return _swap(mask), _swap(resets)
+        mask, resets = self.layer.time_map(swap(mask), swap(resets), carry)
+        return swap(mask), swap(resets)
 
     def plan(self, params: Params, xs: jax.ShapeDtypeStruct) -> tuple[Plan, ...]:
-        return self.layer.plan(params, jax.eval_shape(_swap, xs))
+        return self.layer.plan(params, jax.eval_shape(swap, xs))
 
     def calibrate(self, params: Params, carry: Carry, xs: Array, *, mask: Mask = None, resets: Resets = None) -> Params:
-        self._check(xs, mask=mask, resets=resets)
-        return self.layer.calibrate(params, carry, _swap(xs), mask=_swap(mask), resets=_swap(resets))
+        self.check(xs, mask=mask, resets=resets)
+        return self.layer.calibrate(params, carry, swap(xs), mask=swap(mask), resets=swap(resets))
 
-    def _check(self, xs: Array | jax.ShapeDtypeStruct, **flags: Mask) -> None:
+    def check(self, xs: Array | jax.ShapeDtypeStruct, **flags: Mask) -> None:
+        """Rejects inputs without both axes, and a mask or resets of another shape.
+
+        Raises:
+          ValueError: naming them, in the layout in which they were given.
+        """
         if len(step_shape(xs)) < 2:
             raise ValueError(f"BatchMajor needs xs [B, T, ..., D], got shape {xs.shape}.")
         steps = xs.shape[: 1 + len(self.batch_shape(xs))]
@@ -87,12 +91,15 @@ class BatchMajor(Layer):
                 raise ValueError(f"BatchMajor needs {name} [B, T, ...], {steps}, got {jnp.shape(given)}{advice}.")
 
 
-def time_major(model: Layer, *inputs: Any) -> tuple[Any, ...]:
-    """The model without a `BatchMajor` around it, and the inputs, with axes 0 and 1 swapped if there was one."""
-    return (model.layer, *jax.tree.map(_swap, inputs)) if isinstance(model, BatchMajor) else (model, *inputs)
+def time_major(model: Layer, xs: Array, mask: Mask, resets: Resets) -> tuple[Layer, Array, Mask, Resets]:
+    """The model without a `BatchMajor` around it, and its inputs, with axes 0 and 1 swapped if there was one."""
+    if not isinstance(model, BatchMajor):
+        return model, xs, mask, resets
+    model.check(xs, mask=mask, resets=resets)
+    return model.layer, swap(xs), swap(mask), swap(resets)
 
 
-def _swap(xs: Option) -> Option:
+def swap(xs: Option) -> Option:
     return None if xs is None else jnp.swapaxes(xs, 0, 1)
 
 

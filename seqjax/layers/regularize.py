@@ -214,8 +214,9 @@ def calibrate(model: Layer, params: Params, batches: Iterable[Array | tuple[Arra
     pairs = [batch if isinstance(batch, tuple) else (batch, None) for batch in batches]
     if not pairs:
         raise ValueError("calibrate needs at least one batch, got none; a generator can be walked only once.")
-    model, pairs = time_major(model, pairs)
-    flat = [_flat(model, *pair) for pair in pairs]
+    turned = [time_major(model, xs, mask, None) for xs, mask in pairs]
+    model = turned[0][0]
+    flat = [_flat(model, xs, mask) for _, xs, mask, _ in turned]
     kinds = {(xs.shape[2:], xs.dtype.name) for xs, _ in flat}
     if len(kinds) > 1:
         raise ValueError(f"calibrate needs batches of one feature size and dtype, got {sorted(kinds)}.")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Layer, Mask, Resets
-from seqjax.layers.batch_major import BatchMajor
+from seqjax.layers.batch_major import BatchMajor, swap, time_major
 from seqjax.require import shown
 
 
@@ -45,17 +45,21 @@ def as_batch(given: Any) -> Batch:
     return Batch(*given)
 
 
-def check_targets(model: Layer, batch: Batch) -> None:
-    """Rejects targets without both of the axes that `BatchMajor` swaps; all else about them is the loss's to say.
+def batch_in_time(model: Layer, batch: Batch) -> tuple[Layer, Batch]:
+    """The model without a `BatchMajor` around it, and the batch with time first.
 
     Raises:
-      ValueError: naming their shape.
+      ValueError: targets without both of the axes that `BatchMajor` swaps; all else about them is the loss's to say.
     """
-    if isinstance(model, BatchMajor) and any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(batch.ys)):
+    inner, xs, mask, resets = time_major(model, batch.xs, batch.mask, batch.resets)
+    if inner is model:
+        return model, batch
+    if any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(batch.ys)):
         raise ValueError(
             f"a BatchMajor model takes ys [B, T, ...], got {shown(batch.ys)}; "
             "for one label a sequence use Last in the model, labels [B, 1]."
         )
+    return inner, Batch(xs, jax.tree.map(swap, batch.ys), mask, resets)
 
 
 @contextlib.contextmanager

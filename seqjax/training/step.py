@@ -19,10 +19,9 @@ import optax
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params
-from seqjax.layers.batch_major import time_major
 from seqjax.layers.inner import check_layers
 from seqjax.norms import global_norm
-from seqjax.training.batch import Batch, as_batch, check_targets, shapes_as_given
+from seqjax.training.batch import Batch, as_batch, batch_in_time, shapes_as_given
 from seqjax.training.losses import CALL, Loss, weight
 from seqjax.training.optimizers import check_optimizer, forget_clipping, was_clipped
 
@@ -285,8 +284,7 @@ def _predict(
     model: Layer, params: Params, carry: Carry | None, batch: Batch, key: Key
 ) -> tuple[Carry, Array, Array, Mask]:
     """The carry, outputs, targets and output mask, starting from `carry` or the initial one; axis 0 is always time."""
-    check_targets(model, batch)
-    model, batch = time_major(model, batch)
+    model, batch = batch_in_time(model, batch)
     if carry is None:
         carry = model.initial_carry(params, model.batch_shape(batch.xs))
     elif batch.xs.shape[0] % model.stride:

@@ -90,6 +90,21 @@ def test_targets_of_a_batch_major_model_are_named_as_they_were_given(loss, ys, m
         make_eval_step(model, {"loss": loss})(params, batch)
 
 
+def test_a_mask_of_a_batch_major_model_is_refused_as_it_was_given():
+    model = seqjax.BatchMajor(seqjax.RNN(seqjax.GRU(3)))
+    xs, mask = jnp.ones((8, 5, 2), jnp.float32), jnp.ones((5, 8), bool)
+    params = model.init(jax.random.key(0), xs)
+    message = r"mask \[B, T, ...\], \(8, 5\), got \(5, 8\)"
+    with pytest.raises(ValueError, match=message):
+        make_train_step(model, mean_squared_error, OPTIMIZER)(
+            init_state(params, OPTIMIZER), Batch(xs, jnp.zeros((8, 5, 3)), mask), None
+        )
+    with pytest.raises(ValueError, match=message):
+        seqjax.diagnostics.trajectories(model, params, xs, mask=mask)
+    with pytest.raises(ValueError, match=message):
+        seqjax.layers.calibrate(model, params, [(xs, mask)])
+
+
 @pytest.mark.parametrize("shape", [(3,), (1, 3)])
 def test_a_label_for_a_sequence_is_no_target_of_each_step(shape):
     with pytest.raises(ValueError, match=r"one target a step, 5 steps, got int\d\d\[.*\]; .* use Last .*\[1, B\]"):
