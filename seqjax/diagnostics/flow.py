@@ -20,9 +20,8 @@ from seqjax.diagnostics.trajectory import (
     with_probes,
 )
 from seqjax.layers.batch_major import time_major
-from seqjax.layers.inner import check_layers
+from seqjax.layers.inner import check_inputs, check_layers
 from seqjax.norms import row_norms
-from seqjax.sequences import as_sequence
 
 
 @jax.tree_util.register_dataclass
@@ -95,7 +94,8 @@ def gradient_flow(
             "bind them: lambda ys, mask: loss(ys, targets, mask), which for a BatchMajor model sees them time-major."
         )
     model, xs, mask, resets = time_major(model, xs, mask, resets)
-    xs = as_sequence(xs, mask, resets)
+    check_inputs(model, xs, mask, resets)
+    xs = jnp.asarray(xs)
     probed = with_probes(model)
     params = probed_params(probed, params, xs)
     batch_shape = model.batch_shape(xs)

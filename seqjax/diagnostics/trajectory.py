@@ -20,12 +20,12 @@ from seqjax.engines.scan import Scan
 from seqjax.engines.sharded import Sharded
 from seqjax.engines.truncated import Truncated
 from seqjax.layers.batch_major import time_major
-from seqjax.layers.inner import check_layers, map_layers
+from seqjax.layers.inner import check_inputs, check_layers, map_layers
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
 from seqjax.paths import leaf_names
 from seqjax.require import shown
-from seqjax.sequences import as_sequence, hide
+from seqjax.sequences import hide
 
 
 @jax.tree_util.register_dataclass
@@ -250,7 +250,8 @@ def trajectories(
     """
     check_layers("trajectories", model)
     model, xs, mask, resets = time_major(model, xs, mask, resets)
-    xs = as_sequence(xs, mask, resets)
+    check_inputs(model, xs, mask, resets)
+    xs = jnp.asarray(xs)
     probed = with_probes(model)
     params = probed_params(probed, params, xs)
     start = probed_carry(probed, params, carry, model.batch_shape(xs))

@@ -66,7 +66,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, carry: C
       The state at step 0, with copies of `params` and `carry`.
 
     Raises:
-      ValueError: an `optimizer` that is none.
+      ValueError: an `optimizer` that is not an optax transformation.
 
     >>> state = init_state({"w": jnp.ones(3)}, optax.sgd(0.1))
     >>> int(state.step), state.carry
@@ -114,10 +114,10 @@ def make_train_step(
         params and the optimizer's state; use it only if you keep no other reference to them.
 
     Raises:
-      ValueError: a `model` that is not a layer, or, if stateful, one that does not stream; a `loss` or an `optimizer`
-        that is none; from the step: a state, a batch or a key that is none, targets that the loss cannot take, a
-        window that is not a multiple of the model's stride, a state without the model's carry, or a state with a
-        carry although training is not stateful.
+      ValueError: a `model` that is not a layer, or, if stateful, one that does not stream; a `loss` that is not a
+        function; an `optimizer` that is not an optax transformation; from the step: anything but a state, a batch and
+        a key; targets that the loss cannot take; a window that is not a multiple of the model's stride; a state
+        without the model's carry, or a state with a carry although training is not stateful.
 
     Returns:
       The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
@@ -183,7 +183,7 @@ def evaluate(step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[s
       The means, by the names of the metrics; 0 where no step of any batch is valid.
 
     Raises:
-      ValueError: no batches, or a `step` that is none.
+      ValueError: no batches, or a `step` that is not a function.
 
     >>> import seqjax
     >>> from seqjax.training import mean_squared_error

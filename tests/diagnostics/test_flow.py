@@ -13,6 +13,7 @@ from seqjax.diagnostics import gradient_flow, memory_profile, trajectories
 from seqjax.diagnostics.trajectory import with_probes
 from seqjax.engines.fused import Fused
 from seqjax.layers import Wavefront
+from seqjax.testing import assert_close
 from seqjax.training import AtLastStep, mean_squared_error
 from tests.common import F64, sigmoid
 from tests.diagnostics.by_hand import LEAKY, leaky, lstm_step, random_params
@@ -49,6 +50,20 @@ def test_engines_that_probes_cannot_run_under_are_replaced(engine):
     assert with_probes(seqjax.RNN(seqjax.GRU(2), inside)).layer.engine == engines.Checkpointed(3)
     kept = engines.Truncated(3)
     assert with_probes(seqjax.Residual(seqjax.RNN(seqjax.GRU(2), kept))).layer.layer.engine == kept
+
+
+def test_integer_features_take_a_mask():
+    cell = LambdaCell(
+        lambda key, in_dim: jax.random.normal(key, (9, 2)),
+        lambda params, h, x: (jnp.tanh(h + params[x].sum(-2)),) * 2,
+        lambda params, batch_shape: jnp.zeros((*batch_shape, 2)),
+    )
+    layer, ids, mask = seqjax.RNN(cell), jnp.ones((4, 3, 5), int), jnp.ones((4, 3), bool)
+    params = layer.init(jax.random.key(0), ids)
+    (plain,), (masked,) = (
+        gradient_flow(layer, params, ids, lambda ys, mask: ys.sum(), mask=given) for given in (None, mask)
+    )
+    assert_close(masked.total, plain.total, 1e-12)
 
 
 def test_loss_over_the_whole_sequence_sums_the_paths():
