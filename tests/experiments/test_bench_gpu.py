@@ -47,8 +47,7 @@ def test_a_dry_run_does_every_job_and_draws_the_plot(tmp_path):
     assert (tmp_path / "gpu-dry.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_kernel_that_forgets_its_recurrent_weights_fails_the_check(dtype, monkeypatch):
+def test_a_kernel_that_forgets_its_recurrent_weights_fails_the_check(monkeypatch):
     class Forgetful:
         def __init__(self, interpret):
             pass
@@ -59,7 +58,8 @@ def test_a_kernel_that_forgets_its_recurrent_weights_fails_the_check(dtype, monk
     config = gpu.Config()
     for engine, passes in ((lambda interpret: Scan(), True), (Forgetful, False)):
         monkeypatch.setattr(gpu, "Fused", engine)
-        assert [gpu.check(name, dtype, config)[0]["passed"] for name in gpu.kernels(1, dtype)] == [passes] * 5
+        for name in ("simple", "gru-before", "two heads of lstm"):
+            assert gpu.check(name, "bfloat16", config)[0]["passed"] == passes, name
 
 
 def test_without_a_gpu_it_says_so():
