@@ -113,6 +113,7 @@ def gru_step(
       The new carry and y = h `[..., H]`, in the dtype of z.
 
     Raises:
+      ValueError: an unknown `reset`.
       TypeError: by JAX, shapes that do not fit; only the cell and the engines say what they expected.
 
     >>> cell = GRU(4)
@@ -121,6 +122,7 @@ def gru_step(
     >>> y.shape
     (2, 4)
     """
+    require.one_of("gru_step", reset=(reset, ("before", "after")))
     carry, y, _ = gru_residuals(params, carry, z, h, reset=reset, activation=activation, gate=gate, epsilon=epsilon)
     return carry, y
 

@@ -19,7 +19,8 @@ from seqjax.training.losses import (
 )
 from seqjax.training.optimizers import ClipState, clip, clipped, was_clipped
 from seqjax.training.records import read_metrics
-from seqjax.training.step import TrainState, evaluate, init_state, make_eval_step, make_train_step
+from seqjax.training.state import TrainState, init_state
+from seqjax.training.step import evaluate, make_eval_step, make_train_step
 from seqjax.training.stream import windows
 
 __all__ = [

@@ -23,7 +23,7 @@ from seqjax.base import Array, Layer, Params
 from seqjax.paths import leaf_names
 from seqjax.training import storage
 from seqjax.training.description import Types, build, describe
-from seqjax.training.step import TrainState, check_state
+from seqjax.training.state import TrainState, check_state
 
 
 class Loaded(NamedTuple):

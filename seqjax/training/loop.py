@@ -29,7 +29,8 @@ from seqjax.training.losses import CALL, Loss
 from seqjax.training.optimizers import check_optimizer
 from seqjax.training.records import Line, as_line
 from seqjax.training.rundir import Journal, RunDir
-from seqjax.training.step import METRICS, TrainState, init_state, make_train_step
+from seqjax.training.state import TrainState, init_state
+from seqjax.training.step import METRICS, make_train_step
 
 
 class Run(NamedTuple):

@@ -15,7 +15,7 @@ from seqjax.training import checkpoint
 from seqjax.training.alone import alone
 from seqjax.training.description import Types, describe
 from seqjax.training.records import FILE, Line, MetricsFile
-from seqjax.training.step import TrainState
+from seqjax.training.state import TrainState
 
 
 class Journal:

@@ -11,7 +11,7 @@ All that a loop of your own needs:
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,62 +24,15 @@ from seqjax.norms import global_norm
 from seqjax.training.batch import Batch, as_batch, batch_in_time, shapes_as_given
 from seqjax.training.losses import CALL, Loss, weight
 from seqjax.training.optimizers import check_optimizer, forget_clipping, was_clipped
+from seqjax.training.state import TrainState, check_state
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "clipped", "skipped", "skipped_steps")
 """What a training step reports."""
 
 
-class TrainState(NamedTuple):
-    """Everything that a training step changes.
-
-    Attributes:
-      step: int32 `()`: steps done, including skipped ones.
-      params: the model's.
-      opt_state: the optimizer's.
-      skipped: int32 `()`: steps that were not finite and left params, opt_state and carry unchanged.
-      skipped_in_row: int32 `()`: how many of them since the last good step.
-      carry: what the next batch continues from if training is stateful; () if every batch starts anew.
-    """
-
-    step: Array
-    params: Params
-    opt_state: optax.OptState
-    skipped: Array
-    skipped_in_row: Array
-    carry: Carry = ()
-
-
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Batch], dict[str, tuple[Array, Array]]]
-
-
-def init_state(params: Params, optimizer: optax.GradientTransformation, carry: Carry = ()) -> TrainState:
-    """The state before the first step.
-
-    Args:
-      params: the model's params.
-      optimizer: any optax transformation.
-      carry: the model's initial carry, if training is stateful.
-
-    Returns:
-      The state at step 0, with copies of `params` and `carry`.
-
-    Raises:
-      ValueError: an `optimizer` that is not an optax transformation.
-
-    >>> state = init_state({"w": jnp.ones(3)}, optax.sgd(0.1))
-    >>> int(state.step), state.carry
-    (0, ())
-    """
-    check_optimizer("init_state", optimizer)
-    zero = jnp.zeros((), jnp.int32)
-    with jax.numpy_dtype_promotion("standard"):  # as in `_train`
-        opt_state = optimizer.init(params)
-    state = TrainState(zero, params, opt_state, zero, zero, carry)
-    # Without weak types, which a checkpoint would lose, so that a resumed step would be traced again; and as copies,
-    # so that no two leaves share a buffer (optimizers may start from the params) and the state can be donated.
-    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), state)
 
 
 def make_train_step(
@@ -124,7 +77,7 @@ def make_train_step(
       (bool: a `clip` in the optimizer changed the gradient), `skipped` (bool) and `skipped_steps` (int32, so far).
 
     >>> import seqjax
-    >>> from seqjax.training import clipped, mean_squared_error
+    >>> from seqjax.training import clipped, init_state, mean_squared_error
     >>> model, optimizer = seqjax.Dense(1), clipped(optax.sgd(0.1), norm=1.0)
     >>> batch = Batch(xs=jnp.ones((5, 2, 3), jnp.float32), ys=jnp.full((5, 2, 1), 9, jnp.float32))
     >>> state = init_state(model.init(jax.random.key(0), batch.xs), optimizer)
@@ -295,16 +248,6 @@ def _predict(
     mask, _ = model.time_map(batch.mask, batch.resets, carry)
     carry, predictions = model.apply(params, carry, batch.xs, mask=batch.mask, resets=batch.resets, key=key)
     return carry, predictions, batch.ys, mask
-
-
-def check_state(owner: str, given: Any) -> None:
-    """Rejects anything that is not a `TrainState`.
-
-    Raises:
-      ValueError: naming what was given.
-    """
-    if not isinstance(given, TrainState):
-        raise ValueError(f"{owner} takes a TrainState, init_state(params, optimizer), got {require.shown(given)}.")
 
 
 def _check_carry(model: Layer, stateful: bool, state: TrainState, batch: Batch) -> None:

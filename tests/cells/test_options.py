@@ -221,6 +221,14 @@ def test_narrow_params_are_those_of_float32_rounded(name, dtype):
         np.testing.assert_allclose(narrow.astype("float32"), wide, rtol=2**-7, atol=1e-3)
 
 
+def test_a_gru_step_knows_before_and_after_alone():
+    cell = seqjax.GRU(4)
+    params = init(cell)
+    z = jnp.zeros((2, 12), jnp.float32)
+    with pytest.raises(ValueError, match="gru_step: reset must be"):
+        seqjax.cells.gru_step(params, cell.initial_carry(params, (2,)), z, reset="foo")
+
+
 GATED = [seqjax.LSTM, seqjax.PeepholeLSTM, seqjax.GRU, seqjax.DiagonalGRU, seqjax.DiagonalLSTM]
 
 
