@@ -10,9 +10,10 @@ import pytest
 
 import seqjax
 from seqjax import DTypes
-from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, scan
+from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, blocks
+from seqjax.engines.blocks import block_size
 from seqjax.engines.residuals import recall, store
-from seqjax.engines.scan import Scan, block_size
+from seqjax.engines.scan import Scan
 from seqjax.plan import tree_bytes
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 from tests.common import F64, assert_equals_loop, gradients
@@ -29,7 +30,7 @@ CELLS = {
 @pytest.mark.parametrize("name", CELLS)
 def test_blocks_of_steps_equal_the_reference_loop(name, T, size, flags, monkeypatch):
     """From a carry of other than zeros; masks and resets decide which residuals are outputs."""
-    monkeypatch.setattr(scan, "WHOLE_BYTES", 0)  # as if this were long
+    monkeypatch.setattr(blocks, "WHOLE_BYTES", 0)  # as if this were long
     cell = CELLS[name]
     arguments = example(cell, T=T, batch_shape=(2,), masked="mask" in flags, with_resets="resets" in flags)
     params, carry, xs, *_ = arguments
@@ -186,7 +187,7 @@ def test_residuals_that_lie_side_by_side_give_the_numbers_of_the_reference_loop(
     expected = value_and_gradients(reference_loop, cell, params, carry, xs, **flags)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     if size < T:
-        monkeypatch.setattr(scan, "LARGE_BYTES", size * tree_bytes(cell.project(params, xs[0])))
+        monkeypatch.setattr(blocks, "LARGE_BYTES", size * tree_bytes(cell.project(params, xs[0])))
     assert block_size(cell, params, xs) == size
     assert_close(gradients(Scan(), cell, params, carry, xs, **flags), expected, 1e-10)
 
