@@ -196,6 +196,13 @@ class Cell(Described):
         """Like `step`, but the recurrent products see `h` in place of `carry.h`."""
         raise self.not_offered("seen")
 
+    # -- diagnostics -----------------------------------------------------------------------
+
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, tuple[Array, Any]]:
+        """A step's gates and activations `[..., H]` by name, each with the function that made it; `{}` if the cell
+        names none."""
+        return {}
+
     # -- batch normalization ---------------------------------------------------------------
 
     def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:

@@ -188,6 +188,13 @@ class DiagonalGRU(DiagonalFamily):
     ) -> tuple[GRUCarry, Array, DiagonalGRUResiduals]:
         return diagonal_gru_residuals(params, carry, z, **self._options())
 
+    def gate_values(
+        self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates
+    ) -> dict[str, tuple[Array, Activation]]:
+        _, _, kept = self.step_residuals(params, carry, z)
+        gate = self.recurrent_activation
+        return {"z": (kept.z, gate), "r": (kept.r, gate), "g": (kept.g, self.activation)}
+
     def step_jacobian(self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates) -> GRUCarry:
         slope, gate_slope = self._slopes("jacobian")
         _, _, kept = self.step_residuals(params, carry, z)
@@ -265,6 +272,18 @@ class DiagonalLSTM(DiagonalFamily):
         self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates
     ) -> tuple[DiagonalLSTMCarry, Array, DiagonalLSTMResiduals]:
         return diagonal_lstm_residuals(params, carry, z, **self._options())
+
+    def gate_values(
+        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates
+    ) -> dict[str, tuple[Array, Activation]]:
+        _, _, kept = self.step_residuals(params, carry, z)
+        gate, activation = self.recurrent_activation, self.activation
+        return {
+            "f": (kept.f, gate),
+            "o": (kept.o, gate),
+            "g": (kept.g, activation),
+            "phi_c": (kept.squashed, activation),
+        }
 
     def step_jacobian(self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates) -> DiagonalLSTMCarry:
         slope, gate_slope = self._slopes("jacobian")

@@ -279,6 +279,11 @@ class GRU(Cell):
     def step(self, params: GRUParams, carry: GRUCarry, z: gates.Gates, key: Key = None) -> tuple[GRUCarry, Array]:
         return gru_step(params, carry, z, **self._options())
 
+    def gate_values(self, params: GRUParams, carry: GRUCarry, z: gates.Gates) -> dict[str, tuple[Array, Activation]]:
+        _, _, kept = self.step_residuals(params, carry, z)
+        gate = self.recurrent_activation
+        return {"z": (kept.z, gate), "r": (kept.r, gate), "g": (kept.g, self.activation)}
+
     def step_seen(self, params: GRUParams, carry: GRUCarry, h: Array, z: gates.Gates) -> tuple[GRUCarry, Array]:
         return gru_step(params, carry, z, h, **self._options())
 

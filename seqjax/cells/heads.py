@@ -109,6 +109,17 @@ class MultiHead(Cell):
     def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:
         return jax.vmap(self.cell.calibrate, (0, HEADS, None))(params, self.split(carry), xs)
 
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, tuple[Array, Any]]:
+        made_by = {}
+
+        def alone(params: Params, carry: Carry, z: Any) -> dict[str, Array]:
+            found = self.cell.gate_values(params, carry, z)
+            made_by.update({name: activation for name, (_, activation) in found.items()})
+            return {name: values for name, (values, _) in found.items()}
+
+        values = join(jax.vmap(alone, (0, HEADS, HEADS), HEADS)(params, self.split(carry), z))
+        return {name: (values[name], made_by[name]) for name in values}
+
     def run_heads(
         self, run: Callable[..., tuple[Carry, Array]], params: Params, initial: Carry | None, carry: Carry
     ) -> tuple[Carry, Array]:

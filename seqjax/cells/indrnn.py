@@ -128,6 +128,9 @@ class IndRNN(Cell):
     def step(self, params: IndRNNParams, carry: IndRNNCarry, z: Array, key: Key = None) -> tuple[IndRNNCarry, Array]:
         return indrnn_step(params, carry, z, activation=activation_function(self.activation))
 
+    def gate_values(self, params: IndRNNParams, carry: IndRNNCarry, z: Array) -> dict[str, tuple[Array, Activation]]:
+        return {"h": (self.step(params, carry, z)[1], self.activation)}
+
     def step_jacobian(self, params: IndRNNParams, carry: IndRNNCarry, z: Array) -> IndRNNCarry:
         _, y = self.step(params, carry, z)
         return IndRNNCarry((self._slope("jacobian")(y) * params.w_rec.astype(z.dtype)).astype(carry.h.dtype))

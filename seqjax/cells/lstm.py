@@ -21,6 +21,7 @@ from seqjax.cells.lstm_equations import (
     lstm_residuals,
     lstm_step,
     lstm_transpose,
+    memory_after,
 )
 from seqjax.dtypes import DTypes
 from seqjax.initializers import ForgetGate, Initializer, resolve
@@ -91,6 +92,15 @@ class LSTMFamily(Cell):
 
     def step(self, params: LSTMParams, carry: LSTMCarry, z: gates.Gates, key: Key = None) -> tuple[LSTMCarry, Array]:
         return lstm_step(params, carry, z, **self._options())
+
+    def gate_values(self, params: LSTMParams, carry: LSTMCarry, z: gates.Gates) -> dict[str, tuple[Array, Activation]]:
+        _, _, kept = self.step_residuals(params, carry, z)
+        phi_c = activation_function(self.activation)(memory_after(kept))
+        return {
+            **{name: (getattr(kept, name), self.recurrent_activation) for name in ("i", "f", "o")},
+            "g": (kept.g, self.activation),
+            "phi_c": (phi_c, self.activation),
+        }
 
     def step_seen(self, params: LSTMParams, carry: LSTMCarry, h: Array, z: gates.Gates) -> tuple[LSTMCarry, Array]:
         return lstm_step(params, carry, z, h, **self._options())

@@ -137,6 +137,9 @@ class MinGRU(MinimalFamily):
     def coefficients(self, params: MinGRUParams, z: Array) -> tuple[MinCarry, MinCarry]:
         return min_gru_coefficients(z.astype(state_dtype(self.dtypes, params.w_in)), mode=self.mode)
 
+    def gate_values(self, params: MinGRUParams, carry: MinCarry, z: Array) -> dict[str, tuple[Array, str]]:
+        return {"z": (jax.nn.sigmoid(gates.split_gates(z, 2)[0]), "sigmoid")}
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MinLSTM(MinimalFamily):
@@ -179,3 +182,6 @@ class MinLSTM(MinimalFamily):
 
     def coefficients(self, params: MinLSTMParams, z: Array) -> tuple[MinCarry, MinCarry]:
         return min_lstm_coefficients(z.astype(state_dtype(self.dtypes, params.w_in)), mode=self.mode)
+
+    def gate_values(self, params: MinLSTMParams, carry: MinCarry, z: Array) -> dict[str, tuple[Array, str]]:
+        return {"f": (self.coefficients(params, z)[0].h, "sigmoid")}

@@ -2,6 +2,7 @@
 """Noise inside a recurrence, as wrappers around a cell: zoneout and recurrent dropout."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,9 @@ class Zoneout(Cell):
 
     def project(self, params: Params, x: Array) -> Array:
         return self.cell.project(params, x)
+
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, tuple[Array, Any]]:
+        return self.cell.gate_values(params, carry, z)
 
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
         names = [name for name in getattr(carry, "_fields", ()) for _ in jax.tree.leaves(getattr(carry, name))]
@@ -126,6 +130,9 @@ class RecurrentDropout(Cell):
 
     def project(self, params: Params, x: Array) -> Array:
         return self.cell.project(params, x)
+
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, tuple[Array, Any]]:
+        return self.cell.gate_values(params, carry, z)
 
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
         if key is None:

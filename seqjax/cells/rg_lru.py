@@ -156,3 +156,7 @@ class RGLRU(Cell):
 
     def step(self, params: RGLRUParams, carry: RGLRUCarry, z: RGLRUInput, key: Key = None) -> tuple[RGLRUCarry, Array]:
         return affine_step(self, params, carry, z)
+
+    def gate_values(self, params: RGLRUParams, carry: RGLRUCarry, z: RGLRUInput) -> dict[str, tuple[Array, str]]:
+        r, i = gates.split_gates(jax.nn.sigmoid(z.gates), 2)
+        return {"r": (r, "sigmoid"), "i": (i, "sigmoid")}

@@ -248,6 +248,9 @@ class Simple(Cell):
             return batch_normalized_step(params, carry, z, training=key is not None, **self._options())
         return simple_step(params, carry, z, **self._options())
 
+    def gate_values(self, params: SimpleParams, carry: SimpleCarry, z: Array) -> dict[str, tuple[Array, Activation]]:
+        return {"h": (self.step(params, carry, z)[1], self.activation)}
+
     def step_seen(self, params: SimpleParams, carry: SimpleCarry, h: Array, z: Array) -> tuple[SimpleCarry, Array]:
         if self.normalize == "batch":
             raise self.not_offered("seen")

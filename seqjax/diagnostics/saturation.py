@@ -1,26 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saturation: how often gates and activations are at their bounds, where their slopes vanish."""
 
-import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from seqjax.activations import Activation, activation_function
+from seqjax.activations import Activation
 from seqjax.base import Array
-from seqjax.cells import gates
-from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
-from seqjax.cells.gru import GRU
-from seqjax.cells.heads import MultiHead
-from seqjax.cells.indrnn import IndRNN
-from seqjax.cells.lstm import LSTMFamily
-from seqjax.cells.lstm_equations import memory_after
-from seqjax.cells.minimal import MinGRU, MinLSTM
-from seqjax.cells.noise import RecurrentDropout, Zoneout
-from seqjax.cells.rg_lru import RGLRU
-from seqjax.cells.simple import Simple
 from seqjax.diagnostics.trajectory import Trajectory, check_trajectory
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -64,13 +51,13 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
     | `Zoneout`, `RecurrentDropout`  | of the cell inside, in evaluation                     |
     | `MultiHead`                    | of its heads, side by side                            |
 
-    The gates of other cells are not known here.
+    A cell of your own names its gates by a method `gate_values`.
 
     Args:
       trajectory: that of a recurrent layer.
 
     Returns:
-      Values by name, recomputed from the states; `{}` for a cell that is not in the table.
+      Values by name, recomputed from the states; `{}` for a cell that names none.
 
     >>> import seqjax
     >>> from seqjax.diagnostics import trajectories
@@ -80,42 +67,9 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
     {'z': ((5, 2, 4), 'sigmoid'), 'r': ((5, 2, 4), 'sigmoid'), 'g': ((5, 2, 4), 'tanh')}
     """
     check_trajectory("gate_values", trajectory)
-    cell, params, carries = trajectory.cell, trajectory.params, trajectory.carries
-    while isinstance(cell, Zoneout | RecurrentDropout):
-        cell = cell.cell
-    if isinstance(cell, MultiHead):
-        heads = [
-            gate_values(dataclasses.replace(trajectory, cell=cell.cell, params=p, carries=c))
-            for p, c in cell.each_head(params, carries)
-        ]
-        return {
-            name: GateValues(jnp.concatenate([head[name].values for head in heads], axis=-1), gate.activation)
-            for name, gate in heads[0].items()
-        }
-    z = cell.project(params, trajectory.xs)
-    if isinstance(cell, Simple | IndRNN):
-        return {"h": GateValues(cell.step(params, carries, z)[1], cell.activation)}
-    if isinstance(cell, MinGRU):
-        return {"z": GateValues(jax.nn.sigmoid(gates.split_gates(z, 2)[0]), "sigmoid")}
-    if isinstance(cell, MinLSTM):
-        return {"f": GateValues(cell.coefficients(params, z)[0].h, "sigmoid")}
-    if isinstance(cell, RGLRU):
-        r, i = gates.split_gates(jax.nn.sigmoid(z.gates), 2)
-        return {"r": GateValues(r, "sigmoid"), "i": GateValues(i, "sigmoid")}
-    if not isinstance(cell, LSTMFamily | GRU | DiagonalGRU | DiagonalLSTM):
-        return {}
-    kept: Any = cell.step_residuals(params, carries, z)[2]
-    found = {
-        name: GateValues(getattr(kept, name), cell.activation if name == "g" else cell.recurrent_activation)
-        for name in kept._fields
-        if name in ("i", "f", "g", "o", "z", "r")
-    }
-    if isinstance(cell, LSTMFamily):
-        squashed = activation_function(cell.activation)(memory_after(kept))
-        found["phi_c"] = GateValues(squashed, cell.activation)
-    if isinstance(cell, DiagonalLSTM):
-        found["phi_c"] = GateValues(kept.squashed, cell.activation)
-    return found
+    cell, params = trajectory.cell, trajectory.params
+    found = cell.gate_values(params, trajectory.carries, cell.project(params, trajectory.xs))
+    return {name: GateValues(*gate) for name, gate in found.items()}
 
 
 class Saturation(NamedTuple):

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,3 +105,29 @@ def test_an_epsilon_out_of_range_is_refused(epsilon):
     (seen,) = trajectories(seqjax.RNN(LEAKY), leaky(0.5), np.ones((3, 1)))
     with pytest.raises(ValueError, match=r"epsilon must be from 0 to below 0\.5"):
         saturation(seen, epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaky(seqjax.Cell):
+    """h_t = f ⊗ h_{t-1} + (1 - f) ⊗ x_t with f = σ(w), which it names."""
+
+    def init(self, key, in_dim):
+        return jnp.array([-9.0, 0.0])
+
+    def initial_carry(self, params, batch_shape):
+        return jnp.zeros((*batch_shape, 2))
+
+    def step(self, params, h, x, key=None):
+        f = jax.nn.sigmoid(params)
+        h = f * h + (1 - f) * x
+        return h, h
+
+    def gate_values(self, params, h, x):
+        return {"f": (jnp.broadcast_to(jax.nn.sigmoid(params), h.shape), "sigmoid")}
+
+
+@pytest.mark.parametrize(("cell", "low"), [(Leaky(), [1, 0]), (seqjax.cells.MultiHead(Leaky(), 2), [1, 0, 1, 0])])
+def test_the_gates_that_a_cell_of_ones_own_names_are_seen(cell, low):
+    model, xs = seqjax.RNN(cell), jnp.ones((4, 3, 2))
+    (seen,) = trajectories(model, model.init(jax.random.key(0), xs), xs)
+    assert saturation(seen)["f"].low.tolist() == low
