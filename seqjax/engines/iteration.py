@@ -24,6 +24,16 @@ class Iteration(NamedTuple):
     converged: Array  # [*batch]
 
 
+class State(NamedTuple):
+    """Between two iterations."""
+
+    iterations: Array
+    states: Array  # [T, *batch, ...], packed
+    defects: Array  # of the same shape: evaluate(before) - states
+    merit: Array  # [*batch]: their sum of squares
+    active: Array  # [*batch] bool: what is still iterated on
+
+
 def iterate(
     engine: Any,
     packing: Packing,
@@ -78,11 +88,11 @@ def iterate(
         within = jax.lax.cummin(within.astype(jnp.int32)) == 1
         return jnp.where(over_features(within), direction, defects)
 
-    def unfinished(state: tuple) -> Array:
-        n, *_, active = state
-        return (n < limit) & active.any()
+    def unfinished(state: State) -> Array:
+        return (state.iterations < limit) & state.active.any()
 
-    def line_search(states: Array, defects: Array, merit: Array, active: Array, direction: Array) -> tuple:
+    def line_search(state: State, direction: Array) -> tuple:
+        _, states, defects, merit, active = state
         restrained = restrain(states, defects, direction)
 
         def shorten(search: tuple) -> tuple:
@@ -99,25 +109,24 @@ def iterate(
         _, *moved, _ = jax.lax.while_loop(lambda search: ~search[-1].all(), shorten, search)
         return tuple(moved)
 
-    def move(state: tuple) -> tuple:
-        n, states, defects, merit, active = state
-        direction = solve_recurrence(jacobians(before(states)), defects)
+    def move(state: State) -> State:
+        direction = solve_recurrence(jacobians(before(state.states)), state.defects)
         if linear:
-            moved = states + direction
+            moved = state.states + direction
             new_defects, new_merit = measure(moved)
         else:
-            moved, new_defects, new_merit = line_search(states, defects, merit, active, direction)
-        states = jnp.where(over_features(active), moved, states)
-        defects = jnp.where(over_features(active), new_defects, defects)
-        merit = jnp.where(active, new_merit, merit)
+            moved, new_defects, new_merit = line_search(state, direction)
+        states = jnp.where(over_features(state.active), moved, state.states)
+        defects = jnp.where(over_features(state.active), new_defects, state.defects)
+        merit = jnp.where(state.active, new_merit, state.merit)
         good, _ = judged(states, defects)
         hopeful = jnp.isfinite(defects).all((0, *features))
-        return n + 1, states, defects, merit, active & hopeful & ~good.all(0)
+        return State(state.iterations + 1, states, defects, merit, state.active & hopeful & ~good.all(0))
 
     defects, merit = measure(guess)
-    begin = jnp.int32(0), guess, defects, merit, jnp.ones_like(merit, bool)
-    n, states, defects, *_ = jax.lax.while_loop(unfinished, move, begin)
-    good, residual = judged(states, defects)
+    begin = State(jnp.int32(0), guess, defects, merit, jnp.ones_like(merit, bool))
+    found = jax.lax.while_loop(unfinished, move, begin)
+    good, residual = judged(found.states, found.defects)
     converged = good.all(0)
 
     def finish(states: Array, defects: Array) -> Array:
@@ -127,6 +136,7 @@ def iterate(
         begin = first_inexact(packing.unpack(defects), packing.unpack(states), cuts, batch_ndim)
         return jax.lax.fori_loop(begin, T, put, states)
 
+    states = found.states
     if engine.on_failure == "sequential":
-        states = jax.lax.cond(converged.all(), lambda states, _: states, finish, states, defects)
-    return Iteration(states, n, residual, converged)
+        states = jax.lax.cond(converged.all(), lambda states, _: states, finish, states, found.defects)
+    return Iteration(states, found.iterations, residual, converged)

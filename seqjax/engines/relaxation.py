@@ -21,8 +21,19 @@ class Relaxation(NamedTuple):
     ends: Carry  # [K, ...]
     outputs: Any
     sweeps: Array
-    residual: Array
-    converged: Array
+    residual: Array  # [*batch]
+    converged: Array  # [*batch]
+
+
+class State(NamedTuple):
+    """Between two sweeps."""
+
+    sweeps: Array
+    starts: Carry  # [K, ...]
+    ends: Carry  # [K, ...]
+    outputs: Any
+    good: Array  # [K, *batch] bool: which chunks end where the next one starts
+    residual: Array  # [*batch]
 
 
 def relax(
@@ -55,29 +66,30 @@ def relax(
         moved = jnp.concatenate([jnp.zeros_like(start[:1]), moved[:-1]])
         return jnp.concatenate([start[:1], end[:-1] + product[:-1] * moved])
 
-    def unfinished(state: tuple) -> Array:
-        n, _, ends, _, good, _ = state
+    def unfinished(state: State) -> Array:
+        ends, good = state.ends, state.good
         # if a sequence's first mismatch is not finite, that is its true, useless answer; more sweeps do not help
         bad = jnp.argmin(good, axis=0)[None]
         numbers = functools.reduce(
             jnp.logical_and, [jnp.isfinite(e).all(tuple(range(1 + batch_ndim, e.ndim))) for e in jax.tree.leaves(ends)]
         )
         hopeful = ~good.all(0) & jnp.take_along_axis(numbers, bad, 0)[0]
-        return (n == 0) | ((n < limit) & hopeful.any())
+        return (state.sweeps == 0) | ((state.sweeps < limit) & hopeful.any())
 
     def misfits(starts: Carry, ends: Carry) -> Carry:
         return jax.tree.map(lambda s, e: e - jnp.concatenate([s[1:], e[-1:]]), starts, ends)
 
-    def body(state: tuple) -> tuple:
-        n, starts, ends, *_ = state
-        starts = propose(starts, ends)
+    def body(state: State) -> State:
+        starts = propose(state.starts, state.ends)
         ends, outputs = sweep(starts)
-        return n + 1, starts, ends, outputs, *judge(misfits(starts, ends), ends, cuts, engine.tol, batch_ndim)
+        judgement = judge(misfits(starts, ends), ends, cuts, engine.tol, batch_ndim)
+        return State(state.sweeps + 1, starts, ends, outputs, *judgement)
 
+    unknown: Any = [None] * 3
     begin = jnp.int32(0), guess, jax.tree.map(lambda s: jnp.concatenate([s[1:], s[-1:]]), guess)
-    shapes = jax.eval_shape(body, (*begin, None, None, None))
-    _, zeros = varying_alike(guess, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[3:]))
-    sweeps, starts, ends, outputs, good, residual = jax.lax.while_loop(unfinished, body, (*begin, *zeros))
+    shapes = jax.eval_shape(body, State(*begin, *unknown))
+    _, zeros = varying_alike(guess, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tuple(shapes[3:])))
+    found = jax.lax.while_loop(unfinished, body, State(*begin, *zeros))
 
     def finish(starts: Carry, ends: Carry, outputs: Any) -> tuple:
         def put(k: Array, starts: Carry) -> Carry:
@@ -88,11 +100,11 @@ def relax(
         starts = jax.lax.fori_loop(begin, count - 1, put, starts)
         return starts, *sweep(starts)
 
-    converged = good.all(0)
+    converged = found.good.all(0)
+    answer = found.starts, found.ends, found.outputs
     if engine.on_failure == "sequential":
-        kept = starts, ends, outputs
-        starts, ends, outputs = jax.lax.cond(converged.all(), lambda *kept: kept, finish, *kept)
-    return Relaxation(starts, ends, outputs, sweeps, residual, converged)
+        answer = jax.lax.cond(converged.all(), lambda *answer: answer, finish, *answer)
+    return Relaxation(*answer, found.sweeps, found.residual, converged)
 
 
 def idle_chunks(steps: Steps) -> Array | None:
