@@ -59,7 +59,7 @@ def gate_values(trajectory: Trajectory) -> dict[str, GateValues]:
     Returns:
       Values by name, recomputed from the states; `{}` for a cell that names none.
 
-    >>> import seqjax
+    >>> import jax, seqjax
     >>> from seqjax.diagnostics import trajectories
     >>> model, xs = seqjax.RNN(seqjax.GRU(4)), jnp.ones((5, 2, 1))
     >>> (seen,) = trajectories(model, model.init(jax.random.key(0), xs), xs)
@@ -107,7 +107,7 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
     Raises:
       ValueError: an epsilon out of range.
 
-    >>> import seqjax
+    >>> import jax, seqjax
     >>> from seqjax.diagnostics import trajectories
     >>> model, xs = seqjax.RNN(seqjax.Simple(1, w_in_init="ones", w_rec_init="zeros")), jnp.array([[0.0], [9.0]])
     >>> (seen,) = trajectories(model, model.init(jax.random.key(0), xs), xs)
