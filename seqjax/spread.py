@@ -52,6 +52,15 @@ def step_alike(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any)
     return _over(mesh, carry, jax.tree.map(_spec, first), xs)
 
 
+def constants(params: Any, x: Array) -> Any:
+    """`params` as the body of a loop over `x` takes them. Of arrays that are whole on every device, JAX
+    0.11 would forget in the loop's transpose on which mesh they lie, unless that mesh is set."""
+    mesh = explicit_mesh(x)
+    if mesh is None or mesh == jax.sharding.get_abstract_mesh():
+        return params
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, NamedSharding(mesh, _spec(leaf))), params)
+
+
 def varying_alike(*trees: Any) -> tuple:
     """The trees with the types that a loop's carry needs inside `jax.shard_map`: every array varies over all axes over
     which any of them does. A batch differs from device to device; an initial carry of zeros would not."""

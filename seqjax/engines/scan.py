@@ -14,6 +14,7 @@ from seqjax.engines.pieces import loop
 from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps, masked_step
 from seqjax.plan import Plan, residual_bytes, tree_bytes
+from seqjax.spread import constants
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -96,5 +97,8 @@ def scan(
     cell: Cell, unroll: int, params: Params, initial: Carry | None, carry: Carry, steps: Steps
 ) -> tuple[Carry, Array]:
     """The plain loop, differentiated by JAX."""
-    step = functools.partial(masked_step, cell, params, initial)
+
+    def step(carry: Carry, step: Steps) -> tuple[Carry, Array]:
+        return masked_step(cell, constants(params, steps.x), initial, carry, step)
+
     return loop(step, carry, steps, unroll=unroll)

@@ -12,14 +12,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import seqjax
-from seqjax import GRU, LSTM, RNN, Bidirectional, Conv1D, Embed, Last, Residual, Serial, Simple
+from seqjax import GRU, LSTM, RNN, Bidirectional, Conv1D, Dense, Embed, Last, Residual, Serial, Simple
 from seqjax.cells import DiagonalGRU, IndRNN, MultiHead, PeepholeLSTM, RecurrentDropout, Zoneout
 from seqjax.engines import Checkpointed, Scan, Truncated
 from seqjax.testing import assert_close, jitter
 from tests.common import F64
 
 MESH = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Explicit,))
-STRIDED = Serial(Conv1D(3, 4, stride=2, dtypes=F64), RNN(GRU(3, dtypes=F64)))
+STRIDED = Serial(Conv1D(3, 4, stride=2, dtypes=F64), RNN(GRU(3, dtypes=F64)), Dense(3, dtypes=F64))
 T, B = 11, 8
 
 
