@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from seqjax.base import Array
@@ -43,6 +44,14 @@ def batch_alike(carries: Any, x: Array) -> Any:
     return _over(mesh, carries, specs, x)
 
 
+def zeros(shapes: Any, beside: Any) -> Any:
+    """Zeros of the shapes and dtypes of `shapes`, spread as these say, for a loop over the arrays `beside`."""
+    arrays, mesh = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), explicit_mesh(beside)
+    if mesh is not None:
+        arrays = _over(mesh, arrays, jax.tree.map(_spec, shapes), beside)
+    return varying_alike(arrays, beside)[0]
+
+
 def step_alike(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> Any:
     """`carry` spread as `step` returns it, as `lax.scan(step, carry, xs)` requires on a mesh with explicit axes."""
     mesh = explicit_mesh(xs)
@@ -53,8 +62,8 @@ def step_alike(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any)
 
 
 def constants(params: Any, x: Array) -> Any:
-    """`params` as the body of a loop over `x` takes them. Of arrays that are whole on every device, JAX
-    0.11 would forget in the loop's transpose on which mesh they lie, unless that mesh is set."""
+    """`params` as the body of a loop over `x` takes them. Of arrays that are whole on every device, JAX 0.11 would
+    forget in the loop's transpose on which mesh they lie, unless that mesh is set."""
     mesh = explicit_mesh(x)
     if mesh is None or mesh == jax.sharding.get_abstract_mesh():
         return params

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import linear
-from seqjax.engines.pieces import scan_pieces, split_at
+from seqjax.engines.pieces import join, loop, split_at, split_steps
 from seqjax.engines.stepping import Steps, prepare, visible
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 from seqjax.sequences import expand, hide
@@ -87,17 +87,13 @@ class Associative(Engine):
         if count <= 1 and rest == 0:
             return run(carry, steps)
 
-        def piece(carry: Carry, piece: Steps, _: None) -> tuple[Carry, tuple[Array, None]]:
-            # inside a scan, the loop itself keeps XLA from merging the two forward passes
-            carry, ys = jax.checkpoint(run, prevent_cse=False)(carry, piece)
-            return carry, (ys, None)
-
         whole, last = split_at(steps, count * size)
-        carry, (ys, _) = scan_pieces(piece, carry, whole, size)
+        # inside a scan, the loop itself keeps XLA from merging the two forward passes
+        carry, ys = loop(jax.checkpoint(run, prevent_cse=False), carry, split_steps(whole, size))
         if rest == 0:
-            return carry, ys
+            return carry, join(ys)
         carry, rest_ys = run(carry, last)
-        return carry, jnp.concatenate([ys, rest_ys])
+        return carry, jnp.concatenate([join(ys), rest_ys])
 
     def choose(self, T: int) -> tuple[str, int]:
         """The method and the number of steps in a segment for a sequence of `T` steps.

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.pieces import loop, scan_pieces, split_at
+from seqjax.engines.pieces import loop, scan_pieces
 from seqjax.engines.stepping import Steps, visible
 from seqjax.plan import is_known, tree_bytes
 
@@ -23,25 +22,6 @@ LARGE_BATCH = 48
 1.25 times as fast, and training steps 0.98 to 1.12, at H from 16 to 256."""
 LARGE_BYTES = 2**28
 """`BLOCK_BYTES` off the CPU, where there is no such cache and every operation of a loop is a launch."""
-
-
-def in_whole_blocks(
-    run: Callable[..., tuple[Carry, Array]],
-    cell: Cell,
-    unroll: int,
-    params: Params,
-    initial: Carry | None,
-    carry: Carry,
-    steps: Steps,
-) -> tuple[Carry, Array]:
-    """`run` on as many steps as fill whole blocks, and then on the rest, if there is one."""
-    T, size = steps.x.shape[0], block_size(cell, params, steps.x)
-    if size == 1 or T % size == 0:
-        return run(cell, unroll, params, initial, carry, steps)
-    whole, rest = split_at(steps, T - T % size)
-    carry, ys = run(cell, unroll, params, initial, carry, whole)
-    carry, last_ys = run(cell, unroll, params, initial, carry, rest)
-    return carry, jnp.concatenate([ys, last_ys])
 
 
 def blockwise(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.cotangents import add, no_cotangents, without_float0
-from seqjax.engines.pieces import near_divisor, scan_pieces, split_at
+from seqjax.engines.cotangents import add, no_cotangents, only_where, without_float0
+from seqjax.engines.pieces import near_divisor, scan_pieces
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
 from seqjax.engines.stepping import Steps
@@ -36,9 +36,6 @@ class Checkpointed(SequentialEngine):
     and residuals. But a segment that is cut holds its inputs, its outputs and their cotangents, too, so this
     pays only where residuals are much larger than those: GRU(64) at T = 1e5, B = 8 takes 6.0 MiB with one level
     and 9.6 with two.
-
-    Where segments do not divide T, all inputs and outputs are copied once to split off the rest, and memory grows by as
-    much: choose a segment that divides T, or pad with masked steps.
 
     Outputs are still `[T, ..., H]`; `seqjax.fold` reduces them along the way. Forward mode (`jvp`, `jacfwd`) is
     refused: use `Scan(adjoint=False)`. Gradients of gradients and Hessian-vector products work.
@@ -112,34 +109,32 @@ def run_segments(
     initial: Carry | None,
     carry: Carry,
     steps: Steps,
+    *,
+    cut: bool = False,
 ) -> tuple[Carry, Array]:
-    """Runs steps in segments of `sizes[0]`, each of them in segments of `sizes[1]`, and so on."""
-    T = steps.x.shape[0]
-    if not sizes or sizes[0] >= T:
+    """Runs steps in segments of `sizes[0]` steps, each of them in segments of `sizes[1]`, and so on; if `cut`, no
+    gradient passes from one of the first ones to the one before."""
+    if not sizes or sizes[0] >= steps.x.shape[0]:
         return inner.run_steps(cell, params, initial, carry, steps)
-    if T % sizes[0] == 0:
-        return _recomputed(cell, inner, sizes, params, initial, carry, steps)
-    whole, rest = split_at(steps, T - T % sizes[0])
-    carry, ys = _recomputed(cell, inner, sizes, params, initial, carry, whole)
-    carry, rest_ys = run_segments(cell, inner, sizes[1:], params, initial, carry, rest)
-    return carry, jnp.concatenate([ys, rest_ys])
+    return _recomputed(cell, inner, sizes, cut, params, initial, carry, steps)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _recomputed(
     cell: Cell,
     inner: SequentialEngine,
     sizes: tuple[int, ...],
+    cut: bool,
     params: Params,
     initial: Carry | None,
     carry: Carry,
     steps: Steps,
 ) -> tuple[Carry, Array]:
-    """Runs whole segments of `sizes[0]` steps; its gradient keeps only the carries between them."""
-    return _forward(cell, inner, sizes, params, initial, carry, steps)[0]
+    """Runs segments of `sizes[0]` steps; its gradient keeps only the carries between them."""
+    return _forward(cell, inner, sizes, cut, params, initial, carry, steps)[0]
 
 
-def _forward(cell, inner, sizes, params, initial, carry, steps):
+def _forward(cell, inner, sizes, cut, params, initial, carry, steps):
     def segment(carry: Carry, piece: Steps, _) -> tuple[Carry, tuple[Array, Carry]]:
         after, ys = inner.run_without_rule(cell, params, initial, carry, piece)
         return after, (ys, carry)
@@ -148,20 +143,22 @@ def _forward(cell, inner, sizes, params, initial, carry, steps):
     return (after, ys), (params, initial, carries, steps)
 
 
-def _reverse(cell, inner, sizes, kept, cotangents):
+def _reverse(cell, inner, sizes, cut, kept, cotangents):
     params, initial, carries, steps = kept
     d_carry, d_ys = cotangents
+    count = -(-steps.x.shape[0] // sizes[0])
 
-    def segment(state: tuple, inputs: tuple[Steps, Array], carry: Carry) -> tuple[tuple, tuple[Array, None]]:
-        d_carry, d_params, d_initial = state
-        piece, d_ys = inputs
+    def segment(state: tuple, inputs: tuple[Steps, Array], beside: tuple[Array, Carry]):
+        (d_carry, d_params, d_initial), (piece, d_ys), (is_first, carry) = state, inputs, beside
         run = functools.partial(run_segments, cell, inner, sizes[1:])
         _, pull = jax.vjp(run, params, initial, carry, piece)
         more_params, more_initial, d_carry, d_piece = pull((d_carry, d_ys))
+        if cut:
+            d_carry = only_where(is_first, d_carry)
         return (d_carry, add(d_params, more_params), add(d_initial, more_initial)), (without_float0(d_piece), None)
 
-    state = d_carry, no_cotangents(params), no_cotangents(initial)
-    state, (d_steps, _) = scan_pieces(segment, state, (steps, d_ys), sizes[0], carries, reverse=True)
+    state, beside = (d_carry, no_cotangents(params), no_cotangents(initial)), (jnp.arange(count) == 0, carries)
+    state, (d_steps, _) = scan_pieces(segment, state, (steps, d_ys), sizes[0], beside, reverse=True)
     d_carry, d_params, d_initial = state
     return *without_float0((d_params, d_initial, d_carry)), d_steps
 

@@ -32,3 +32,8 @@ def add(tree: Any, other: Any) -> Any:
 def without_float0(tree: Any) -> Any:
     """`tree` with `None` as the cotangent of leaves that are not differentiable."""
     return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
+
+
+def only_where(flag: Array, tree: Any) -> Any:
+    """Cotangents `tree` where the scalar `flag` is True, elsewhere zeros."""
+    return jax.tree.map(lambda d: d if d.dtype == jax.dtypes.float0 else jnp.where(flag, d, jnp.zeros_like(d)), tree)

@@ -2,17 +2,15 @@
 """Truncated backpropagation through time."""
 
 import dataclasses
-import functools
 
 import jax
-import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.pieces import scan_pieces, split_at
+from seqjax.engines.checkpointed import run_segments
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
-from seqjax.engines.stepping import Steps, prepare
+from seqjax.engines.stepping import prepare
 from seqjax.plan import Plan, tree_bytes
 
 
@@ -27,10 +25,8 @@ class Truncated(Engine):
 
     A window is recomputed in the reverse pass, so a gradient holds the carries between windows and the
     residuals of one of them, besides inputs and outputs, at the cost of one more forward pass.
-    Where windows do not divide T, all inputs and outputs are copied once to split off the rest, and memory grows by as
-    much: choose a window that divides T, or pad with masked steps.
-    For sequences too long for memory, `seqjax.training` goes through them window by window. Forward mode is refused
-    for cells with a hand-written gradient: use `inner=Scan(adjoint=False)`.
+    For sequences too long for memory, `seqjax.training` goes through them window by window. Forward mode (`jvp`,
+    `jacfwd`) is refused.
 
     Args:
       window: steps in a window.
@@ -79,20 +75,4 @@ class Truncated(Engine):
         self.inner.check(cell)
         params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
         require_known(self, xs.shape[0])
-        count, rest = divmod(xs.shape[0], self.window)
-
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def window(carry: Carry, piece: Steps, index: Array) -> tuple[Carry, tuple[Array, None]]:
-            detached = jax.lax.stop_gradient(carry)
-            carry = jax.tree.map(lambda c, d: jnp.where(index == 0, c, d), carry, detached)
-            carry, ys = self.inner.run_steps(cell, params, initial, carry, piece)
-            return carry, (ys, None)
-
-        if not count:
-            return self.inner.run_steps(cell, params, initial, carry, steps)
-        whole, last = split_at(steps, count * self.window)
-        carry, (ys, _) = scan_pieces(window, carry, whole, self.window, jnp.arange(count))
-        if not rest:
-            return carry, ys
-        carry, (rest_ys, _) = window(carry, last, jnp.asarray(count))
-        return carry, jnp.concatenate([ys, rest_ys])
+        return run_segments(cell, self.inner, (self.window,), params, initial, carry, steps, cut=True)
