@@ -255,7 +255,7 @@ def of_layer(layer: LayerNumbers) -> list[Finding]:
     for name, sides in layer.gates.items():
         found += gate(layer.name, name, float(np.mean(sides.low)), float(np.mean(sides.high)))
     found += contraction(layer.name, layer.stretch)
-    return [*found, exponent(layer.name, layer.exponent, layer.exponent_spread)]
+    return [*found, exponent(layer.name, *layer.exponent)]
 
 
 def findings(numbers: Numbers) -> list[Finding]:

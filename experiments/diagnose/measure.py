@@ -40,10 +40,14 @@ class LayerNumbers:
     """`[steps looked at]`: of the spectral radius."""
     spectrum_steps: np.ndarray
     """Which steps these are."""
-    exponent: float
-    """The largest Lyapunov exponent, in nats per step: the mean over sequences."""
-    exponent_spread: float
-    """Its standard deviation over sequences."""
+    exponents: np.ndarray
+    """`[sequences]`: the largest Lyapunov exponent of each, in nats per step."""
+
+    @property
+    def exponent(self) -> tuple[float, float]:
+        """Their mean and standard deviation."""
+        with np.errstate(invalid="ignore"):  # an exponent of -inf has no spread
+            return float(np.mean(self.exponents)), float(np.std(self.exponents))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +117,6 @@ def _first_sequences(found: diagnostics.Trajectory) -> diagnostics.Trajectory:
 def _numbers(last: GradientFlow, everywhere: GradientFlow, seen: tuple) -> LayerNumbers:
     gates, (singular, radius), exponents = seen
     steps = len(last.total)
-    with np.errstate(invalid="ignore"):  # an exponent of -inf has no spread
-        spread = float(np.std(exponents))
     return LayerNumbers(
         name=last.name,
         flow_last=np.asarray(last.total),
@@ -124,8 +126,7 @@ def _numbers(last: GradientFlow, everywhere: GradientFlow, seen: tuple) -> Layer
         stretch=float(np.max(singular)),
         radius=np.median(radius, axis=1),
         spectrum_steps=np.arange(0, steps, -(-steps // SPECTRUM_STEPS)),
-        exponent=float(np.mean(exponents)),
-        exponent_spread=spread,
+        exponents=np.asarray(exponents),
     )
 
 

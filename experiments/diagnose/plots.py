@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.diagnose.findings import MUCH, VANISHED
+from experiments.diagnose.findings import MUCH, NEUTRAL, VANISHED
 from experiments.diagnose.measure import LayerNumbers, Numbers
 from experiments.study.style import PALETTE, STYLE
 from seqjax.diagnostics import ClipHistory
@@ -116,6 +116,29 @@ def jacobians(layers: Layers) -> str:
         axis.set(xlabel="step of the layer, t", ylabel="stretch of one step")
         axis.set_ylim(bottom=0)
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        return text()
+
+
+def exponents(layers: Layers) -> str:
+    """The largest Lyapunov exponent of every sequence, and their mean, for each layer."""
+    with _svg("exponents", 8, 1 + 0.4 * len(layers)) as ((axis,), text):
+        labels = []
+        for i, layer in enumerate(layers):
+            mean, spread = layer.exponent
+            values = layer.exponents[np.isfinite(layer.exponents)]
+            axis.plot(values, np.full(len(values), i), "o", color=_colour(i), alpha=0.3, ms=5, mec="none")
+            number = f"{mean:+.4f}"
+            if np.isfinite(mean):
+                axis.plot([mean], [i], "|", color="0.1", ms=16, mew=1.5)
+                number += f" ± {spread:.4f}"
+            labels.append(f"{_short(layer.name)}\n{number}")
+        axis.axvline(0, color="0.3", lw=0.8)
+        axis.axvspan(-NEUTRAL, NEUTRAL, color="0.5", alpha=0.15, lw=0)
+        axis.set(
+            xlabel="largest Lyapunov exponent, nats a step", yticks=range(len(layers)), ylim=(-0.6, len(layers) - 0.4)
+        )
+        axis.set_yticklabels(labels)
+        axis.invert_yaxis()
         return text()
 
 

@@ -53,7 +53,13 @@ def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
         "Jacobians of single steps",
         "Largest singular value and spectral radius, median over sequences: how much a step stretches.",
         plots.jacobians(numbers.layers),
-    ) + _exponents(numbers))  # fmt: skip
+    ))  # fmt: skip
+    sections.append(_section(
+        "Lyapunov exponents",
+        "The rate at which a small difference of states grows (above 0) or is forgotten (below 0), in nats a step: "
+        "the largest exponent of every sequence, and the mean ± standard deviation over sequences.",
+        plots.exponents(numbers.layers),
+    ))  # fmt: skip
     if numbers.clipping is not None:
         sections.append(_section(
             "Clipping in training",
@@ -78,14 +84,6 @@ def _findings(found: Sequence[Finding]) -> str:
         for f in found
     )
     return f"<h2>Findings</h2>\n<table>\n{rows}</table>\n"
-
-
-def _exponents(numbers: Numbers) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(layer.name)}</td><td>{layer.exponent:+.4f} ± {layer.exponent_spread:.4f}</td></tr>\n"
-        for layer in numbers.layers
-    )
-    return f"<table>\n<tr><th>layer</th><th>largest Lyapunov exponent (nats a step)</th></tr>\n{rows}</table>\n"
 
 
 def _section(title: str, caption: str, svg: str) -> str:
