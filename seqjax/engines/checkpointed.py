@@ -14,7 +14,7 @@ from seqjax.engines.cotangents import add, no_cotangents, only_where, without_fl
 from seqjax.engines.pieces import near_divisor, scan_pieces
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
-from seqjax.engines.stepping import Steps
+from seqjax.engines.stepping import Steps, input_and_output_bytes
 from seqjax.plan import Plan, tree_bytes
 
 SHORT = 100
@@ -83,7 +83,10 @@ class Checkpointed(SequentialEngine):
         sizes = self.sizes(T)
         carries = sum(-(-longer // size) for longer, size in itertools.pairwise((T, *sizes)))
         inside = self.inner.plan(cell, params, carry, jax.ShapeDtypeStruct((sizes[-1], *xs.shape[1:]), xs.dtype))
-        memory = carries * tree_bytes(carry) + inside.memory
+        # a segment's inputs, outputs and their cotangents, and as much again for what is projected and contracted in it
+        whole = sum(sizes[:-1]) + 4 * sizes[-1]
+        ends = whole * input_and_output_bytes(cell, params, carry, xs)
+        memory = carries * tree_bytes(carry) + ends + inside.memory
         why = f"segments of {' x '.join(map(str, sizes))} steps, recomputed in the reverse pass"
         return Plan(repr(cell), repr(self), why, memory, T)
 

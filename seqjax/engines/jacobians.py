@@ -14,6 +14,9 @@ from seqjax.dtypes import widest
 from seqjax.engines.stepping import Steps, masked_step, reset, visible
 from seqjax.sequences import expand
 
+TOGETHER = 16
+"""Columns of a full Jacobian that exist at the same time where only its diagonal is wanted."""
+
 
 def batched_step(
     cell: Cell, params: Params, initial: Carry | None, carries: Carry, steps: Steps
@@ -130,7 +133,7 @@ def _diagonal(function: Callable[[Array], Array], packed: Array) -> Array:
         unit = jnp.zeros(width, packed.dtype).at[j].set(1)
         return push(jnp.zeros_like(packed) + unit)[..., j]
 
-    together = min(width, 16) if packed.size else None  # JAX cannot join empty batches
+    together = min(width, TOGETHER) if packed.size else None  # JAX cannot join empty batches
     return jnp.moveaxis(jax.lax.map(entry, jnp.arange(width), batch_size=together), 0, -1)
 
 

@@ -14,7 +14,7 @@ from seqjax.engines.convergence import Solution, check_options, check_solvable, 
 from seqjax.engines.cotangents import without_float0
 from seqjax.engines.devices import on_automatic_axes, solution_specs
 from seqjax.engines.iteration import iterate
-from seqjax.engines.jacobians import Packing, batched_step, packed_jacobians
+from seqjax.engines.jacobians import TOGETHER, Packing, batched_step, packed_jacobians
 from seqjax.engines.pieces import delayed, join, split_steps
 from seqjax.engines.scan import Scan
 from seqjax.engines.stepping import Steps, masked_step, prepare
@@ -106,9 +106,13 @@ class Newton(Engine):
         T = xs.shape[0]
         window = min(self.window or T, T)
         packing = self.packing(cell, carry, xs.ndim - 2)
-        jacobian = tree_bytes(carry) * (1 if packing.structure == "diagonal" else packing.width)
-        step = jacobian + Scan(adjoint=False).step_bytes(cell, params, carry, xs)
-        memory = window * step + (T - window) * tree_bytes(carry)  # of the other windows only states are kept
+        state, residuals = tree_bytes(carry), Scan().step_bytes(cell, params, carry, xs)
+        diagonal = packing.structure == "diagonal"
+        jacobian = state if diagonal else state * packing.width
+        step = 4 * jacobian + 5 * state + 2 * residuals  # Jacobians as found, as solved with, and both in reverse
+        if diagonal and not packing.exact(cell):
+            step += TOGETHER * (2 * state + residuals)
+        memory = window * step + (T - window) * state  # of the other windows only states are kept
         depth = -(-T // window) * max(1, math.ceil(math.log2(window)))
         why = f"{packing.structure} Jacobians of {window} steps at once; depth of one iteration, on CPU a loop"
         return Plan(repr(cell), repr(self), why, memory, depth)

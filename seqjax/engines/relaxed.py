@@ -18,7 +18,7 @@ from seqjax.engines.jacobians import Packing, batched_step, copies, packed_jacob
 from seqjax.engines.pieces import join, near_divisor, split_steps
 from seqjax.engines.relaxation import cut_chunks, idle_chunks, relax
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, prepare
+from seqjax.engines.stepping import Steps, input_and_output_bytes, prepare
 from seqjax.plan import Plan, tree_bytes
 
 
@@ -98,7 +98,9 @@ class Relaxed(Engine):
         T = xs.shape[0]
         size = self.size(T)
         count = -(-T // size)
-        memory = T * Scan().step_bytes(cell, params, carry, xs) + 2 * count * tree_bytes(carry)
+        # inputs, outputs, their cotangents and the states, once in the order of time and once in that of the chunks
+        moved = 2 * tree_bytes(carry) + 3 * input_and_output_bytes(cell, params, carry, xs)
+        memory = T * (Scan().step_bytes(cell, params, carry, xs) + moved)
         why = f"{count} chunks of {size} steps at once; two sweeps, if the cell forgets within a chunk"
         return Plan(repr(cell), repr(self), why, memory, min(2 * size, T))
 

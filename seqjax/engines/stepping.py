@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets
 from seqjax.engines.checks import check_run
+from seqjax.plan import tree_bytes
 from seqjax.sequences import expand, hide
 from seqjax.spread import batch_alike, varying_alike
 
@@ -40,6 +41,16 @@ def prepare(
     x, mask, resets = jax.tree.map(jnp.asarray, (xs, mask, resets))  # NumPy arrays cannot be indexed by tracers
     initial, carry = batch_alike((None if resets is None else initial, carry), x)
     return varying_alike(params, initial, carry, Steps(x, mask, resets, keys))
+
+
+def input_and_output_bytes(cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> int:
+    """Bytes of a step's input and output, estimated from shapes."""
+
+    def step(params: Params, carry: Carry, x: Array) -> Array:
+        return cell.step(params, carry, cell.project(params, x))[1]
+
+    x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+    return tree_bytes((x, jax.eval_shape(step, params, carry, x)))
 
 
 def select(flag: Array | None, on_true: Any, on_false: Any) -> Any:

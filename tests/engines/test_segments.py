@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seqjax
-from seqjax.engines import Auto, Checkpointed, Scan, Truncated, auto
+from seqjax.cells import RGLRU, DiagonalLSTM, IndRNN, MinLSTM
+from seqjax.engines import Associative, Auto, Checkpointed, Newton, Relaxed, Scan, Truncated, auto
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 from tests.common import F64, assert_equals_loop, gradients
 
@@ -76,17 +77,37 @@ def test_segments_keep_an_order_of_magnitude_less_than_the_whole(engine, T):
     assert cut < 2.5 * outputs  # the outputs and their cotangent themselves, and little more
 
 
-def test_the_plan_foretells_what_a_gradient_keeps():
-    xs = jax.ShapeDtypeStruct((20_000, 4, 8), jnp.float32)
-    cell = seqjax.GRU(32)
-    params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))
-    carry = jax.eval_shape(lambda p: cell.initial_carry(p, (4,)), params)
-    plan = Scan().plan(cell, params, carry, xs)
-    assert 0.5 < plan.memory / temporaries(Scan(), 20_000) < 1.5
-    for engine in (Checkpointed(), Truncated(150)):
-        assert engine.plan(cell, params, carry, xs).memory < plan.memory / 20
-    generic = Scan(adjoint=False).plan(cell, params, carry, xs)
-    assert 0.3 < generic.memory / temporaries(Scan(adjoint=False), 20_000) < 3
+@pytest.mark.parametrize(
+    ("engine", "cell", "T"),
+    [
+        (Scan(), seqjax.GRU(64), 5000),
+        (Scan(adjoint=False), seqjax.LSTM(64), 5000),
+        (Checkpointed(), seqjax.LSTM(64), 100_000),
+        (Checkpointed(levels=2), seqjax.GRU(64), 100_000),
+        (Truncated(150), seqjax.GRU(64), 100_000),
+        (Associative("scan"), RGLRU(64), 100_000),
+        (Associative("tree"), MinLSTM(64), 2000),
+        (Relaxed(), seqjax.Simple(64), 5000),
+        (Relaxed(), seqjax.LSTM(64), 5000),
+        (Newton(), seqjax.GRU(16), 1000),
+        (Newton(), DiagonalLSTM(64), 1000),
+        (Newton(jacobian="diagonal"), seqjax.LSTM(64), 1000),
+        (Newton(window=250), IndRNN(64), 1000),
+    ],
+    ids=repr,
+)
+def test_the_plan_foretells_what_a_gradient_needs(engine, cell, T):
+    params = jax.eval_shape(lambda key: cell.init(key, 64), jax.random.key(0))
+    carry = jax.eval_shape(lambda p: cell.initial_carry(p, (8,)), params)
+    xs = jax.ShapeDtypeStruct((T, 8, 64), jnp.float32)
+    ys = jax.eval_shape(lambda *arrays: engine.run(cell, *arrays)[1], params, carry, xs)
+
+    def gradient(params, carry, xs, d_ys):
+        ys, pull = jax.vjp(lambda params: engine.run(cell, params, carry, xs)[1], params)
+        return ys, pull(d_ys)
+
+    needed = jax.jit(gradient).lower(params, carry, xs, ys).compile().memory_analysis().temp_size_in_bytes
+    assert 0.5 < engine.plan(cell, params, carry, xs).memory / needed < 2
 
 
 @pytest.mark.parametrize("most", [0, 2**26])
