@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.pieces import loop, scan_pieces
+from seqjax.engines.loops import loop, scan_pieces
 from seqjax.engines.stepping import Steps, visible
 from seqjax.plan import is_known, tree_bytes
 

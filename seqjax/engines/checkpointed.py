@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.cotangents import add, no_cotangents, only_where, without_float0
-from seqjax.engines.pieces import near_divisor, scan_pieces
+from seqjax.engines.loops import scan_pieces
+from seqjax.engines.pieces import near_divisor
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
 from seqjax.engines.stepping import Steps, input_and_output_bytes

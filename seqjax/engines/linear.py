@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.engines.pieces import delayed, loop
+from seqjax.engines.loops import loop
+from seqjax.engines.pieces import delayed
 from seqjax.kernels.triton import launch
 from seqjax.kernels.triton import linear as kernel
 from seqjax.sequences import expand

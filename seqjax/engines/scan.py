@@ -10,7 +10,7 @@ from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.adjoint import scan_adjoint, scan_blocks, stored_step
 from seqjax.engines.blocks import block_size
-from seqjax.engines.pieces import loop
+from seqjax.engines.loops import loop
 from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps, masked_step
 from seqjax.plan import Plan, residual_bytes, tree_bytes
