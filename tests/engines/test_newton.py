@@ -85,10 +85,18 @@ def test_newton_equals_the_reference_loop(cell, engine, T, batch_shape, masked, 
 
 
 @settings(max_examples=3, deadline=None)
-@given(T=st.integers(1, 24), window=st.none() | st.integers(1, 30), seed=st.integers(0, 99))
-def test_any_length_window_mask_and_resets_give_the_loops_answer(T, window, seed):
+@given(
+    T=st.integers(1, 24),
+    window=st.none() | st.integers(1, 30),
+    batch=st.sampled_from([(), (3,), (2, 1)]),
+    masked=st.booleans(),
+    with_resets=st.booleans(),
+)
+def test_any_length_window_batch_mask_and_resets_give_the_loops_answer(T, window, batch, masked, with_resets):
     cell = DiagonalGRU(2, dtypes=F64)
-    params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True, seed=seed)
+    params, carry, xs, mask, resets = example(
+        cell, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
+    )
     solution = solve(cell, Newton(window=window), params, carry, xs, mask=mask, resets=resets)
     expected = reference_loop(cell, params, carry, xs, mask=mask, resets=resets)
     assert_close((solution.carry, solution.ys), expected, 1e-10)

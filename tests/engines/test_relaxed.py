@@ -54,10 +54,19 @@ def test_relaxation_equals_the_reference_loop(cell, engine, T, batch_shape, mask
 
 
 @settings(max_examples=3, deadline=None)
-@given(T=st.integers(1, 24), chunk=st.integers(1, 30), seed=st.integers(0, 99), diagonal=st.booleans())
-def test_any_length_chunk_mask_and_resets_give_the_loops_answer(T, chunk, seed, diagonal):
+@given(
+    T=st.integers(1, 24),
+    chunk=st.integers(1, 30),
+    batch=st.sampled_from([(), (3,), (2, 1)]),
+    masked=st.booleans(),
+    with_resets=st.booleans(),
+    diagonal=st.booleans(),
+)
+def test_any_length_chunk_batch_mask_and_resets_give_the_loops_answer(T, chunk, batch, masked, with_resets, diagonal):
     cell = GRU(2, dtypes=F64)
-    params, carry, xs, mask, resets = example(cell, T=T, batch_shape=(2,), masked=True, with_resets=True, seed=seed)
+    params, carry, xs, mask, resets = example(
+        cell, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
+    )
     engine = Relaxed(chunk=chunk, coupling="diagonal" if diagonal else "none")
     solution = solve(cell, engine, params, carry, xs, mask=mask, resets=resets)
     expected = reference_loop(cell, params, carry, xs, mask=mask, resets=resets)

@@ -45,10 +45,19 @@ def detached_loop(cell, params, carry, xs, *, window, **flags):
     return carry, jnp.concatenate(outputs)
 
 
-@pytest.mark.parametrize("window", [1, 4, 5, 13, 20])
-@pytest.mark.parametrize("adjoint", [True, False])
-def test_truncated_gradients_are_those_of_a_detached_loop(window, adjoint):
-    params, carry, xs, mask, resets = example(LSTM, T=13, masked=True, with_resets=True)
+@settings(max_examples=5, deadline=None)
+@given(
+    T=st.integers(1, 20),
+    window=st.integers(1, 24),
+    batch=st.sampled_from([(), (2,), (2, 1)]),
+    masked=st.booleans(),
+    with_resets=st.booleans(),
+    adjoint=st.booleans(),
+)
+def test_truncated_gradients_are_those_of_a_detached_loop(T, window, batch, masked, with_resets, adjoint):
+    params, carry, xs, mask, resets = example(
+        LSTM, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
+    )
     flags = {"mask": mask, "resets": resets}
     engine = Truncated(window, Scan(adjoint=adjoint))
     expected = value_and_gradients(functools.partial(detached_loop, window=window), LSTM, params, carry, xs, **flags)
