@@ -82,12 +82,7 @@ class Checkpointed(SequentialEngine):
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]
         sizes = self.sizes(T)
-        carries = sum(-(-longer // size) for longer, size in itertools.pairwise((T, *sizes)))
-        inside = self.inner.plan(cell, params, carry, jax.ShapeDtypeStruct((sizes[-1], *xs.shape[1:]), xs.dtype))
-        # a segment's inputs, outputs and their cotangents, and as much again for what is projected and contracted in it
-        whole = sum(sizes[:-1]) + 4 * sizes[-1]
-        ends = whole * input_and_output_bytes(cell, params, carry, xs)
-        memory = carries * tree_bytes(carry) + ends + inside.memory
+        memory = segment_bytes(cell, self.inner, sizes, params, carry, xs)
         why = f"segments of {' x '.join(map(str, sizes))} steps, recomputed in the reverse pass"
         return Plan(repr(cell), repr(self), why, memory, T)
 
@@ -105,6 +100,22 @@ class Checkpointed(SequentialEngine):
         return (*outer, inner)
 
 
+def segment_bytes(
+    cell: Cell,
+    inner: SequentialEngine,
+    sizes: tuple[int, ...],
+    params: Params,
+    carry: Carry,
+    xs: jax.ShapeDtypeStruct,
+) -> int:
+    """Bytes that a gradient of `run_segments` needs, estimated from shapes."""
+    carries = sum(-(-longer // size) for longer, size in itertools.pairwise((xs.shape[0], *sizes)))
+    inside = inner.plan(cell, params, carry, jax.ShapeDtypeStruct((sizes[-1], *xs.shape[1:]), xs.dtype))
+    # a segment's inputs, outputs and their cotangents, and as much again for what is projected and contracted in it
+    ends = (sum(sizes[:-1]) + 4 * sizes[-1]) * input_and_output_bytes(cell, params, carry, xs)
+    return carries * tree_bytes(carry) + ends + inside.memory
+
+
 def run_segments(
     cell: Cell,
     inner: SequentialEngine,
@@ -116,8 +127,8 @@ def run_segments(
     *,
     cut: bool = False,
 ) -> tuple[Carry, Array]:
-    """Runs steps in segments of `sizes[0]` steps, each of them in segments of `sizes[1]`, and so on; if `cut`, no
-    gradient passes from one of the first ones to the one before."""
+    """Runs segments of `sizes[0]` steps, each of them in segments of `sizes[1]`, and so on. If `cut`, no gradient
+    passes from one segment of `sizes[0]` steps to the one before."""
     if not sizes or sizes[0] >= steps.x.shape[0]:
         return inner.run_steps(cell, params, initial, carry, steps)
     return _recomputed(cell, inner, sizes, cut, params, initial, carry, steps)

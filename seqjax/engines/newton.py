@@ -109,7 +109,7 @@ class Newton(Engine):
         state, residuals = tree_bytes(carry), Scan().step_bytes(cell, params, carry, xs)
         diagonal = packing.structure == "diagonal"
         jacobian = state if diagonal else state * packing.width
-        step = 4 * jacobian + 5 * state + 2 * residuals  # Jacobians as found, as solved with, and both in reverse
+        step = 4 * jacobian + 5 * state + 2 * residuals  # counted in compiled programs
         if diagonal and not packing.exact(cell):
             step += TOGETHER * (2 * state + residuals)
         memory = window * step + (T - window) * state  # of the other windows only states are kept

@@ -13,7 +13,7 @@ from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import solve_recurrence
 from seqjax.engines.stepping import Steps
 from seqjax.sequences import expand
-from seqjax.spread import varying_alike
+from seqjax.spread import zeros
 
 
 class Relaxation(NamedTuple):
@@ -88,8 +88,7 @@ def relax(
     unknown: Any = [None] * 3
     begin = jnp.int32(0), guess, jax.tree.map(lambda s: jnp.concatenate([s[1:], s[-1:]]), guess)
     shapes = jax.eval_shape(body, State(*begin, *unknown))
-    _, zeros = varying_alike(guess, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tuple(shapes[3:])))
-    found = jax.lax.while_loop(unfinished, body, State(*begin, *zeros))
+    found = jax.lax.while_loop(unfinished, body, State(*begin, *zeros(tuple(shapes[3:]), beside=guess)))
 
     def finish(starts: Carry, ends: Carry, outputs: Any) -> tuple:
         def put(k: Array, starts: Carry) -> Carry:

@@ -98,7 +98,7 @@ class Relaxed(Engine):
         T = xs.shape[0]
         size = self.size(T)
         count = -(-T // size)
-        # inputs, outputs, their cotangents and the states, once in the order of time and once in that of the chunks
+        # sequences are held in the order of time and in that of the chunks; how often was counted in compiled programs
         moved = 2 * tree_bytes(carry) + 3 * input_and_output_bytes(cell, params, carry, xs)
         memory = T * (Scan().step_bytes(cell, params, carry, xs) + moved)
         why = f"{count} chunks of {size} steps at once; two sweeps, if the cell forgets within a chunk"

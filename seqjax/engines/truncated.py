@@ -7,11 +7,11 @@ import jax
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.checkpointed import run_segments
+from seqjax.engines.checkpointed import run_segments, segment_bytes
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
-from seqjax.engines.stepping import input_and_output_bytes, prepare
-from seqjax.plan import Plan, tree_bytes
+from seqjax.engines.stepping import prepare
+from seqjax.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -57,10 +57,7 @@ class Truncated(Engine):
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]
-        window = jax.ShapeDtypeStruct((min(self.window, T), *xs.shape[1:]), xs.dtype)
-        ends = 4 * input_and_output_bytes(cell, params, carry, xs)  # see `Checkpointed`
-        inside = self.inner.plan(cell, params, carry, window).memory
-        memory = (T // self.window) * tree_bytes(carry) + window.shape[0] * ends + inside
+        memory = segment_bytes(cell, self.inner, (min(self.window, T),), params, carry, xs)
         return Plan(repr(cell), repr(self), f"gradients see at most {self.window} steps back", memory, T)
 
     def run(
