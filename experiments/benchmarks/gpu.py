@@ -7,7 +7,7 @@
    agree before.
 3. `length`: affine cells under `Associative` and a diagonal cell under `Newton` against the loop, up to T = 2^20.
 
-Jobs are in order, and none begins after `minutes`. Needs `jax[cuda13]`; PyTorch if it is
+Jobs are in order, and none begins after `minutes`; `--only` chooses. Needs `jax[cuda13]`; PyTorch if it is
 there. `--dry` runs all of it on a CPU, tiny and in the interpreter: its times mean nothing.
 """
 
@@ -17,7 +17,7 @@ import pathlib
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ class Config:
     minutes: float = 7.0
     """After so many no new measurement begins."""
     repeats: int = 5
+    only: tuple[Literal["check", "length", "train"], ...] = ("check", "length", "train")
+    """The jobs to do."""
     out: pathlib.Path = RESULTS
 
 
@@ -202,6 +204,10 @@ def length(kind: str, T: int, config: Config) -> list[dict]:
 
 def jobs(config: Config) -> list[functools.partial]:
     """What there is to do, the most important first."""
+
+    def chosen(job: functools.partial) -> bool:
+        return job.func.__name__.split("_")[0] in config.only
+
     dtypes = ("float32",) if config.dry else ("float32", "bfloat16")
     sizes = ((2, 3, 3),) if config.dry else SIZES
     lengths = (8,) if config.dry else LENGTHS
@@ -212,7 +218,8 @@ def jobs(config: Config) -> list[functools.partial]:
     kinds = ("lstm",) if config.dry else ("lstm", "gru")
     steps = [(kind, size) for size in sizes for kind in kinds]
     steps += [("heads of lstm", sizes[-1]), ("simple", sizes[0])]  # what makes large models fit; the third kernel
-    return work + [functools.partial(train, kind, dtype, size, config) for kind, size in steps for dtype in dtypes]
+    work += [functools.partial(train, kind, dtype, size, config) for kind, size in steps for dtype in dtypes]
+    return list(filter(chosen, work))
 
 
 def plot(rows: list[dict], device: str, path: pathlib.Path) -> None:

@@ -27,13 +27,14 @@ class Fused(SequentialEngine):
 
     On a Hopper GPU (H100, H200) a cluster of thread blocks owns 16 sequences, and each block keeps the weights
     of 64 units on chip; at every step the blocks send each other what they have computed. This works up to
-    H = 256 in bfloat16 for `LSTM` and `GRU`, and up to H = 128 in float32, where products are made from pairs
-    of bfloat16 numbers, accurate to 2^-16 (TF32, JAX's default there: 2^-11).
+    H = 256 for `LSTM` and `GRU`, 512 for `Simple`. In float32 products are of float16 numbers, scaled so that
+    they are as exact as TF32, JAX's default there (2^-11); all else, activations too, is float32.
 
-    On other NVIDIA GPUs, or in float32 with `jax.default_matmul_precision` set to `"highest"`, each program owns
-    some sequences of the batch and runs through time on its own. Weights that fit on one processor (192 KiB: in
-    bfloat16 H <= 128 for `LSTM` and `GRU`, 256 for `Simple`) are read once; larger ones, up to H = 256 in
-    bfloat16 and 128 in float32, come from the cache at every step.
+    On other NVIDIA GPUs, or in float32 where `jax.default_matmul_precision` asks for more than TF32 or an
+    activation is not bounded (`"relu"`, `"identity"`), each program owns some sequences of the batch and runs
+    through time on its own. Weights that fit on one processor (192 KiB: in bfloat16 H <= 128 for `LSTM` and
+    `GRU`, 256 for `Simple`) are read once; larger ones, up to H = 256 in bfloat16 and 128 in float32, come from
+    the cache at every step.
 
     Larger layers fit as heads, `cells.MultiHead(LSTM(128), 4)`, where each head is run by its own programs.
 

@@ -24,6 +24,9 @@ from seqjax.kernels.triton import recurrence as triton
 from seqjax.sequences import hide
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
+BOUNDED = ("tanh", "sigmoid")
+COARSE = (None, "default", "fastest", "bfloat16", "high", "tensorfloat32", "bfloat16_3x", "TF32_TF32_F32")
+"""Values of `jax.default_matmul_precision` by which a GPU multiplies float32 as TF32 or more coarsely."""
 
 
 class Kernel(NamedTuple):
@@ -74,22 +77,24 @@ def too_large(cell: Any) -> str | None:
     dtype = cell.dtypes.compute or cell.dtypes.params
     if jnp.dtype(dtype).itemsize > 4:
         return f"it computes in {dtype}, which the kernels do not support"
-    kind, H = kernel(cell).kind, cell.hidden_dim
-    if triton.fits(kind.gates, H, dtype) or (hopper.available() and tiles.fits(kind, H, dtype)):
+    if triton.fits(kernel(cell).kind.gates, cell.hidden_dim, dtype) or on_hopper(cell, dtype):
         return None
     return (
-        f"in {dtype} one gate's recurrent weights take {triton.weight_bytes(1, H, dtype)} bytes on chip, "
+        f"in {dtype} one gate's recurrent weights take {triton.weight_bytes(1, cell.hidden_dim, dtype)} bytes on chip, "
         f"of {triton.ONE_GATE}"
     )
 
 
-def on_hopper(kind: equations.Kind, how: triton.Launch, zs: Array) -> bool:
-    """Whether to use the Hopper kernels: there is a Hopper, it fits, and products need not be exact in float32."""
-    if how.interpret or not hopper.available():
+def on_hopper(cell: Any, dtype: Any) -> bool:
+    """Whether the Hopper kernels run a cell that is supported: there is a Hopper, and the weights fit.
+
+    In float32 they multiply float16: that is as exact as TF32 if states cannot grow, and not for who wants more.
+    """
+    if not hopper.available() or not tiles.fits(kernel(cell).kind, cell.hidden_dim, dtype):
         return False
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
-    exact = zs.dtype == jnp.float32 and precision in ("highest", "float32")
-    return tiles.fits(kind, zs.shape[-1] // kind.gates, zs.dtype) and not exact
+    names = cell.activation, getattr(cell, "recurrent_activation", "sigmoid")
+    return jnp.dtype(dtype) != jnp.float32 or (precision in COARSE and all(name in BOUNDED for name in names))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -186,7 +191,7 @@ def launch_forward(
 ) -> operands.Left:
     zs, given = _flatten(params, initial, carry, now)
     kind, functions = kernel(cell)
-    if on_hopper(kind, how, zs):
+    if not how.interpret and on_hopper(cell, zs.dtype):
         return hopper.forward(kind, functions, zs, given, keep=keep)
     return triton.forward(kind, functions, zs, given, how, keep=keep)
 

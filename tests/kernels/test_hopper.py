@@ -14,17 +14,19 @@ import pytest
 
 import seqjax
 from seqjax import testing
-from seqjax.engines import Scan, auto, fused
+from seqjax.engines import Scan, auto, fused, fusion
 from seqjax.engines.fused import Fused
 from seqjax.kernels import equations
+from seqjax.kernels.hopper import exchange
 from seqjax.kernels.hopper import recurrence as hopper
-from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles, fits
+from seqjax.kernels.hopper.tiles import FACTORS, ROWS, UNITS, Tiles, fits
 from tests.common import F64
 from tests.kernels.cuda import lowered, shapes
 
+FLOAT32 = seqjax.DTypes(compute="float32")
 KINDS = [equations.SIMPLE, equations.LSTM, equations.GRU_AFTER, equations.GRU_BEFORE]
 CELLS = {
-    "simple": seqjax.Simple(70, activation="relu"),
+    "simple": seqjax.Simple(70, activation="sigmoid"),
     "lstm": seqjax.LSTM(70),
     "gru-after": seqjax.GRU(70, reset="after"),
     "gru-before": seqjax.GRU(40),
@@ -36,34 +38,85 @@ def test_a_tile_has_64_units_of_16_sequences():
     tiles = Tiles(20, 70)
     array = np.arange(3 * 20 * 2 * 70.0).reshape(3, 20, 2, 70)
     tiled = tiles.tile(jnp.asarray(array))
-    assert tiled.shape == (3, *tiles.shape(2)) == (3, 2, 2, 2, UNITS, ROWS)
+    assert tiled.shape == tiles.shape(2, jnp.float32, 3).shape == (3, 2, 2, 2, UNITS, ROWS)
     assert tiled[2, 1, 0, 1, 1, 1] == array[2, 17, 0, 65]
     assert not np.any(tiled[:, 1, :, :, :, 4:])
     assert not np.any(tiled[:, :, :, 1, 6:])
     np.testing.assert_array_equal(tiles.untile(tiled), array)
 
 
+def test_words_hold_the_columns_of_a_thread():
+    """Thread 1 of a row has columns 2, 3, 10 and 11 of a product, and loads words 2 and 3 of a row of bfloat16."""
+    drawn = np.random.default_rng(0).normal(size=(5, 16, 1, 130))
+    for dtype in ("bfloat16", "float32"):
+        tiles = Tiles(16, 130, dtype)
+        words, numbers = (tiles.tile(jnp.asarray(drawn, of)) for of in ("bfloat16", "float32"))
+        for tiled, of in ((words, "bfloat16"), (numbers, "float32")):
+            expected = tiles.shape(1, jnp.dtype(of), 5)
+            assert (tiled.shape, tiled.dtype) == (expected.shape, expected.dtype)
+            np.testing.assert_array_equal(tiles.untile(tiled), jnp.asarray(drawn, of))
+        assert words.dtype == jnp.uint32
+        pairs = np.asarray(words[..., 2:4]).view("uint16").astype("uint32") << 16  # the low half of a word comes first
+        held = numbers[..., np.array([2, 3, 10, 11])].astype(jnp.bfloat16)
+        np.testing.assert_array_equal(pairs.view("float32"), held)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_weights_in_two_bfloat16_are_good_to_16_bits(transposed):
-    w = np.random.default_rng(0).normal(size=(130, 2 * 130)).astype("float32")
-    tiled = Tiles(1, 130).weights(jnp.asarray(w), 2, 2, transposed=transposed)
-    assert tiled.dtype == jnp.bfloat16
-    high, low = np.asarray(tiled, "float32").reshape(3, 2, 2, 3, UNITS, UNITS).swapaxes(1, 2).swapaxes(0, 1)
+def test_weights_of_any_size_are_as_good_as_in_tf32(transposed, size):
+    w = size * np.random.default_rng(0).normal(size=(130, 2 * 130)).astype("float32")
+    tiled, scale = Tiles(1, 130).weights(jnp.asarray(w), 2, transposed=transposed)
+    assert tiled.dtype == jnp.float16
+    actual = np.asarray(tiled, "float64").reshape(3, 3, 2, UNITS, UNITS) * float(scale)
     block = w[64:128, 130 : 130 + 64]  # from the units of block 1 to gate 1 of those of block 0
-    whole = (high + low)[0, 1, 1]
-    np.testing.assert_allclose(whole, block if transposed else block.T, atol=2**-16 * np.abs(block).max())
-    assert np.abs(high[0, 1, 1] - whole).max() > 2**-10
+    again = w[:64, 130 + 64 : 130 + 128]  # from those of block 0 to gate 1 of those of block 1, which is two further on
+    for weights, found in ((block, actual[0, 1, 1]), (again, actual[1, 2, 1])):
+        expected = weights if transposed else weights.T
+        np.testing.assert_allclose(found, expected, rtol=2**-11, atol=2**-39 * np.abs(w).max())
+
+
+def test_weights_in_bfloat16_are_rounded_and_no_more():
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.float32)
+    tiled, scale = Tiles(1, 64, "bfloat16").weights(w, 1, transposed=True)
+    np.testing.assert_array_equal(tiled[0, 0], w.astype(jnp.bfloat16))
+    assert scale == 1
 
 
 def test_room_on_the_chip_is_counted():
     """LSTM, bfloat16, H = 256: 4 gates x 256 x 64 x 2 bytes are 128 KiB of weights in each of four blocks."""
     assert fits(equations.LSTM, 256, "bfloat16")
     assert not fits(equations.LSTM, 320, "bfloat16")  # 160 KiB, and 80 of what is exchanged
-    assert not fits(equations.LSTM, 192, "float32")  # 192 KiB, and as much as in bfloat16 twice
+    assert fits(equations.LSTM, 256, "float32")  # in float16
     assert fits(equations.SIMPLE, 512, "bfloat16")
     assert not fits(equations.SIMPLE, 513, "bfloat16")  # nine blocks
     assert not fits(equations.LSTM, 64, "float64")
     assert not fits(equations.LSTM, 64, "float16")
+
+
+def test_in_float32_only_what_is_bounded_and_no_more_exact_than_tf32_runs_on_a_hopper(monkeypatch):
+    monkeypatch.setattr(hopper, "available", lambda: True)
+    lstm, relu = seqjax.LSTM(200), seqjax.Simple(200, activation="relu")
+    assert fusion.on_hopper(lstm, "float32")
+    assert fusion.on_hopper(relu, "bfloat16")
+    assert not fusion.on_hopper(relu, "float32")
+    assert fusion.too_large(seqjax.LSTM(200, dtypes=FLOAT32)) is None
+    for precision, runs in (("tensorfloat32", True), ("highest", False), ("TF32_TF32_F32_X3", False)):
+        with jax.default_matmul_precision(precision):
+            assert fusion.on_hopper(lstm, "float32") == runs
+            assert fusion.on_hopper(lstm, "bfloat16")
+            assert (fusion.too_large(seqjax.LSTM(200, dtypes=FLOAT32)) is None) == runs
+
+
+def test_cotangents_are_scaled_sequence_by_sequence():
+    drawn = np.random.default_rng(0).normal(size=(2, UNITS, ROWS)) * 10.0 ** np.linspace(-20, 20, ROWS)
+    drawn[:, :, 3] = 0
+    gates = [jnp.asarray(array, jnp.float32) for array in drawn]
+    times, back = exchange.scales(gates, jnp.float32(0.25))
+    scaled = np.stack([np.asarray(array * times) for array in gates])
+    largest = np.delete(np.abs(scaled).max((0, 1)), 3)
+    assert np.all((largest > 2**14) & (largest < 2**15.01)), largest  # float16 ends at 2^16
+    assert not scaled[:, :, 3].any()
+    np.testing.assert_allclose(scaled * np.asarray(back) * 4, drawn, rtol=1e-6)
 
 
 class Emulated:
@@ -75,8 +128,16 @@ class Emulated:
     def some(self, ref: Any, t: Any) -> list:
         return [jnp.asarray(ref[int(t), self.cluster, i]) for i in range(ref.shape[2])]
 
+    def number(self, tile: Any) -> Any:
+        return jnp.asarray(tile, jnp.float32)
+
+    def reciprocal(self, array: Any) -> Any:
+        return 1 / array
+
     def all(self, ref: Any) -> list:
-        return [] if ref is None else [jnp.asarray(ref[self.cluster, i], "float32") for i in range(ref.shape[1])]
+        if ref is None:
+            return []
+        return [self.number(jnp.asarray(ref[self.cluster, i])) for i in range(ref.shape[1])]
 
     def flags(self, ref: Any, t: Any) -> Any:
         return None if ref is None else jnp.asarray(ref[int(t), self.cluster][None])
@@ -102,9 +163,11 @@ class Emulated:
         return sum(jnp.einsum("pcij,pjn->cin", self.weights[:, k], d) for k, d in pairs)
 
 
-def emulate(body, name, kind, tiles, dtype, w_rec, inputs, outputs, *, transposed):
-    weights = np.asarray(tiles.weights(w_rec, kind.gates, 2, transposed=transposed), "float32")
-    weights = weights.reshape(tiles.parts, kind.gates, 2, tiles.parts, UNITS, UNITS).sum(2)
+def emulate(body, name, kind, tiles, w_rec, inputs, outputs, *, transposed):
+    turned, scale = tiles.weights(w_rec, kind.gates, transposed=transposed)
+    turned = np.asarray(turned * scale, "float32").reshape(tiles.parts, tiles.parts, kind.gates, UNITS, UNITS)
+    parts = range(tiles.parts)
+    weights = np.stack([np.stack([turned[p, (q - p) % tiles.parts] for q in parts], 1) for p in parts])
     given = {key: None if array is None else np.asarray(array) for key, array in inputs.items()}
     results = {key: np.full(of.shape, np.nan, of.dtype) for key, of in outputs.items()}
     for cluster in range(tiles.clusters):
@@ -121,6 +184,7 @@ def test_the_bodies_compute_the_recurrence_and_its_transpose(monkeypatch, name, 
     monkeypatch.setattr(hopper, "available", lambda: True)
     monkeypatch.setattr(fused, "available", lambda platform=None: True)
     monkeypatch.setattr(hopper, "_launch", emulate)
+    monkeypatch.setitem(FACTORS, "float32", jnp.float32)  # the equations, not the rounding
     cell = CELLS[name]
     drawn = testing.example(cell, T=T, batch_shape=(3, 6), in_dim=5, masked=flagged, with_resets=flagged)
     params, carry, xs, mask, resets = jax.tree.map(
@@ -165,16 +229,15 @@ def test_tanh_of_float32_is_good_near_zero_and_far_from_it():
 
 def test_auto_takes_the_kernel_on_one_gpu_and_where_there_is_one(monkeypatch):
     monkeypatch.setattr(fused, "available", lambda platform=None: True)
-    float32 = seqjax.DTypes(compute="float32")
 
     def choose(cell, T):
         params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))
         carry = jax.eval_shape(lambda params: cell.initial_carry(params, (2,)), params)
         return auto.Auto().choose(cell, params, carry, jax.ShapeDtypeStruct((T, 2, 8), "float32"))
 
-    assert choose(seqjax.LSTM(128, dtypes=float32), 10_000)[0] == Fused()
-    assert choose(seqjax.LSTM(256, dtypes=float32), 100)[0] == Scan()  # too large
-    assert choose(seqjax.PeepholeLSTM(8, dtypes=float32), 100)[0] == Scan()  # no kernel
+    assert choose(seqjax.LSTM(128, dtypes=FLOAT32), 10_000)[0] == Fused()
+    assert choose(seqjax.LSTM(256, dtypes=FLOAT32), 100)[0] == Scan()  # too large
+    assert choose(seqjax.PeepholeLSTM(8, dtypes=FLOAT32), 100)[0] == Scan()  # no kernel
     assert choose(seqjax.LSTM(8, dtypes=F64), 100)[0] == Scan()
     monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert choose(seqjax.LSTM(128, dtypes=float32), 100)[0] == Scan()
+    assert choose(seqjax.LSTM(128, dtypes=FLOAT32), 100)[0] == Scan()

@@ -11,9 +11,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from seqjax.base import Array
 from seqjax.kernels.equations import Kind
-from seqjax.kernels.hopper import cluster
+from seqjax.kernels.hopper import cluster, registers
 from seqjax.kernels.hopper.exchange import Exchange, Scratch, load, store, tiling
-from seqjax.kernels.hopper.tiles import ROWS, SPLIT, UNITS, Tiles
+from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles
 from seqjax.kernels.operands import varying_as
 
 
@@ -26,14 +26,21 @@ class Place(NamedTuple):
     """The exchange of a step, given which half of the buffers it uses, and their phase."""
 
     def some(self, ref: Any, t: Array) -> list[Array]:
-        """This block's N tiles of `[T, clusters, N, parts, ...]` at step `t`."""
+        """This block's N tiles of `[T, clusters, N, parts, ...]` at step `t`, as they are in memory."""
         return [load(ref.at[t, self.cluster, i, self.part]) for i in range(ref.shape[2])]
 
     def all(self, ref: Any) -> list[Array]:
         """This block's N tiles of `[clusters, N, parts, ...]`, in float32; none for `None`."""
         if ref is None:
             return []
-        return [load(ref.at[self.cluster, i, self.part]).astype(jnp.float32) for i in range(ref.shape[1])]
+        return [self.number(load(ref.at[self.cluster, i, self.part])) for i in range(ref.shape[1])]
+
+    def number(self, tile: Array) -> Array:
+        """A tile as it is in memory, in float32."""
+        return registers.unpack(tile) if tile.dtype == jnp.uint32 else tile.astype(jnp.float32)
+
+    def reciprocal(self, array: Array) -> Array:
+        return registers.reciprocal(array)
 
     def flags(self, ref: Any, t: Array) -> Array | None:
         return None if ref is None else load(ref.at[t, self.cluster])
@@ -43,7 +50,8 @@ class Place(NamedTuple):
             self.write_one(ref, array, i, *t)
 
     def write_one(self, ref: Any, array: Array, i: int, *t: Any) -> None:
-        store(ref.at[(*t, self.cluster, i, self.part)], array.astype(ref.dtype))
+        array = registers.pack(array) if ref.dtype == jnp.uint32 else array.astype(ref.dtype)
+        store(ref.at[(*t, self.cluster, i, self.part)], array)
 
     def zeros(self) -> Array:
         return plgpu.layout_cast(jnp.zeros((UNITS, ROWS), jnp.float32), plgpu.Layout.WGMMA)
@@ -54,7 +62,6 @@ def launch(
     name: str,
     kind: Kind,
     tiles: Tiles,
-    dtype: Any,
     w_rec: Array,
     inputs: dict[str, Array | None],
     outputs: dict[str, jax.ShapeDtypeStruct],
@@ -62,13 +69,14 @@ def launch(
     transposed: bool,
 ) -> dict[str, Array]:
     """Runs `body(inputs, outputs, place)`, with arrays turned into refs, in every block of every cluster."""
-    split, parts = SPLIT[jnp.dtype(dtype).name], tiles.parts
-    weights = tiles.weights(w_rec, kind.gates, split, transposed=transposed)
+    parts = tiles.parts
+    weights, scale = tiles.weights(w_rec, kind.gates, transposed=transposed)
     count = weights.shape[1]
     given = {key: array for key, array in inputs.items() if array is not None}
 
-    def run(weights: Any, *refs: Any) -> None:
+    def run(weights: Any, scale: Any, *refs: Any) -> None:
         scratch = Scratch(*refs[len(given) + len(outputs) :])
+        unit = None if weights.dtype == jnp.bfloat16 else scale[0]
         part = lax.axis_index("block")
         if parts > 1:
             cluster.begin(scratch.barriers)
@@ -77,7 +85,7 @@ def launch(
         plgpu.barrier_wait(scratch.loaded)
 
         def exchange(half: int, phase: Array) -> Exchange:
-            return Exchange(scratch, parts, split, kind.products, part, half, phase)
+            return Exchange(scratch, unit, parts, kind.gates, kind.products, half, phase)
 
         read = dict.fromkeys(inputs) | dict(zip(given, refs, strict=False))
         written = dict(zip(outputs, refs[len(given) :], strict=False))
@@ -85,14 +93,14 @@ def launch(
         if parts > 1:
             cluster.meet()
 
-    factors = (2, 1 if transposed else parts, kind.gates * split, UNITS, ROWS)
+    factors = (2, 1, kind.gates, UNITS, ROWS) if transposed else (2, parts, kind.products, UNITS, ROWS)
     sums = (2 * kind.products, max(parts - 1, 1), UNITS, ROWS) if transposed and parts > 1 else (1, 1, 8, ROWS)
     kernel = plgpu.kernel(
         run,
         out_type=varying_as(given, tuple(outputs.values())),
         scratch_types=(
-            plgpu.SMEM((count, UNITS, UNITS), jnp.bfloat16, transforms=tiling(jnp.bfloat16)),
-            plgpu.SMEM(factors, jnp.bfloat16, transforms=tiling(jnp.bfloat16)),
+            plgpu.SMEM((count, UNITS, UNITS), weights.dtype, transforms=tiling(weights.dtype)),
+            plgpu.SMEM(factors, weights.dtype, transforms=tiling(weights.dtype)),
             plgpu.SMEM(sums, jnp.float32, transforms=tiling(jnp.float32)),
             plgpu.SMEM(sums, jnp.float32, transforms=tiling(jnp.float32)),
             plgpu.SMEM((cluster.BARRIER_WORDS * 2 * kind.products,), jnp.int32),
@@ -109,4 +117,4 @@ def launch(
             lowering_semantics=plgpu.LoweringSemantics.Lane,
         ),
     )
-    return dict(zip(outputs, kernel(weights, *given.values()), strict=True))
+    return dict(zip(outputs, kernel(weights, scale[None], *given.values()), strict=True))

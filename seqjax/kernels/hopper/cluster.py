@@ -63,30 +63,34 @@ def synchronize() -> None:
     run()
 
 
-def broadcast(
-    buffer: Any, barriers: Any, barrier: int, *, layout: tuple, blocks: int, half: int, first: int, count: int
-) -> None:
-    """Copies tiles of this block's part of `buffer` to the same place in all other blocks.
+def broadcast(buffer: Any, barriers: Any, barrier: int, *, layout: tuple, blocks: int, half: int, slot: int) -> None:
+    """Copies the tile `buffer[half, 0, slot]` to all other blocks.
+
+    In the block `t` places further on it becomes `buffer[half, blocks - t, slot]`, so a block finds what comes from
+    `t` places on in `[half, t, slot]`.
 
     Args:
-      buffer: `[2, blocks, tiles, rows, columns]` in shared memory; part `[half, rank]` is this block's.
+      buffer: `[2, blocks, slots, rows, columns]` in shared memory.
       barriers: those of `begin`.
       barrier: which of them signals that the tiles of all other blocks have arrived.
       layout: the transforms with which `buffer` was made.
       blocks: the number of blocks in the cluster.
-      half: the half of the buffer.
-      first, count: which tiles to send.
+      half, slot: which tile to send.
     """
-    tiles = buffer.shape[2]
-    tile = _tile_bytes(buffer)
-    start, size = (half * blocks * tiles + first) * tile, count * tile
+    slots, size = buffer.shape[2], _tile_bytes(buffer)
+
+    def at(turn: int) -> int:
+        return ((half * blocks + turn) * slots + slot) * size
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(layout), plgpu.RefType()))
     def run(_: Any, buffer: Any, barriers: Any) -> None:
-        copies = "\n".join(_copy(turn, blocks, "from", "from", size, barrier) for turn in range(1, blocks))
+        copies = "\n".join(
+            f"""add.u32 from, $0, {at(0)}; add.u32 place, $0, {at(blocks - turn)};
+            {_copy(turn, blocks, "from", "place", size, barrier)}"""
+            for turn in range(1, blocks)
+        )
         _assembly(
             f"""{{ {_WHO}
-            mad.lo.u32 from, rank, {tiles * tile}, $0; add.u32 from, from, {start};
             @first mbarrier.arrive.expect_tx.shared::cta.b64 _, [$1+{_offset(barrier)}], {(blocks - 1) * size};
             {copies} }}""",
             _address(buffer),
@@ -117,7 +121,7 @@ def scatter(going: Any, coming: Any, barriers: Any, barrier: int, *, layout: tup
             for turn in range(1, blocks)
         )
         _assembly(
-            f"""{{ {_WHO} .reg .b32 place;
+            f"""{{ {_WHO}
             @first mbarrier.arrive.expect_tx.shared::cta.b64 _, [$1+{_offset(barrier)}], {(blocks - 1) * size};
             {copies} }}""",
             _address(going),
@@ -149,7 +153,7 @@ def wait(barriers: Any, barrier: int, phase: Array) -> None:
 _MEET = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
 
 
-_WHO = """.reg .pred first, over; .reg .b32 thread, rank, from, to, there, block;
+_WHO = """.reg .pred first, over; .reg .b32 thread, rank, from, place, to, there, block;
 mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0; mov.u32 rank, %cluster_ctarank;"""
 """Whether this is the block's first thread, and which block of the cluster it is."""
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The products of one step on a Hopper GPU: each block of a cluster has the weights of 64 units, but needs all units.
 
-Factors are bfloat16. In float32 each factor is split into two bfloat16 numbers, high and low, and the product of the
-low parts is left out: the result is accurate to about 2^-16, compared with 2^-11 for TF32.
+Factors have 16 bits. In float32 they are float16, which has as many digits as TF32, the precision that JAX has there
+by default, but few exponents: weights are scaled by a power of two, states are at most 1, and the cotangents of each
+sequence are scaled by their largest, step by step.
 """
 
 import functools
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -19,12 +19,17 @@ from seqjax.base import Array
 from seqjax.kernels.hopper import cluster
 from seqjax.kernels.hopper.tiles import ROWS, UNITS
 
+LARGE = 2.0**15
+"""The largest cotangent of a sequence after scaling: half of what float16 can hold."""
+TINY = 2.0**-100
+"""Below this, cotangents count as zero."""
+
 
 class Scratch(NamedTuple):
     """What a block has in shared memory, twice if it changes: steps use the two halves alternately."""
 
-    weights: Any  # [G * split * parts, 64, 64]
-    factors: Any  # [2, parts, G * split, 64, 16], what weights are multiplied by; in reverse only the block's own
+    weights: Any  # [parts * G, 64, 64], first those for the block itself, then for the next block, and so on
+    factors: Any  # [2, parts, products, 64, 16], what they are multiplied by; in reverse [2, 1, G, 64, 16]
     going: Any  # [2 * products, parts - 1, 64, 16], in reverse: sums for the other blocks
     coming: Any  # and from them
     barriers: Any  # [2 * products]
@@ -35,10 +40,10 @@ class Exchange(NamedTuple):
     """One step: which half of the buffers it uses, and the phase of their barriers."""
 
     scratch: Scratch
+    scale: Array | None  # of the weights, in float32
     parts: int
-    split: int
+    gates: int
     products: int  # of a step, at most
-    part: Array
     half: int
     phase: Array
 
@@ -51,25 +56,25 @@ class Exchange(NamedTuple):
           gates: k.
         """
         barrier = self._barrier(slot)
-        self._put(self.part, slot, array)
+        self._put(slot, array)
         cluster.synchronize()
         if self.parts > 1:
             cluster.broadcast(
-                self.scratch.factors, self.scratch.barriers, barrier, layout=tiling(jnp.bfloat16),
-                blocks=self.parts, half=self.half, first=slot * self.split, count=self.split,
+                self.scratch.factors, self.scratch.barriers, barrier, layout=tiling(self.scratch.factors.dtype),
+                blocks=self.parts, half=self.half, slot=slot,
             )  # fmt: skip
 
         def run(*accumulators: Any) -> list[Array]:
             for turn in range(self.parts):  # its own first, while the others' arrive
                 if turn == 1:
                     cluster.wait(self.scratch.barriers, barrier, self.phase)
-                source = self._on(turn)
                 for accumulator, gate in zip(accumulators, gates, strict=True):
-                    self._multiply(accumulator, gate, source, source, slot)
+                    self._multiply(accumulator, turn, gate, turn, slot)
             plgpu.wgmma_wait(0)
             return [_value(accumulator) for accumulator in accumulators]
 
-        return pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in gates))
+        sums = pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in gates))
+        return sums if self.scale is None else [self.scale * array for array in sums]
 
     def transposed(self, slot: int, pairs: Sequence[tuple[int, Array]]) -> Array:
         """The sum of `W_kᵀ d` over gates and blocks; what this block's gates contribute to the others is sent to them.
@@ -78,21 +83,25 @@ class Exchange(NamedTuple):
           slot: 0 for the first product of a step, then 1.
           pairs: k and d `[64, 16]`, in float32.
         """
-        for k, array in pairs:
-            self._put(0, k, array)
+        times, back = (None, None) if self.scale is None else scales([d for _, d in pairs], self.scale)
+        for k, d in pairs:
+            self._put(k, d if times is None else d * times)
         cluster.synchronize()
         turns = (*range(1, self.parts), 0)
+
+        def value(accumulator: Any) -> Array:
+            return _value(accumulator) if back is None else _value(accumulator) * back
 
         def run(*accumulators: Any) -> Array:
             for accumulator, turn in zip(accumulators, turns, strict=True):
                 for k, _ in pairs:
-                    self._multiply(accumulator, k, self._on(turn), 0, k)
+                    self._multiply(accumulator, turn, k, 0, k)
             *others, own = accumulators
             if others:
-                plgpu.wgmma_wait(len(pairs) * len(self._terms()))  # its own sum may wait
-                self._scatter(slot, [_value(accumulator) for accumulator in others])
+                plgpu.wgmma_wait(len(pairs))  # its own sum may wait
+                self._scatter(slot, [value(accumulator) for accumulator in others])
             plgpu.wgmma_wait(0)
-            return functools.reduce(jnp.add, [_value(own), *self._gather(slot, len(others))])
+            return functools.reduce(jnp.add, [value(own), *self._gather(slot, len(others))])
 
         return pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in turns))
 
@@ -113,23 +122,13 @@ class Exchange(NamedTuple):
         cluster.wait(self.scratch.barriers, at, self.phase)
         return [load(self.scratch.coming.at[at, i]) for i in range(count)]
 
-    def _put(self, part: Any, slot: int, array: Array) -> None:
-        for i, half in enumerate(_halves(array, self.split)):
-            self.scratch.factors[self.half, part, slot * self.split + i] = half
+    def _put(self, slot: int, array: Array) -> None:
+        self.scratch.factors[self.half, 0, slot] = array.astype(self.scratch.factors.dtype)
 
-    def _multiply(self, accumulator: Any, gate: int, block: Any, part: Any, slot: int) -> None:
-        """Adds the product of a gate's weights for a block with a part's factor in a slot."""
-        for i, j in self._terms():
-            weights = self.scratch.weights.at[(gate * self.split + i) * self.parts + block]
-            plgpu.wgmma(accumulator, weights, self.scratch.factors.at[self.half, part, slot * self.split + j])
-
-    def _terms(self) -> tuple[tuple[int, int], ...]:
-        """Which part of a weight is multiplied by which part of a factor."""
-        return ((0, 0),) if self.split == 1 else ((0, 0), (0, 1), (1, 0))
-
-    def _on(self, turn: int) -> Any:
-        """The index of the block `turn` places on."""
-        return lax.rem(self.part + turn, jnp.int32(self.parts)) if turn else self.part
+    def _multiply(self, accumulator: Any, turn: int, gate: int, part: int, slot: int) -> None:
+        """Adds the product of a gate's weights for the block `turn` places on with a part's factor in a slot."""
+        weights = self.scratch.weights.at[turn * self.gates + gate]
+        plgpu.wgmma(accumulator, weights, self.scratch.factors.at[self.half, part, slot])
 
     def _barrier(self, slot: int) -> int:
         return self.half * self.products + slot
@@ -162,7 +161,10 @@ def _value(accumulator: Any) -> Array:
     return plgpu.wgmma_accumulator_load(accumulator, wait_n=None)
 
 
-def _halves(array: Array, split: int) -> list[Array]:
-    """`array` as one bfloat16, or as the sum of two."""
-    high = array.astype(jnp.bfloat16)
-    return [high] if split == 1 else [high, (array - high.astype(jnp.float32)).astype(jnp.bfloat16)]
+def scales(arrays: Sequence[Array], scale: Array) -> tuple[Array, Array]:
+    """What each column must be multiplied by so that its largest number becomes `LARGE`; and what undoes that and
+    multiplies by `scale`."""
+    magnitude = functools.reduce(jnp.maximum, map(jnp.abs, arrays))
+    largest = jnp.maximum(jnp.max(magnitude, 0), TINY)
+    both = LARGE / largest, largest * (scale / LARGE)
+    return jnp.broadcast_to(both[0], magnitude.shape), jnp.broadcast_to(both[1], magnitude.shape)

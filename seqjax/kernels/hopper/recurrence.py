@@ -44,20 +44,20 @@ def available() -> bool:
 class Kept(NamedTuple):
     """What the forward kernel stores for the reverse one, in tiles."""
 
-    states: Array  # [T + 1, clusters, S, parts, 64, 16], before every step and after the last
-    gates: Array | None  # [T, clusters, K, parts, 64, 16]
+    states: Array  # [T + 1, clusters, S, parts, *tile], before every step and after the last
+    gates: Array | None  # [T, clusters, K, parts, *tile]
 
 
 def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: bool = True) -> Left:
     """Like Triton's `forward`; `kept` is a `Kept`."""
     T, B, width = z.shape
-    tiles = Tiles(B, width // kind.gates)
     dtype, carry = z.dtype, given.states[0].dtype
-    functions = _on_chip(functions, dtype)
+    tiles = Tiles(B, width // kind.gates, dtype)
     sequences = kind.states if keep else 1
 
     def body(inputs: dict, outputs: dict, place: "Place") -> None:
         bias, restart = place.all(inputs["bias"]), place.all(inputs["initial"])
+        quick = _on_chip(functions, dtype, place.reciprocal)
 
         def read(t: Array) -> tuple[list[Array], Array | None]:
             return place.some(inputs["z"], t), place.flags(inputs["flags"], t)
@@ -72,7 +72,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
 
             masked, again = _bits(flags)
             before = pick(again, restart, before) if restart else before
-            after, gates = kind.forward([z.astype(jnp.float32) for z in zs], before, product, functions)
+            after, gates = kind.forward(_Late(zs, place.number), before, product, quick)
             after = tuple(_rounded(a, dtype if i == 0 else carry) for i, a in enumerate(after))
             after = after if masked is None else pick(masked, before, after)
             place.write(outputs["states"], after[:sequences], t + 1)
@@ -87,11 +87,11 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
 
     bias = None if given.bias_rec is None else given.bias_rec.reshape(kind.gates, tiles.H).astype(jnp.float32)
     outputs = {
-        "states": jax.ShapeDtypeStruct((T + 1, *tiles.shape(sequences)), dtype),
-        "last": jax.ShapeDtypeStruct(tiles.shape(kind.states), carry),
+        "states": tiles.shape(sequences, dtype, T + 1),
+        "last": tiles.shape(kind.states, carry),
     }
     if kind.kept and keep:
-        outputs["gates"] = jax.ShapeDtypeStruct((T, *tiles.shape(kind.kept)), dtype)
+        outputs["gates"] = tiles.shape(kind.kept, dtype, T)
     inputs = {
         "z": tiles.tile(z.reshape(T, B, kind.gates, tiles.H)),
         "bias": None if bias is None else tiles.tile(jnp.broadcast_to(bias, (B, *bias.shape))),
@@ -99,8 +99,8 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
         "initial": None if given.initial is None else tiles.states(given.initial, carry),
         "flags": tiles.flags(given.flags),
     }
-    out = _launch(body, f"{kind.name}_forward", kind, tiles, dtype, given.w_rec, inputs, outputs, transposed=False)
-    hs = tiles.untile(out["states"][1:])
+    out = _launch(body, f"{kind.name}_forward", kind, tiles, given.w_rec, inputs, outputs, transposed=False)
+    hs = tiles.untile(out["states"])[1:]
     return Left(
         tuple(hs[:, :, i] for i in range(sequences)),
         Kept(out["states"], out.get("gates")) if keep else None,
@@ -110,19 +110,20 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
 
 def gate(left: Left, k: int) -> Array:
     """`[T, B, H]`, the k-th gate that `forward` kept."""
-    _, B, H = left.sequences[0].shape
-    return Tiles(B, H).untile(left.kept.gates[:, :, k : k + 1])[:, :, 0]
+    h = left.sequences[0]
+    _, B, H = h.shape
+    return Tiles(B, H, h.dtype).untile(left.kept.gates[:, :, k : k + 1])[:, :, 0]
 
 
 def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Array, d_last: States) -> Cotangents:
     """Like Triton's `reverse`."""
     T, B, H = d_hs.shape
-    tiles = Tiles(B, H)
     dtype, carry = d_hs.dtype, given.states[0].dtype
-    functions = _on_chip(functions, dtype)
+    tiles = Tiles(B, H, dtype)
 
     def body(inputs: dict, outputs: dict, place: "Place") -> None:
         restart = place.all(inputs["initial"])
+        quick = _on_chip(functions, dtype, place.reciprocal)
 
         def read(t: Array) -> tuple:
             kept = place.some(inputs["gates"], t) if kind.kept else []
@@ -135,7 +136,7 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
             exchange, slots = place.exchange(half, phase), iter(range(kind.products))
             ahead: list[Any] = []
             masked, again = _bits(flags)
-            states = tuple(a.astype(jnp.float32) for a in states)
+            states = tuple(map(place.number, states))
             before = pick(again, restart, states) if restart else states
 
             def transposed(*pairs: tuple[int, Array]) -> Array:
@@ -146,9 +147,8 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
                 place.write_one(outputs["d_z"], d, k, t)
 
             d_after = d_states if masked is None else tuple(jnp.where(masked, 0.0, d) for d in d_states)
-            d_after = (d_after[0] + d_h.astype(jnp.float32), *d_after[1:])
-            kept = [a.astype(jnp.float32) for a in kept]
-            d_before = kind.reverse(kept, before, (h,), d_after, transposed, emit, functions)
+            d_after = (d_after[0] + place.number(d_h), *d_after[1:])
+            d_before = kind.reverse(list(map(place.number, kept)), before, (h,), d_after, transposed, emit, quick)
             d_before = d_before if masked is None else pick(masked, d_states, d_before)
             if restart:
                 d_initial = tuple(a + jnp.where(again, d, 0.0) for a, d in zip(d_initial, d_before, strict=True))
@@ -157,14 +157,14 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
 
         d_last = tuple(place.all(inputs["d_last"]))
         zeros = tuple(place.zeros() for _ in d_last) if restart else ()
-        h = place.some(inputs["states"], jnp.int32(T))[0].astype(jnp.float32)
+        h = place.number(place.some(inputs["states"], jnp.int32(T))[0])
         d_states, d_initial, _, _ = _turns(T, step, (d_last, zeros, h, read(jnp.int32(T - 1))))
         place.write(outputs["d_states"], d_states)
         if restart:
             place.write(outputs["d_initial"], d_initial)
 
-    states = jax.ShapeDtypeStruct(tiles.shape(kind.states), carry)
-    outputs = {"d_z": jax.ShapeDtypeStruct((T, *tiles.shape(kind.gates)), dtype), "d_states": states}
+    states = tiles.shape(kind.states, carry)
+    outputs = {"d_z": tiles.shape(kind.gates, dtype, T), "d_states": states}
     if given.initial is not None:
         outputs["d_initial"] = states
     inputs = {
@@ -175,10 +175,20 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
         "initial": None if given.initial is None else tiles.states(given.initial, dtype),
         "flags": tiles.flags(given.flags),
     }
-    out = _launch(body, f"{kind.name}_reverse", kind, tiles, dtype, given.w_rec, inputs, outputs, transposed=True)
+    out = _launch(body, f"{kind.name}_reverse", kind, tiles, given.w_rec, inputs, outputs, transposed=True)
     d_initial = None if given.initial is None else tiles.untile_states(out["d_initial"])
     d_z = tiles.untile(out["d_z"]).reshape(T, B, kind.gates * H)
     return Cotangents(d_z, tiles.untile_states(out["d_states"]), d_initial)
+
+
+class _Late:
+    """Tiles that become numbers only where they are used, as until then they need not have been loaded."""
+
+    def __init__(self, tiles: list[Array], number: Callable[[Array], Array]):
+        self.tiles, self.number = tiles, number
+
+    def __getitem__(self, k: int) -> Array:
+        return self.number(self.tiles[k])
 
 
 def _launch(*arguments: Any, **options: Any) -> dict[str, Array]:
@@ -198,9 +208,18 @@ def _turns(T: int, step: Callable, loop: Any) -> Any:
     return step(jnp.int32(T - 1), 0, jnp.int32(T // 2 % 2), loop) if T % 2 else loop
 
 
-def _on_chip(functions: Functions, dtype: Any) -> Functions:
+def _on_chip(functions: Functions, dtype: Any, reciprocal: Callable[[Array], Array]) -> Functions:
     """`functions` with tanh and sigmoid computed by the chip's own instructions, as accurately as `dtype` needs."""
-    known: dict[Any, Any] = {jax.nn.sigmoid: _sigmoid} if dtype == jnp.bfloat16 else {jnp.tanh: _tanh}
+
+    def sigmoid(x: Array) -> Array:
+        return reciprocal(1 + jnp.exp(-x))
+
+    def tanh(x: Array) -> Array:
+        return _tanh(x, sigmoid)
+
+    known: dict[Any, Any] = {jax.nn.sigmoid: sigmoid, jnp.tanh: tanh}
+    if dtype == jnp.bfloat16:
+        known = {jax.nn.sigmoid: _sigmoid}
     activation, gate = (known.get(function, function) for function in (functions.activation, functions.gate))
     return functions._replace(activation=activation, gate=gate)
 
@@ -210,11 +229,11 @@ def _sigmoid(x: Array) -> Array:
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
-def _tanh(x: Array) -> Array:
+def _tanh(x: Array, sigmoid: Callable[[Array], Array] = jax.nn.sigmoid) -> Array:
     """tanh through the chip's exponential or, near zero, where that would cancel, through the series."""
     square = x * x
     series = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
-    return jnp.where(square < 0.0625, series, 2 * jax.nn.sigmoid(2 * x) - 1)
+    return jnp.where(square < 0.0625, series, 2 * sigmoid(2 * x) - 1)
 
 
 def _rounded(array: Array, dtype: Any) -> Array:

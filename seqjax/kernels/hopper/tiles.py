@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the arrays of a recurrence are cut into tiles `[64, 16]`, units by sequences, for the Hopper kernels."""
+"""How the arrays of a recurrence are cut into tiles `[64, 16]`, units by sequences, for the Hopper kernels.
+
+In memory two bfloat16 share a word, so that tiles of them are `[64, 8]` uint32. A thread loads two words, of which it
+puts one on the left and one on the right of a product: in other columns than those next to each other in memory.
+"""
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from seqjax.base import Array
@@ -16,15 +22,22 @@ SHARED = 224 * 2**10
 """Bytes of shared memory that a block may take; a Hopper has 227 KiB."""
 BLOCKS = 8
 """The most blocks in a cluster."""
-SPLIT = {"bfloat16": 1, "float32": 2}
-"""How many bfloat16 numbers represent one number of a dtype."""
+FACTORS = {"bfloat16": jnp.bfloat16, "float32": jnp.float16}
+"""What the matrix units multiply, for each dtype: float16 has as many digits as TF32, in half the room."""
+MOVED = np.arange(ROWS).reshape(4, 2, 2).swapaxes(0, 1).ravel()
+"""The place in memory, in a tile of bfloat16, of what is in each column of a product."""
 
 
 class Tiles(NamedTuple):
-    """`B` sequences of `H` units in tiles."""
+    """`B` sequences of `H` units in tiles, for a recurrence in `dtype`.
+
+    Sequences are in order in tiles of `dtype`, which are the large ones; so in bfloat16 columns have them as `MOVED`
+    says, and tiles of another dtype are rearranged to match.
+    """
 
     B: int
     H: int
+    dtype: Any = "float32"
 
     @property
     def parts(self) -> int:
@@ -36,20 +49,22 @@ class Tiles(NamedTuple):
         """The number of clusters over which B is divided."""
         return -(-self.B // ROWS)
 
-    def shape(self, count: int) -> tuple[int, ...]:
-        """The shape of `count` arrays `[B, H]` in tiles."""
-        return self.clusters, count, self.parts, UNITS, ROWS
+    def shape(self, count: int, dtype: Any, *lead: int) -> jax.ShapeDtypeStruct:
+        """What `count` arrays `[*lead, B, H]` are in tiles."""
+        words = dtype == jnp.bfloat16
+        shape = (*lead, self.clusters, count, self.parts, UNITS, ROWS // 2 if words else ROWS)
+        return jax.ShapeDtypeStruct(shape, jnp.uint32 if words else dtype)
 
     def tile(self, array: Array) -> Array:
         """`[..., B, N, H]` as `[..., clusters, N, parts, UNITS, ROWS]`."""
         *lead, _, N, _ = array.shape
         array = pad(pad(array, -1, self.parts * UNITS), -3, self.clusters * ROWS)
-        return jnp.moveaxis(array.reshape(*lead, self.clusters, ROWS, N, self.parts, UNITS), -4, -1)
+        return self._stored(jnp.moveaxis(array.reshape(*lead, self.clusters, ROWS, N, self.parts, UNITS), -4, -1))
 
     def untile(self, tiles: Array) -> Array:
         """The inverse of `tile`."""
         *lead, _, N, _, _, _ = tiles.shape
-        array = jnp.moveaxis(tiles, -1, -4).reshape(*lead, self.clusters * ROWS, N, self.parts * UNITS)
+        array = jnp.moveaxis(self._read(tiles), -1, -4).reshape(*lead, self.clusters * ROWS, N, self.parts * UNITS)
         return array[..., : self.B, :, : self.H]
 
     def states(self, states: States, dtype: Any) -> Array:
@@ -65,34 +80,57 @@ class Tiles(NamedTuple):
         if flags is None:
             return None
         rows = pad(flags.astype(jnp.int32), 1, self.clusters * ROWS).reshape(-1, self.clusters, 1, ROWS)
+        rows = self._stored(rows)
         return jnp.broadcast_to(rows, (rows.shape[0], self.clusters, UNITS, ROWS))
 
-    def weights(self, w_rec: Array, gates: int, split: int, *, transposed: bool) -> Array:
-        """`[H, G*H]` as `[parts, G * split * parts, 64, 64]`: what each block multiplies by, for each of the blocks.
+    def _stored(self, tiles: Array) -> Array:
+        """Tiles with sequences in order, as they are in memory."""
+        words = tiles.dtype == jnp.bfloat16
+        if words != (jnp.dtype(self.dtype) == jnp.bfloat16):
+            tiles = tiles[..., np.argsort(MOVED) if words else MOVED]
+        if not words:
+            return tiles
+        return lax.bitcast_convert_type(tiles.reshape(*tiles.shape[:-1], ROWS // 2, 2), jnp.uint32)
 
-        In the forward pass a block has the columns of its units, in reverse the rows of W^T for its gates.
+    def _read(self, tiles: Array) -> Array:
+        """The inverse of `_stored`."""
+        words = tiles.dtype == jnp.uint32
+        if words:
+            tiles = lax.bitcast_convert_type(tiles, jnp.bfloat16).reshape(*tiles.shape[:-1], ROWS)
+        if words == (jnp.dtype(self.dtype) == jnp.bfloat16):
+            return tiles
+        return tiles[..., MOVED if words else np.argsort(MOVED)]
+
+    def weights(self, w_rec: Array, gates: int, *, transposed: bool) -> tuple[Array, Array]:
+        """What each block multiplies by: `[parts, parts * G, 64, 64]`, and the power of two that it was divided by.
+
+        At `turn * G + k` is what block `part` has for gate k and the block `turn` places further on: in the forward
+        pass the columns of its own units, in reverse the rows of W^T for its own gates.
         """
         full = self.parts * UNITS
-        apart = pad(pad(w_rec.astype(jnp.float32).reshape(self.H, gates, self.H), 0, full), 2, full)
+        w_rec = w_rec.astype(jnp.float32)
+        factor, scale = FACTORS[jnp.dtype(self.dtype).name], jnp.float32(1)
+        if factor == jnp.float16:  # which has few exponents: the largest weight becomes 2^14 to 2^15
+            scale = jnp.ldexp(scale, jnp.frexp(jnp.max(jnp.abs(w_rec)))[1] - 15)
+        apart = pad(pad((w_rec / scale).reshape(self.H, gates, self.H), 0, full), 2, full)
         apart = apart.reshape(self.parts, UNITS, gates, self.parts, UNITS)  # from part, unit; gate; to part, unit
-        apart = apart.transpose((3, 2, 0, 1, 4) if transposed else (3, 2, 0, 4, 1))
-        # XLA would drop a plain cast and back, as it may compute more precisely than asked
-        high = lax.reduce_precision(apart, exponent_bits=8, mantissa_bits=7)
-        halves = jnp.stack([high, apart - high][:split], 2).astype(jnp.bfloat16)
-        return halves.reshape(self.parts, gates * split * self.parts, UNITS, UNITS)
+        apart = apart.transpose((3, 0, 2, 1, 4) if transposed else (3, 0, 2, 4, 1))
+        part = jnp.arange(self.parts)[:, None]
+        apart = apart[part, (part + part.T) % self.parts].astype(factor)
+        return apart.reshape(self.parts, self.parts * gates, UNITS, UNITS), scale
 
 
 def fits(kind: Kind, H: int, dtype: Any) -> bool:
     """Whether a recurrence has room on the chip.
 
     >>> from seqjax.kernels.equations import LSTM
-    >>> fits(LSTM, 256, "bfloat16"), fits(LSTM, 257, "bfloat16"), fits(LSTM, 128, "float32"), fits(LSTM, 129, "float32")
-    (True, False, True, False)
+    >>> fits(LSTM, 256, "bfloat16"), fits(LSTM, 256, "float32"), fits(LSTM, 257, "float32"), fits(LSTM, 64, "float64")
+    (True, True, False, False)
     """
-    split, parts = SPLIT.get(jnp.dtype(dtype).name), Tiles(1, H).parts
-    if split is None or parts > BLOCKS:
+    parts = Tiles(1, H).parts
+    if jnp.dtype(dtype).name not in FACTORS or parts > BLOCKS:
         return False
-    factors = kind.gates * split * UNITS * ROWS * 2  # of one block
-    weights = kind.gates * split * parts * UNITS * UNITS * 2
+    weights = kind.gates * parts * UNITS * UNITS * 2
+    factor = UNITS * ROWS * 2
     sums = kind.products * 2 * (parts - 1) * UNITS * ROWS * 4  # going and coming
-    return weights + 2 * max(parts * factors, factors + sums) <= SHARED
+    return weights + 2 * max(parts * kind.products * factor, kind.gates * factor + sums) <= SHARED
