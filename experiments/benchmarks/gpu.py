@@ -16,7 +16,7 @@ import functools
 import pathlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -157,14 +157,14 @@ def train(kind: str, dtype: str, size: tuple[int, int, int], config: Config) -> 
     return rows
 
 
-def length(kind: str, T: int, config: Config) -> list[dict]:
+def length(kind: str, T: int, config: Config) -> Iterator[dict]:
     """A row for each engine: seconds of a forward pass and of a gradient at T steps of one sequence."""
     H = 3 if config.dry else 64
     cell = {"MinGRU": seqjax.MinGRU, "DiagonalGRU": seqjax.DiagonalGRU}[kind](H)
     affine = "affine" in cell.capabilities
     kernel = Associative("interpreter" if config.dry else "kernel")
-    engines = {"kernel": kernel, "tree": Associative("tree")} if affine else {"Newton": Newton()}
-    engines["loop"] = Scan()  # type: ignore[assignment]
+    parallel = {"kernel": kernel, "tree": Associative("tree")} if affine else {"Newton": Newton()}
+    engines: dict[str, Engine] = {"loop": Scan(), **parallel}  # the loop first, as the others are compared with it
     random = np.random.default_rng(0)
     xs = jnp.asarray(random.normal(size=(T, H)).astype("float32"))
     params = cell.init(jax.random.key(0), H)
@@ -176,30 +176,30 @@ def length(kind: str, T: int, config: Config) -> list[dict]:
     def slopes(engine: Engine, params: Any, xs: jax.Array) -> Any:
         return jax.grad(lambda params, xs: jnp.sum(jnp.sin(outputs(engine, params, xs))), (0, 1))(params, xs)
 
-    rows: list[dict] = []
     for what, fn in (("forward", outputs), ("gradient", slopes)):
-        results: dict[str, Any] = {}
+        expected, sequential = None, 0.0
         for name, engine in engines.items():
             row = {"job": "length", "cell": kind, "T": T, "H": H, "pass": what, "name": name}
             try:
                 program = jax.jit(functools.partial(fn, engine)).lower(params, xs).compile()
                 start = time.perf_counter()
-                results[name] = jax.block_until_ready(program(params, xs))
+                result = jax.block_until_ready(program(params, xs))
                 once = time.perf_counter() - start
             except (RuntimeError, ValueError) as problem:
-                rows.append(row | {"skipped": str(problem)[:300]})
+                yield row | {"skipped": str(problem)[:300]}
                 continue
             repeats = 1 if config.dry or once > 2 else config.repeats
             thunk = functools.partial(program, params, xs)
             times = [once] if once > 2 else measure.interleave({name: thunk}, repeats)[name]
-            rows.append(row | {"seconds": float(np.median(times)), "turns": len(times)})
-        for row in rows[-len(engines) :]:
-            if "loop" in results and row["name"] in results:
-                pairs = zip(*map(jax.tree.leaves, (results[row["name"]], results["loop"])), strict=True)
+            seconds = float(np.median(times))
+            row |= {"seconds": seconds, "turns": len(times)}
+            if name == "loop":
+                expected, sequential = result, seconds
+            if expected is not None:
+                pairs = zip(*map(jax.tree.leaves, (result, expected)), strict=True)
                 error = max(float(jnp.abs(a - b).max() / (jnp.abs(b).max() + 1e-30)) for a, b in pairs)
-                row |= {"error": error, "passed": error < AGREEMENT}
-                row["speedup_over_loop"] = rows[-1]["seconds"] / row["seconds"]
-    return rows
+                row |= {"error": error, "passed": error < AGREEMENT, "speedup_over_loop": sequential / seconds}
+            yield row
 
 
 def jobs(config: Config) -> list[functools.partial]:
@@ -212,7 +212,8 @@ def jobs(config: Config) -> list[functools.partial]:
     sizes = ((2, 3, 3),) if config.dry else SIZES
     lengths = (8,) if config.dry else LENGTHS
     names = ("simple", "gru-after") if config.dry else tuple(kernels(1, "float32"))
-    work = [functools.partial(check, name, dtype, config) for dtype in dtypes for name in names]
+    work: list[functools.partial] = []
+    work += [functools.partial(check, name, dtype, config) for dtype in dtypes for name in names]
     work += [functools.partial(check_linear, dtype, config) for dtype in (*dtypes[:1], "complex64")]
     work += [functools.partial(length, kind, T, config) for T in lengths for kind in ("MinGRU", "DiagonalGRU")]
     kinds = ("lstm",) if config.dry else ("lstm", "gru")
@@ -274,20 +275,22 @@ def main(config: Config) -> None:
     path = measure.start(config.out / f"{stem}.jsonl")
     begin = time.monotonic()
     rows: list[dict[str, Any]] = []
-    found: list[dict[str, Any]]
+
+    def keep(row: dict[str, Any]) -> None:  # as soon as it is known, for a run that is cut short
+        measure.record(path, row)
+        print(row, flush=True)
+        rows.append(row)
+
     for job in jobs(config):
         what = f"{job.func.__name__} {job.args[:-1]}"
         if time.monotonic() - begin > 60 * config.minutes:
-            found = [{"job": "left out", "what": what}]
-        else:
-            try:
-                found = job()
-            except (RuntimeError, ValueError) as problem:  # of one kernel; the others are still to be seen
-                found = [{"job": "failed", "what": what, "passed": False, "why": str(problem)[:500]}]
-        for row in found:
-            measure.record(path, row)
-            print(row, flush=True)
-        rows += found
+            keep({"job": "left out", "what": what})
+            continue
+        try:
+            for row in job():
+                keep(row)
+        except (RuntimeError, ValueError) as problem:  # of one kernel; the others are still to be seen
+            keep({"job": "failed", "what": what, "passed": False, "why": str(problem)[:500]})
     plot(rows, device, path.with_suffix(".png"))
     wrong = [row for row in rows if row.get("passed") is False]
     if wrong:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import seqjax
@@ -65,6 +67,21 @@ def test_mask_resets_and_a_split_batch_hold_where_devices_do_not_divide_the_leng
 @pytest.mark.parametrize("name", CELLS)
 def test_values_and_gradients_are_the_loops_where_devices_divide_the_length(name):
     check_equal(Sharded(LINE, "time"), CELLS[name], T=64, batch_shape=(4,))
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    name=st.sampled_from(["gru", "min-gru"]),
+    T=st.integers(1, 24),
+    batch=st.sampled_from([(), (2,), (4, 1)]),
+    split=st.booleans(),
+    masked=st.booleans(),
+    with_resets=st.booleans(),
+)
+def test_any_length_batch_mask_and_resets_give_the_loops_numbers(name, T, batch, split, masked, with_resets):
+    engine = Sharded(PLANE, "time", batch_axis="batch" if split and batch else None)
+    options = {"T": T, "batch_shape": batch, "masked": masked, "with_resets": with_resets, "seed": T}
+    check_equal(engine, CELLS[name], **options)
 
 
 def test_fewer_steps_than_devices_and_two_batch_axes():
