@@ -21,15 +21,18 @@ History = Sequence[Mapping[str, Any]]
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each model, the same in every picture of a run, and for its unclipped or generic twin."""
+    """A colour for each model of a run, the same for its unclipped or generic twin."""
     first = {name: name.removesuffix(UNCLIPPED).removesuffix("-generic") for name in names}
     places = {name: place for place, name in enumerate(dict.fromkeys(first.values()))}
     return {name: PALETTE[places[first[name]] % len(PALETTE)] for name in first}
 
 
-def _dash(name: str) -> str:
-    """A twin is dashed: the generic one lies on the same line."""
-    return "--" if name.endswith(("-generic", UNCLIPPED)) else "-"
+def _line(name: str, palette: Mapping[str, str], **options: Any) -> dict[str, Any]:
+    """How a model's line is drawn: that of a generic twin, which lies on the same, wide and pale; unclipped, dashed."""
+    style: dict[str, Any] = {"color": palette[name], "label": name, "lw": 1.6}
+    if name.endswith("-generic"):
+        return style | {"lw": 6, "alpha": 0.35}
+    return style | ({"ls": "--"} if name.endswith(UNCLIPPED) else options)
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
@@ -37,7 +40,13 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) 
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def forecasts(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], linear: np.ndarray) -> None:
+def forecasts(
+    path: pathlib.Path,
+    task: Task,
+    models: Mapping[str, np.ndarray],
+    linear: np.ndarray,
+    palette: Mapping[str, str],
+) -> None:
     """Six validation windows: what was seen, what came, and what was forecast from the window's end.
 
     Args:
@@ -45,6 +54,7 @@ def forecasts(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], 
       task: whose validation windows are shown.
       models: `[count, HORIZON]` forecasts at the last step, by name, in scaled units.
       linear: the same of least squares.
+      palette: `colours` of all models of the run.
     """
     count, shown = len(task.valid), min(task.window, 4 * HORIZON)
     chosen = np.linspace(0, count - 1, 6, dtype=int)
@@ -56,8 +66,8 @@ def forecasts(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], 
             axis.plot(past, values[task.window - shown : task.window], color="0.45", lw=1.2)
             axis.plot(ahead, values[task.window :], color="black", lw=1.2, marker="o", ms=3, label="truth")
             axis.plot(ahead, task.scaler.unscale(linear[row]), color="0.35", lw=1.2, ls="--", label="least squares")
-            for (name, made), colour in zip(models.items(), colours(models).values(), strict=True):
-                axis.plot(ahead, task.scaler.unscale(made[row]), color=colour, lw=1.6, label=name)
+            for name, made in models.items():
+                axis.plot(ahead, task.scaler.unscale(made[row]), **_line(name, palette))
             axis.axvspan(0.5, HORIZON + 0.5, color="0.96", zorder=0)
             axis.set_title(f"validation window {row:,}", loc="left")
         figure.supxlabel("steps from the last value seen")
@@ -66,13 +76,20 @@ def forecasts(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], 
         figure.savefig(path)
 
 
-def horizon(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> None:
+def horizon(
+    path: pathlib.Path,
+    task: Task,
+    models: Mapping[str, np.ndarray],
+    base: Mapping[str, np.ndarray],
+    palette: Mapping[str, str],
+) -> None:
     """Root mean squared error for each step ahead, from the window's end, in the data's own unit.
 
     Args:
       path: of the PNG.
       task: whose validation windows are forecast.
       models, base: `[count, HORIZON]` forecasts at the last step, by name, in scaled units.
+      palette: `colours` of all models of the run.
     """
     ahead = np.arange(1, HORIZON + 1)
 
@@ -84,8 +101,8 @@ def horizon(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], ba
         axis = axes[0, 0]
         for name, made in base.items():
             axis.plot(ahead, error(made), color=BASELINES[name][0], ls=BASELINES[name][1], lw=1.6, label=name)
-        for name, colour in colours(models).items():
-            axis.plot(ahead, error(models[name]), color=colour, ls=_dash(name), lw=1.4, marker="o", ms=3, label=name)
+        for name, made in models.items():
+            axis.plot(ahead, error(made), **_line(name, palette, marker="o", ms=3))
         axis.set(xlabel="steps ahead", ylabel="RMSE" + (f" ({task.unit})" if task.unit else ""), xticks=ahead)
         axis.set_ylim(bottom=0)
         axis.set_title(f"{task.name}: error by step ahead, validation", loc="left")
@@ -93,20 +110,23 @@ def horizon(path: pathlib.Path, task: Task, models: Mapping[str, np.ndarray], ba
         figure.savefig(path)
 
 
-def gradients(path: pathlib.Path, histories: Mapping[str, History], clip_norm: float | None) -> None:
+def gradients(
+    path: pathlib.Path, histories: Mapping[str, History], clip_norm: float | None, palette: Mapping[str, str]
+) -> None:
     """The gradient's global norm before clipping, step by step, and its running median.
 
     Args:
       path: of the PNG.
       histories: the lines of each model's metrics.
       clip_norm: where it was clipped.
+      palette: `colours` of all models of the run.
     """
     columns = min(len(histories), 4)
     rows = -(-len(histories) // columns)
     with matplotlib.style.context(STYLE):
         figure, axes = _figure(rows, columns, (max(2.8 * columns, 5), 2.6 * rows), sharex=True, sharey=True)
-        for axis, (name, colour) in zip(axes.flat, colours(histories).items(), strict=False):
-            _gradient_panel(axis, histories[name], colour, None if name.endswith(UNCLIPPED) else clip_norm)
+        for axis, name in zip(axes.flat, histories, strict=False):
+            _gradient_panel(axis, histories[name], palette[name], None if name.endswith(UNCLIPPED) else clip_norm)
             clipped = np.mean([bool(line["clipped"]) for line in histories[name]])
             axis.set_title(f"{name}, {clipped:.0%} clipped", loc="left")
         for axis in axes.flat[len(histories) :]:
