@@ -4,6 +4,7 @@
 What a GPU alone can show, that the blocks of a cluster exchange what they should, is `scripts/run bench gpu`.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -129,7 +130,11 @@ class Emulated:
         return [jnp.asarray(ref[int(t), self.cluster, i]) for i in range(ref.shape[2])]
 
     def number(self, tile: Any) -> Any:
-        return jnp.asarray(tile, jnp.float32)
+        """Of two words that a thread loads, one goes to the left of a product and one to the right."""
+        if tile.dtype != jnp.uint32:
+            return jnp.asarray(tile, jnp.float32)
+        pairs = jax.lax.bitcast_convert_type(tile.reshape(*tile.shape[:-1], 4, 2), jnp.bfloat16)
+        return pairs.swapaxes(-3, -2).reshape(*tile.shape[:-1], ROWS).astype(jnp.float32)
 
     def reciprocal(self, array: Any) -> Any:
         return 1 / array
@@ -147,6 +152,9 @@ class Emulated:
             self.write_one(ref, array, i, *t)
 
     def write_one(self, ref: Any, array: Any, i: int, *t: Any) -> None:
+        if ref.dtype == jnp.uint32:
+            pairs = array.astype(jnp.bfloat16).reshape(*array.shape[:-1], 2, 4, 2).swapaxes(-3, -2)
+            array = jax.lax.bitcast_convert_type(pairs, jnp.uint32).reshape(*array.shape[:-1], ROWS // 2)
         ref[(*map(int, t), self.cluster, i)] = array
 
     def zeros(self) -> Any:
@@ -163,29 +171,31 @@ class Emulated:
         return sum(jnp.einsum("pcij,pjn->cin", self.weights[:, k], d) for k, d in pairs)
 
 
+UNWRITTEN = 2**32 - 1
+"""A word that is NaN in float32, and in both bfloat16."""
+
+
 def emulate(body, name, kind, tiles, w_rec, inputs, outputs, *, transposed):
     turned, scale = tiles.weights(w_rec, kind.gates, transposed=transposed)
-    turned = np.asarray(turned * scale, "float32").reshape(tiles.parts, tiles.parts, kind.gates, UNITS, UNITS)
+    turned = (np.asarray(turned, "float32") * np.asarray(scale)).reshape(
+        tiles.parts, tiles.parts, kind.gates, UNITS, UNITS
+    )
     parts = range(tiles.parts)
     weights = np.stack([np.stack([turned[p, (q - p) % tiles.parts] for q in parts], 1) for p in parts])
     given = {key: None if array is None else np.asarray(array) for key, array in inputs.items()}
-    results = {key: np.full(of.shape, np.nan, of.dtype) for key, of in outputs.items()}
+    results = {key: np.full(of.shape, UNWRITTEN, "uint32").view(of.dtype) for key, of in outputs.items()}
     for cluster in range(tiles.clusters):
         body(given, results, Emulated(cluster, weights))
-    assert not any(np.isnan(array).any() for array in results.values())  # all of it has been written
+    assert not any(np.any(array.view("uint32") == UNWRITTEN) for array in results.values())
     return {key: jnp.asarray(array) for key, array in results.items()}
 
 
-@pytest.mark.parametrize("T", [4, 5])
-@pytest.mark.parametrize("flagged", [False, True], ids=["", "flags"])
-@pytest.mark.parametrize("name", CELLS)
-def test_the_bodies_compute_the_recurrence_and_its_transpose(monkeypatch, name, flagged, T):
-    """Run with the products of a cluster emulated, against the loop differentiated by JAX; masks and resets inside."""
+def by_bodies_and_by_loop(monkeypatch, cell, T, flagged):
+    """Values and gradients with the products of a cluster emulated, and by the loop differentiated by JAX."""
     monkeypatch.setattr(hopper, "available", lambda: True)
     monkeypatch.setattr(fused, "available", lambda platform=None: True)
     monkeypatch.setattr(hopper, "_launch", emulate)
     monkeypatch.setitem(FACTORS, "float32", jnp.float32)  # the equations, not the rounding
-    cell = CELLS[name]
     drawn = testing.example(cell, T=T, batch_shape=(3, 6), in_dim=5, masked=flagged, with_resets=flagged)
     params, carry, xs, mask, resets = jax.tree.map(
         lambda a: a.astype("float32") if a.dtype == "float64" else a, tuple(drawn)
@@ -194,14 +204,31 @@ def test_the_bodies_compute_the_recurrence_and_its_transpose(monkeypatch, name, 
 
     def loss(engine, params, carry, xs):
         carry, ys = engine.run(cell, params, carry, xs, mask=mask, resets=resets)
-        return jnp.sum(jnp.sin(ys)) + sum(jnp.sum(jnp.cos(a)) for a in carry), ys
+        return jnp.sum(jnp.sin(ys.astype("float32"))) + sum(jnp.sum(jnp.cos(a)) for a in carry), ys
 
     def both(engine):
         return jax.value_and_grad(functools.partial(loss, engine), (0, 1, 2), has_aux=True)(params, carry, xs)
 
     with jax.disable_jit():
-        actual = both(Fused())
-    testing.assert_close(actual, both(Scan(adjoint=False)), 1e-4)
+        return both(Fused()), both(Scan(adjoint=False))
+
+
+@pytest.mark.parametrize("T", [4, 5])
+@pytest.mark.parametrize("flagged", [False, True], ids=["", "flags"])
+@pytest.mark.parametrize("name", CELLS)
+def test_the_bodies_compute_the_recurrence_and_its_transpose(monkeypatch, name, flagged, T):
+    testing.assert_close(*by_bodies_and_by_loop(monkeypatch, CELLS[name], T, flagged), 1e-4)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru-after"])
+def test_in_bfloat16_too_each_sequence_keeps_its_place(monkeypatch, name):
+    """To what rounding leaves, of the largest number: two sequences that changed places are as far apart as can be."""
+    cell = dataclasses.replace(CELLS[name], dtypes=seqjax.DTypes(compute="bfloat16", carry="float32"))
+    both = by_bodies_and_by_loop(monkeypatch, cell, 5, True)
+    for actual, expected in zip(*map(jax.tree.leaves, both), strict=True):
+        assert actual.dtype == expected.dtype
+        actual, expected = (np.asarray(a, "float64") for a in (actual, expected))
+        assert np.abs(actual - expected).max() < 0.03 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
