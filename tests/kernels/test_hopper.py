@@ -177,9 +177,7 @@ UNWRITTEN = 2**32 - 1
 
 def emulate(body, name, kind, tiles, w_rec, inputs, outputs, *, transposed):
     turned, scale = tiles.weights(w_rec, kind.gates, transposed=transposed)
-    turned = (np.asarray(turned, "float32") * np.asarray(scale)).reshape(
-        tiles.parts, tiles.parts, kind.gates, UNITS, UNITS
-    )
+    turned = np.asarray(turned, "float32").reshape(tiles.parts, tiles.parts, kind.gates, UNITS, UNITS) * float(scale)
     parts = range(tiles.parts)
     weights = np.stack([np.stack([turned[p, (q - p) % tiles.parts] for q in parts], 1) for p in parts])
     given = {key: None if array is None else np.asarray(array) for key, array in inputs.items()}
