@@ -71,6 +71,32 @@ def trained(kind: str, H: int, dtype: str) -> Cell:
     return kernels(H, dtype)["gru-after" if kind == "gru" else kind]
 
 
+def loss_and_gradients(
+    engine: Engine, cell: Cell, params: Any, carry: Any, xs: jax.Array, flags: dict[str, Any]
+) -> Any:
+    """The loss, the carry and the outputs, and its gradients by params, carry and inputs."""
+
+    def loss(params: Any, carry: Any, xs: jax.Array) -> tuple[jax.Array, Any]:
+        carry, ys = engine.run(cell, params, carry, xs, **flags)
+        return jnp.sum(jnp.sin(ys.astype(jnp.float32))) + jnp.sum(carry[-1]), (carry, ys)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(params, carry, xs)
+
+
+@functools.cache
+def exactly(name: str, T: int, B: int, H: int) -> tuple[tuple, Any]:
+    """Arguments of `loss_and_gradients` after the cell, and what exact products make of them."""
+    cell = kernels(H, "float32")[name]
+    params, carry, xs, mask, resets = seqjax.testing.example(
+        cell, T=T, batch_shape=(B,), in_dim=H, masked=True, with_resets=True
+    )
+    # states must contract, as chaos magnifies rounding until any answer passes; and no bias may be zero
+    params = jax.tree.map(lambda a, b: a / 2 + b / 10, cell.init(jax.random.key(0), H), params)
+    arguments = params, carry, xs, {"mask": mask, "resets": resets}
+    with jax.default_matmul_precision("highest"):
+        return arguments, loss_and_gradients(Scan(adjoint=False), cell, *arguments)
+
+
 def check(name: str, dtype: str, config: Config) -> list[dict]:
     """One row: the largest error of outputs and gradients, of the largest number of each array.
 
@@ -78,30 +104,17 @@ def check(name: str, dtype: str, config: Config) -> list[dict]:
     at the precision that JAX has by default, whose products are those of TF32 or bfloat16.
     """
     T, B, H = (3, 2, 3) if config.dry else (61, 21, 100)
-    cell, exact = (kernels(H, d)[name] for d in (dtype, "float32"))
-    params, carry, xs, mask, resets = seqjax.testing.example(
-        exact, T=T, batch_shape=(B,), in_dim=H, masked=True, with_resets=True
-    )
-    # states must contract, as chaos magnifies rounding until any answer passes; and no bias may be zero
-    params = jax.tree.map(lambda a, b: a / 2 + b / 10, exact.init(jax.random.key(0), H), params)
+    cell = kernels(H, dtype)[name]
+    arguments, expected = exactly(name, T, B, H)
 
-    def results(engine: Engine, cell: Cell, params: Any, carry: Any, xs: jax.Array) -> Any:
-        def loss(params: Any, carry: Any, xs: jax.Array) -> tuple[jax.Array, Any]:
-            carry, ys = engine.run(cell, params, carry, xs, mask=mask, resets=resets)
-            return jnp.sum(jnp.sin(ys.astype(jnp.float32))) + jnp.sum(carry[-1]), (carry, ys)
-
-        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(params, carry, xs)
-
-    def error(actual: Any) -> float:
-        worst = 0.0
+    def error(engine: Engine) -> float:
+        worst, actual = 0.0, loss_and_gradients(engine, cell, *arguments)
         for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
             worst = max(worst, float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)))
         return worst
 
-    with jax.default_matmul_precision("highest"):
-        expected = results(Scan(adjoint=False), exact, params, carry, xs)
-    fused, loop = (error(results(e, cell, params, carry, xs)) for e in (Fused(interpret=config.dry), Scan()))
+    fused, loop = error(Fused(interpret=config.dry)), error(Scan())
     row = {"job": "check", "cell": name, "dtype": dtype, "T": T, "batch": B, "H": H}
     return [row | {"error": fused, "error of the loop": loop, "passed": bool(fused < min(3 * loop + 1e-5, AGREEMENT))}]
 
