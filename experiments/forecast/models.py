@@ -8,6 +8,7 @@ from typing import Any
 import seqjax
 from experiments.forecast.data import HORIZON
 from seqjax import engines
+from seqjax.activations import Activation
 from seqjax.base import Cell, Engine
 
 
@@ -19,7 +20,9 @@ class Entry:
       cell: makes the cell of both recurrent layers from the number of units.
       engine: of both; `None` is the layer's own choice.
       between: whether a batch normalization follows each recurrent layer.
-      convolution: whether `Conv1D(units, width=4, stride=2, padding="valid")` comes first, so
+      causal: whether `Conv1D(units, width=8, padding="causal")` comes before each recurrent layer.
+      activation: after each recurrent layer.
+      strided: whether `Conv1D(units, width=4, stride=2, padding="valid")` comes first, so
         that the model forecasts at every second step from the fourth.
       clip: whether its gradients are clipped, see `--clip-norm`.
       learning_rate: of Adam, as published but for `simple-layer`, which learns too slowly at the published 0.001.
@@ -29,7 +32,9 @@ class Entry:
     cell: Callable[[int], Cell]
     engine: Engine | None = None
     between: bool = False
-    convolution: bool = False
+    causal: bool = False
+    activation: Activation | None = None
+    strided: bool = False
     clip: bool = True
     learning_rate: float = 1e-3
     published: str = ""
@@ -37,14 +42,17 @@ class Entry:
     @property
     def at(self) -> str:
         """The steps of the window at which it forecasts, a key of `data.POSITIONS`."""
-        return "[3::2]" if self.convolution else ""
+        return "[3::2]" if self.strided else ""
 
     def build(self, hidden_dim: int = 20) -> seqjax.Serial:
         """The model, with `hidden_dim` units in each recurrent layer."""
         options = {} if self.engine is None else {"engine": self.engine}
         layer = seqjax.RNN(self.cell(hidden_dim), **options)
-        recurrent = (layer, seqjax.BatchNorm()) if self.between else (layer,)
-        front = (seqjax.Conv1D(hidden_dim, width=4, stride=2, padding="valid"),) if self.convolution else ()
+        before = (seqjax.Conv1D(hidden_dim, width=8, padding="causal"),) if self.causal else ()
+        normalized = (seqjax.BatchNorm(),) if self.between else ()
+        activated = () if self.activation is None else (seqjax.Activation(self.activation),)
+        recurrent = (*before, layer, *normalized, *activated)
+        front = (seqjax.Conv1D(hidden_dim, width=4, stride=2, padding="valid"),) if self.strided else ()
         return seqjax.Serial(*front, *recurrent, *recurrent, seqjax.Dense(HORIZON))
 
 
@@ -52,7 +60,7 @@ def _simple(**options: Any) -> Callable[[int], Cell]:
     return lambda units: seqjax.Simple(units, **options)
 
 
-PAPER: Mapping[str, Entry] = {
+STANDARD: Mapping[str, Entry] = {
     "simple": Entry(seqjax.Simple, learning_rate=1e-2, published="0.0096"),
     "simple-between": Entry(seqjax.Simple, between=True, published="0.0164"),
     "simple-batch": Entry(_simple(normalize="batch")),
@@ -61,7 +69,7 @@ PAPER: Mapping[str, Entry] = {
     "lstm-generic": Entry(seqjax.LSTM, engine=engines.Scan(adjoint=False), published="0.0086"),
     "peephole": Entry(seqjax.PeepholeLSTM),
     "gru": Entry(seqjax.GRU, published="0.0103"),
-    "conv-gru": Entry(seqjax.GRU, convolution=True, published="0.0080"),
+    "conv-gru": Entry(seqjax.GRU, strided=True, published="0.0080"),
 }
 """Published figures: Géron, notebook 15 of Hands-On Machine Learning, 2nd edition. His batch
 normalization stands between the layers, as in `simple-between`; in `simple-batch` it is inside the recurrence."""
@@ -79,9 +87,9 @@ def _clipped_or_not(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 ABLATION = _clipped_or_not(
     {
-        "simple": PAPER["simple"],
-        "simple-batch": PAPER["simple-batch"],
-        "simple-layer": PAPER["simple-layer"],
+        "simple": STANDARD["simple"],
+        "simple-batch": STANDARD["simple-batch"],
+        "simple-layer": STANDARD["simple-layer"],
         "simple-relu": Entry(_simple(activation="relu"), learning_rate=1e-2),
         "simple-batch-relu": Entry(_simple(activation="relu", normalize="batch")),
         "simple-layer-relu": Entry(_simple(activation="relu", normalize="layer")),
@@ -96,9 +104,25 @@ HE = _clipped_or_not(
 )
 """Recurrent weights as one draws them for relu in a feedforward network: they are too large for a recurrent one."""
 
-MODELS: Mapping[str, Entry] = {**PAPER, **ABLATION, **HE}
+_AFFINE = {"mingru": seqjax.MinGRU, "minlstm": seqjax.MinLSTM, "rglru": seqjax.RGLRU, "lru": seqjax.LRU}
+_DIAGONAL = {"indrnn": seqjax.IndRNN, "diagonal-gru": seqjax.DiagonalGRU, "diagonal-lstm": seqjax.DiagonalLSTM}
+CELLS: Mapping[str, Entry] = {
+    **{name: Entry(cell, learning_rate=1e-2) for name, cell in (_AFFINE | _DIAGONAL).items()},
+    "lru-gelu": Entry(seqjax.LRU, activation="gelu", learning_rate=1e-2),
+    **{
+        f"{name}-conv": Entry(cell, causal=True, activation="gelu", learning_rate=1e-2)
+        for name, cell in _AFFINE.items()
+    },
+    **{f"{name}-conv": Entry(cell, causal=True, learning_rate=1e-2) for name, cell in _DIAGONAL.items()},
+}
+"""The library's other cells, alone and behind a short convolution, as gated linear recurrences are published (S. De et
+al. 2024, arXiv 2402.19427, section 2.4). Cells that are linear in their state get a nonlinearity with it."""
+
+MODELS: Mapping[str, Entry] = {**STANDARD, **CELLS, **ABLATION, **HE}
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "all": tuple(PAPER),
+    "standard": tuple(STANDARD),
+    "cells": tuple(CELLS),
+    "all": (*STANDARD, *CELLS),
     "ablation": tuple(ABLATION),
     "explosion": ("simple-he-unclipped", "simple-he", "simple-layer-he-unclipped", "simple-relu-unclipped"),
 }

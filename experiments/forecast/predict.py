@@ -122,9 +122,9 @@ def model_folder(run_dir: pathlib.Path, model: str) -> pathlib.Path:
     models = {folder.parent.name: folder for folder in reversed(found)}
     if not models:
         raise ValueError(f"{run_dir} has no finished model; train one, or continue with --resume {run_dir}.")
-    if model == "all" and len(models) == 1:
+    if model == Config.model and len(models) == 1:
         return found[0]
-    if model == "all":
+    if model == Config.model:
         raise ValueError(f"{run_dir} has several models; choose one with --model: {', '.join(sorted(models))}.")
     if model not in models:
         raise ValueError(f"{run_dir} has no finished model {model}; it has {', '.join(sorted(models))}.")

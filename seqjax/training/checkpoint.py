@@ -16,12 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seqjax import require
 from seqjax.base import Array, Layer, Params
-from seqjax.paths import leaf_names
-from seqjax.training import storage
+from seqjax.training import named, storage
 from seqjax.training.description import Types, build, describe
 from seqjax.training.state import TrainState, check_state
 
@@ -85,16 +83,15 @@ def save(
     directory = _directory(run_dir)
     if (directory / str(step)).exists():
         raise ValueError(f"{directory / str(step)} exists already; a checkpoint is never overwritten.")
-    arrays = _named(state)
     manifest = {
         "step": step,
         "model": describe(model, types),
         "inputs": {"shape": list(inputs.shape), "dtype": jnp.dtype(inputs.dtype).name},
         "metadata": dict(metadata or {}),
-        "arrays": {name: _form(leaf) for name, leaf in arrays.items()},
+        "arrays": named.forms(state),
     }
     try:
-        path = storage.write(directory, str(step), {n: _data(a) for n, a in arrays.items() if a.size}, manifest)
+        path = storage.write(directory, str(step), named.arrays(state), manifest)
     except OSError as error:
         earlier = all_steps(run_dir)
         kept = (
@@ -232,7 +229,7 @@ def require_room(run_dir: str | Path, state: TrainState, keep: int) -> None:
     Raises:
       OSError: it cannot be written, or does not have enough room.
     """
-    size = sum(_data(leaf).nbytes for leaf in _named(state).values())
+    size = sum(array.nbytes for array in named.arrays(state).values())
     copies = max(1, keep + 1 - len(all_steps(run_dir)))
     directory = _directory(run_dir)
     try:
@@ -283,31 +280,9 @@ def _printed(description: Any, types: Types) -> str:
         return json.dumps(description)
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by path, e.g. `params.0.w_in`."""
-    names = leaf_names(tree)
-    if len(set(names)) != len(names):
-        raise ValueError("two leaves of the state have the same path; dict keys in params must not contain dots.")
-    leaves = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in jax.tree.leaves(tree))
-    return dict(zip(names, leaves, strict=True))
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _form(leaf: Any) -> str:
-    """The dtype and shape, as they are compared and shown, e.g. `float32[20, 60]`."""
-    return f"{leaf.dtype if _is_key(leaf) else jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
-
-
-def _data(leaf: Array) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
 def _fill(path: Path, manifest: dict[str, Any], like: Any) -> Any:
     """The arrays of a checkpoint in the structure of `like`, which may be only a part of the state."""
-    expected = {name: _form(leaf) for name, leaf in _named(like).items()}
+    expected = named.forms(like)
     saved = manifest["arrays"]
     if isinstance(like, dict):
         saved = {name: form for name, form in saved.items() if name.split(".")[0] in like}
@@ -321,12 +296,4 @@ def _fill(path: Path, manifest: dict[str, Any], like: Any) -> Any:
             "It was saved with another optimizer, other inputs, other dtypes or another `stateful`; use the same, or "
             "give another run_dir."
         )
-    data = storage.read(path)
-
-    def leaf(name: str, like: Any) -> Array:
-        if _is_key(like):
-            return jax.random.wrap_key_data(jnp.asarray(data[name]), impl=jax.random.key_impl(like))
-        return jnp.asarray(data[name]) if name in data else jnp.zeros(like.shape, like.dtype)
-
-    named = _named(like)
-    return jax.tree.unflatten(jax.tree.structure(like), [leaf(name, value) for name, value in named.items()])
+    return named.fill(like, storage.read(path))

@@ -6,18 +6,20 @@ import json
 import pytest
 
 from experiments.forecast.config import COMMAND, Config
-from experiments.forecast.models import GROUPS, MODELS, PAPER
+from experiments.forecast.models import CELLS, GROUPS, MODELS, STANDARD
 
 
 def test_presets_differ_by_what_they_say():
     assert COMMAND.parse([]) == Config()
-    assert COMMAND.parse(["--preset", "paper"]) == Config(preset="paper", epochs=20, seeds=3)
+    assert COMMAND.parse(["--preset", "paper"]) == Config(
+        preset="paper", data="synthetic", model="all", epochs=20, seeds=3
+    )
     assert COMMAND.parse(["--preset=smoke"]) == COMMAND.presets["smoke"]
 
 
 def test_flags_override_a_preset():
     made = COMMAND.parse(["--preset", "paper", "--epochs", "3", "--model", "gru", "--clip-norm", "None"])
-    assert made == Config(preset="paper", epochs=3, seeds=3, model="gru", clip_norm=None)
+    assert made == Config(preset="paper", data="synthetic", epochs=3, seeds=3, model="gru", clip_norm=None)
 
 
 def test_window_follows_the_data():
@@ -27,8 +29,9 @@ def test_window_follows_the_data():
 
 
 def test_models_are_chosen_by_name_or_group():
-    assert Config().names == list(PAPER)
-    assert Config(model="gru, all").names == ["gru", *(name for name in PAPER if name != "gru")]
+    assert Config().names == list(STANDARD)
+    assert Config(model="gru, standard").names == ["gru", *(name for name in STANDARD if name != "gru")]
+    assert Config(model="all").names == [*STANDARD, *CELLS]
     assert {name for group in GROUPS.values() for name in group} <= set(MODELS)
 
 
@@ -54,7 +57,7 @@ def test_explosion_differs_from_its_cure_by_clipping_alone():
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"clip_norm": float("nan")}, "--clip-norm must be a number above 0"),
         ({"window": 7}, "--window must be even and at least 4, got 7"),
-        ({"model": "gru,transformer"}, "--model has no 'transformer'; choose from all, ablation"),
+        ({"model": "gru,transformer"}, "--model has no 'transformer'; choose from standard, cells, all, ablation"),
     ],
 )
 def test_what_is_out_of_range_is_refused_by_flag(option, message):
