@@ -16,8 +16,8 @@ class Config:
 
     Args:
       preset: smoke (seconds, to see that it runs), default (about 3 minutes for nine models on
-        2 cores), paper (the published task, 20 epochs, all models, 3 seeds), ablation (normalization, activation and clipping),
-        explosion (a training that explodes, and the same one clipped).
+        2 cores), paper (the published task, 20 epochs, all models, 3 seeds), ablation
+        (normalization, activation and clipping), explosion (a training that explodes, and the same one clipped).
       data: weather (the default), synthetic, or the path of a CSV file with a header. With
         --predict the default is what the model was trained on.
       column: of the CSV file, or of the weather data.

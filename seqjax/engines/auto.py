@@ -11,31 +11,34 @@ from seqjax.engines.checkpointed import Checkpointed
 from seqjax.engines.checks import check_run
 from seqjax.engines.fused import Fused
 from seqjax.engines.scan import Scan
+from seqjax.engines.sequential import SequentialEngine
 from seqjax.plan import Plan, is_known
 from seqjax.spread import is_spread
 
 LONG = 1024
 """The length from which a sequence may be run in segments."""
-KEPT, KEPT_ELSEWHERE = 2**26, 2**30
-"""Bytes of residuals up to which a long sequence is run whole, on a CPU and elsewhere (the latter not measured). Beyond
-that, the memory that segments save is worth their second forward pass."""
+KEPT, KEPT_ELSEWHERE, KEPT_BY_KERNEL = 2**26, 2**30, 2**33
+"""Bytes that a gradient may need for a long sequence to be run whole: by the loop on a CPU and elsewhere, and by a
+kernel (the last two not measured). Beyond that, the memory that segments save is worth their second forward pass."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Auto(Engine):
     """Picks an engine by the cell, the shapes and the machine alone, so that a model always runs the same way.
 
-    | cell                     | steps   | residuals | engine           | because                              |
-    |--------------------------|---------|-----------|------------------|--------------------------------------|
-    | any                      | unknown | any       | `Scan()`         | T is symbolic, in an export          |
-    | offers "affine", no keys | any     | any       | `Associative()`  | its reverse pass is a scan as well   |
-    | has a kernel, on one GPU | any     | any       | `Fused()`        | no launches between steps            |
-    | any other                | < 1024  | any       | `Scan()`         | nothing is computed twice            |
-    | any other                | >= 1024 | <= 64 MiB | `Scan()`         | nothing is computed twice            |
-    | any other                | >= 1024 | more      | `Checkpointed()` | memory of √T steps in place of T     |
+    | cell                     | steps   | memory    | engine                        | because                         |
+    |--------------------------|---------|-----------|-------------------------------|---------------------------------|
+    | any                      | unknown | any       | `Scan()`                      | T is symbolic, in an export     |
+    | offers "affine", no keys | any     | any       | `Associative()`               | its reverse pass is a scan, too |
+    | has a kernel, on one GPU | < 1024  | any       | `Fused()`                     | no launches between steps       |
+    | has a kernel, on one GPU | >= 1024 | <= 8 GiB  | `Fused()`                     | no launches between steps       |
+    | has a kernel, on one GPU | >= 1024 | more      | `Checkpointed(inner=Fused())` | memory of √T steps, not of T    |
+    | any other                | < 1024  | any       | `Scan()`                      | nothing is computed twice       |
+    | any other                | >= 1024 | <= 64 MiB | `Scan()`                      | nothing is computed twice       |
+    | any other                | >= 1024 | more      | `Checkpointed()`              | memory of √T steps, not of T    |
 
-    Residuals are what a gradient by `Scan()` keeps of all steps, besides inputs and outputs; off the CPU the
-    limit is 1 GiB. A cell has a kernel if `Fused` can run it and its recurrent weights fit on the chip.
+    Memory is what a gradient needs besides inputs and outputs, by the engine's plan; off the CPU `Scan()` may
+    need 1 GiB. A cell has a kernel if `Fused` can run it and its recurrent weights fit on the chip.
     With a symbolic batch, `Scan()` is picked unless the cell is affine. With several devices XLA could not
     split the kernel, so `Fused` is yours to pick there, inside `jax.shard_map`.
 
@@ -63,15 +66,16 @@ class Auto(Engine):
             return Associative(), "the recurrence is linear in its carry"
         if not is_known(carry, xs):
             return Scan(), "T or the batch is symbolic"
-        if jax.device_count() == 1 and Fused().runs(cell) and not is_spread(xs):
-            return Fused(), "there is a kernel for it"
+        kernel = jax.device_count() == 1 and Fused().runs(cell, params) and not is_spread(xs)
+        whole: SequentialEngine = Fused() if kernel else Scan()
+        why = "there is a kernel for it, " if kernel else ""
         if T < LONG:
-            return Scan(), f"T < {LONG}"
+            return whole, f"{why}T < {LONG}"
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, carry, xs))
-        most = KEPT if jax.default_backend() == "cpu" else KEPT_ELSEWHERE
-        if Scan().plan(cell, *shapes).memory <= most:
-            return Scan(), f"residuals of at most {most >> 20} MiB"
-        return Checkpointed(), f"T >= {LONG}, and residuals of more than {most >> 20} MiB"
+        most = KEPT_BY_KERNEL if kernel else KEPT if jax.default_backend() == "cpu" else KEPT_ELSEWHERE
+        if whole.plan(cell, *shapes).memory <= most:
+            return whole, f"{why}a gradient needs at most {most >> 20} MiB"
+        return Checkpointed(inner=whole), f"{why}T >= {LONG}, and a gradient would need more than {most >> 20} MiB"
 
     def run(
         self,

@@ -2,6 +2,7 @@
 """The engine that runs a whole recurrence in one accelerator kernel."""
 
 import dataclasses
+import math
 
 import jax
 
@@ -9,12 +10,15 @@ from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import gates
 from seqjax.cells.heads import MultiHead
-from seqjax.engines.fusion import fused, fused_by_loop, kernel, too_large, unsupported
+from seqjax.engines.fusible import kernel, no_room, on_hopper, unsupported
+from seqjax.engines.fusion import fused, fused_by_loop
 from seqjax.engines.sequential import SequentialEngine
 from seqjax.engines.stepping import Steps, visible
+from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles
 from seqjax.kernels.triton import recurrence
+from seqjax.kernels.triton.blocks import Blocks
 from seqjax.kernels.triton.launch import SMALLEST, available
-from seqjax.plan import Plan, tree_bytes
+from seqjax.plan import Plan
 from seqjax.sequences import hide
 from seqjax.spread import is_spread
 
@@ -27,21 +31,24 @@ class Fused(SequentialEngine):
 
     On a Hopper GPU (H100, H200) a cluster of thread blocks owns 16 sequences, and each block keeps the weights
     of 64 units on chip; at every step the blocks send each other what they have computed. This works up to
-    H = 256 for `LSTM` and `GRU`, 512 for `Simple`. In float32 products are of float16 numbers, scaled so that
-    they are as exact as TF32, JAX's default there (2^-11); all else, activations too, is float32.
+    H = 256 for `LSTM` and `GRU`, 320 for a `GRU` that resets after the product, 512 for `Simple`. In float32
+    products are of float16 numbers, scaled so that they are as exact as TF32, JAX's default there (2^-11); all
+    else, activations too, is float32.
 
     On other NVIDIA GPUs, or in float32 where `jax.default_matmul_precision` asks for more than TF32 or an
     activation is not bounded (`"relu"`, `"identity"`), each program owns some sequences of the batch and runs
-    through time on its own. Weights that fit on one processor (192 KiB: in bfloat16 H <= 128 for `LSTM` and
-    `GRU`, 256 for `Simple`) are read once; larger ones, up to H = 256 in bfloat16 and 128 in float32, come from
-    the cache at every step.
+    through time on its own. Weights that fit on one processor (192 KiB of a Hopper: in bfloat16 H <= 128 for
+    `LSTM` and `GRU`, 256 for `Simple`) are read once; larger ones, up to H = 256 in bfloat16 and 128 in float32,
+    come from the cache at every step. Where a processor has less shared memory, all of this shrinks with it.
 
     Larger layers fit as heads, `cells.MultiHead(LSTM(128), 4)`, where each head is run by its own programs.
+    Sequences are padded to a multiple of 16 or `rows`, so `jax.vmap` over single ones takes 16 times the room and
+    time of a batch. XLA cannot split the kernel over devices: run it inside `jax.shard_map`.
 
     Inputs are projected before the kernel and weight gradients contracted after it, each by one matmul over all
     steps. Gradients of gradients work, through the loop. Forward mode is refused, even through a gradient: use
     `Scan(adjoint=False)`. Supported are cells with the activations `"tanh"`, `"sigmoid"`, `"relu"` and
-    `"identity"`, without normalization or projection.
+    `"identity"`, without normalization or projection, whose carry is as wide as the computation, or float32.
 
     Args:
       rows: except on Hopper, sequences per program, a power of two from 16; more of them share each read of weights.
@@ -50,8 +57,8 @@ class Fused(SequentialEngine):
         for tests. Inside `jax.shard_map` it needs `check_vma=False`.
 
     Raises:
-      ValueError: sizes that are not powers of two; in `run`, a cell without a kernel, a machine
-        without a GPU, or inputs that a mesh with explicit axes splits.
+      ValueError: sizes that are not powers of two; in `run`, a cell without a kernel or too large for it, a
+        machine without a GPU, or inputs that a mesh with explicit axes splits.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = seqjax.Simple(4)
@@ -83,6 +90,7 @@ class Fused(SequentialEngine):
                 f"{self!r} runs a kernel on one device, and got inputs {jax.typeof(steps.x)} that a mesh with explicit "
                 f"axes splits; run the model on each device's part, inside jax.shard_map, or {OTHERS}."
             )
+        self._check_room(cell, params)
         if isinstance(cell, MultiHead):
             inner = cell.cell
             return cell.run_heads(lambda p, i, c: self.run_steps(inner, p, i, c, steps), params, initial, carry)
@@ -93,48 +101,57 @@ class Fused(SequentialEngine):
         carry, ys = fused(cell, how, params, initial, carry, steps._replace(x=zs))
         return carry, hide(ys, steps.mask)
 
-    def check(self, cell: Cell, platform: str | None = None) -> None:
-        """Rejects a cell, or a platform (by default that of the default backend), for which there is no kernel.
-
-        Raises:
-          ValueError: saying which engines would work.
-        """
+    def check(self, cell: Cell) -> None:
         why = unsupported(cell)
         if why is not None:
             raise ValueError(f"{self!r} has no kernel for {cell!r}: {why}; {OTHERS}.")
-        if self.interpret:
-            return
-        if not available(platform):
+        if not self.interpret and not available():
             raise ValueError(
                 f"{self!r} needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, but runs here on "
-                f"{platform or jax.default_backend()!r} with jax {jax.__version__}; {OTHERS}, or try the kernels "
+                f"{jax.default_backend()!r} with jax {jax.__version__}; {OTHERS}, or try the kernels "
                 "in the interpreter with Fused(interpret=True)."
             )
-        why = too_large(cell)
-        if why is not None:
-            raise ValueError(f"{self!r} cannot run {cell!r}: {why}; {OTHERS}.")
 
-    def runs(self, cell: Cell) -> bool:
-        """Whether `cell` passes `check` on the default backend.
+    def runs(self, cell: Cell, params: Params) -> bool:
+        """Whether there is a kernel for `cell` with `params` on the default backend.
 
         >>> import seqjax
-        >>> Fused(interpret=True).runs(seqjax.GRU(4)), Fused(interpret=True).runs(seqjax.PeepholeLSTM(4))
-        (True, False)
+        >>> cells = seqjax.GRU(4), seqjax.PeepholeLSTM(4)
+        >>> [Fused(interpret=True).runs(cell, cell.init(jax.random.key(0), 3)) for cell in cells]
+        [True, False]
         """
         try:
             self.check(cell)
+            self._check_room(cell, params)
         except ValueError:
             return False
         return True
 
+    def _check_room(self, cell: Cell, params: Params) -> None:
+        why = None if self.interpret else no_room(cell, params)
+        if why is not None:
+            raise ValueError(f"{self!r} cannot run {cell!r}: {why}; {OTHERS}.")
+
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         self.check(cell)
+        self._check_room(cell, params)
         if isinstance(cell, MultiHead):
             params, carry = jax.eval_shape(cell.each_head, params, carry)[0]
             plan = self.plan(cell.cell, params, carry, xs)
             return plan._replace(layer=repr(cell), memory=cell.heads * plan.memory)
         zs = jax.eval_shape(lambda params, xs: gates.project_input(cell, params, xs), params, xs)
         kind = kernel(cell).kind
-        arrays = kind.gates + kind.states + kind.kept  # cotangents of z, states, kept
-        memory = arrays * tree_bytes(zs) // kind.gates
-        return Plan(repr(cell), repr(self), "one kernel for all steps", memory, xs.shape[0])
+        T, *batch, width = zs.shape
+        B, H = math.prod(batch), width // kind.gates
+        if not self.interpret and on_hopper(cell, zs.dtype):
+            tiles = Tiles(B, H)
+            rows, units = tiles.clusters * ROWS, tiles.parts * UNITS
+            how = f"{tiles.parts} thread blocks together hold the weights for {ROWS} sequences"
+        else:
+            blocks = Blocks(T, B, H, self.rows)
+            rows, units = blocks.batch, blocks.hidden
+            stay = recurrence.resident(kind.gates, H, zs.dtype)
+            how = "weights stay on chip" if stay else "weights are read from the cache at every step"
+        arrays = 2 * kind.gates + kind.states + kind.kept  # z padded, its cotangents, states, kept
+        memory = T * rows * units * arrays * zs.dtype.itemsize
+        return Plan(repr(cell), repr(self), f"one kernel for all steps, {how}", memory, T)

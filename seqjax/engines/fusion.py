@@ -2,99 +2,25 @@
 """What the `Fused` engine runs: a cell's kernels forward and in reverse, and the loop for all further derivatives."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.activations import activation_function, slope_from_output
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.cells.gru import GRU, GRUCarry, GRUResiduals
-from seqjax.cells.heads import MultiHead
+from seqjax.cells.gru import GRUCarry, GRUResiduals
 from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
 from seqjax.engines.cotangents import without_float0, zeros_like
+from seqjax.engines.fusible import kernel, on_hopper
 from seqjax.engines.pieces import delayed
 from seqjax.engines.stepping import Steps, leave, reset
-from seqjax.kernels import equations, operands
+from seqjax.kernels import operands
 from seqjax.kernels.hopper import recurrence as hopper
-from seqjax.kernels.hopper import tiles
 from seqjax.kernels.triton import recurrence as triton
 from seqjax.sequences import hide
-
-ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
-BOUNDED = ("tanh", "sigmoid")
-COARSE = (None, "default", "fastest", "bfloat16", "high", "tensorfloat32", "bfloat16_3x", "TF32_TF32_F32")
-"""Values of `jax.default_matmul_precision` by which a GPU multiplies float32 as TF32 or more coarsely."""
-
-
-class Kernel(NamedTuple):
-    """The kind of kernel that a cell needs, and its activations with their slopes."""
-
-    kind: equations.Kind
-    functions: equations.Functions
-
-
-def kernel(cell: Any) -> Kernel:
-    """What runs a cell that is supported (see `unsupported`)."""
-    if isinstance(cell, LSTM):
-        kind = equations.LSTM
-    elif isinstance(cell, GRU):
-        kind = equations.GRU_AFTER if cell.reset == "after" else equations.GRU_BEFORE
-    else:
-        kind = equations.SIMPLE
-    names = cell.activation, getattr(cell, "recurrent_activation", "sigmoid")
-    functions: tuple[Any, ...] = (*map(activation_function, names), *map(slope_from_output, names))
-    return Kernel(kind, equations.Functions(*functions))
-
-
-def unsupported(cell: Cell) -> str | None:
-    """Why there is no kernel for `cell`; `None` if there is one.
-
-    >>> from seqjax import GRU, PeepholeLSTM
-    >>> unsupported(GRU(4)), unsupported(PeepholeLSTM(4))
-    (None, 'there are kernels for Simple, LSTM and GRU')
-    """
-    if isinstance(cell, MultiHead):
-        return unsupported(cell.cell)
-    if not isinstance(cell, Simple | LSTM | GRU):
-        return "there are kernels for Simple, LSTM and GRU"
-    if cell.normalize is not None:
-        return f"normalize={cell.normalize!r}"
-    if getattr(cell, "proj_dim", None) is not None:
-        return f"proj_dim={cell.proj_dim}"  # type: ignore[union-attr]
-    for name in ("activation", "recurrent_activation"):
-        if getattr(cell, name, "tanh") not in ACTIVATIONS:
-            return f"{name}={getattr(cell, name)!r}, kernels know {', '.join(ACTIVATIONS)}"
-    return None
-
-
-def too_large(cell: Any) -> str | None:
-    """Why the kernels cannot hold the recurrent weights of `cell`, or of one of its heads; `None` if they can."""
-    if isinstance(cell, MultiHead):
-        return too_large(cell.cell)
-    dtype = cell.dtypes.compute or cell.dtypes.params
-    if jnp.dtype(dtype).itemsize > 4:
-        return f"it computes in {dtype}, which the kernels do not support"
-    if triton.fits(kernel(cell).kind.gates, cell.hidden_dim, dtype) or on_hopper(cell, dtype):
-        return None
-    return (
-        f"in {dtype} one gate's recurrent weights take {triton.weight_bytes(1, cell.hidden_dim, dtype)} bytes on chip, "
-        f"of {triton.ONE_GATE}"
-    )
-
-
-def on_hopper(cell: Any, dtype: Any) -> bool:
-    """Whether the Hopper kernels run a cell that is supported: there is a Hopper, and the weights fit.
-
-    In float32 they multiply float16: that is as exact as TF32 if states cannot grow, and not for who wants more.
-    """
-    if not hopper.available() or not tiles.fits(kernel(cell).kind, cell.hidden_dim, dtype):
-        return False
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
-    names = cell.activation, getattr(cell, "recurrent_activation", "sigmoid")
-    return jnp.dtype(dtype) != jnp.float32 or (precision in COARSE and all(name in BOUNDED for name in names))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -205,11 +131,11 @@ def launch_reverse(cell: Any, how: triton.Launch, given: tuple, left: operands.L
     kind, functions = kernel(cell)
     if isinstance(left.kept, hopper.Kept):
         out = hopper.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry))
-        kept = [hopper.gate(left, k) for k in range(kind.kept)]
+        gate = functools.partial(hopper.gate, left)
     else:
         out = triton.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry), how)
-        kept = [left.kept[:, :, k] for k in range(kind.kept)]
-    known = residuals(cell, flat, left.sequences, kept, now)
+        gate = functools.partial(triton.gate, left)
+    known = residuals(cell, flat, left.sequences[0], gate, now)
     d_params = cell.accumulate(params, known, _cotangents(known, out.d_z), _extras(cell))
 
     def carries(states: tuple[Array, ...] | None) -> Carry | None:
@@ -219,20 +145,22 @@ def launch_reverse(cell: Any, how: triton.Launch, given: tuple, left: operands.L
     return d_params, carries(out.d_initial), carries(out.d_states), Steps(d_x, None, None, None)
 
 
-def residuals(cell: Cell, given: operands.Given, sequences: tuple[Array, ...], kept: list[Array], now: Steps) -> Any:
-    """What the cell's `accumulate` reads, `[T, B, ...]`."""
-    hs = sequences[0]
+def residuals(cell: Cell, given: operands.Given, hs: Array, gate: Callable[[int], Array], now: Steps) -> Any:
+    """Of those of all steps, `[T, B, ...]`, what the cell's `accumulate` reads; the rest is `None`."""
     h_before = delayed(hs, given.states[0].astype(hs.dtype))
     if now.reset is not None and given.initial is not None:
         again = now.reset.reshape(*hs.shape[:2], 1)
         h_before = jnp.where(again, given.initial[0].astype(hs.dtype), h_before)
     if isinstance(cell, Simple):
-        return SimpleResiduals(h_before, hs, None)
+        return _only(SimpleResiduals, h_before=h_before)
     if isinstance(cell, LSTM):
-        i, f, g, o = kept
-        return LSTMResiduals(i, f, g, o, sequences[1], h_before, None, None)
-    z, r, g = kept[:3]
-    return GRUResiduals(z, r, g, h_before, kept[3] if len(kept) == 4 else None, None)
+        return _only(LSTMResiduals, h_before=h_before)
+    recurrent = {"recurrent": gate(3)} if cell.reset == "after" else {}  # type: ignore[attr-defined]  # a GRU
+    return _only(GRUResiduals, h_before=h_before, r=gate(1), **recurrent)
+
+
+def _only(kind: Any, **known: Array) -> Any:
+    return kind(**(dict.fromkeys(kind._fields) | known))
 
 
 def _cotangents(kept: Any, d_z: Array) -> Any:
@@ -269,17 +197,21 @@ def _flat_states(carry: Carry) -> tuple[Array, ...]:
 def _flatten(params: Params, initial: Carry | None, carry: Carry, now: Steps) -> tuple[Array, operands.Given]:
     T, *_, width = now.x.shape
     zs = now.x.reshape(T, -1, width)
-    flags = None
-    if now.mask is not None or now.reset is not None:
-        flags = jnp.zeros(zs.shape[:2], jnp.int8)
-        for bit, flag in ((operands.MASKED, None if now.mask is None else ~now.mask), (operands.RESET, now.reset)):
-            if flag is not None:
-                flags = flags | (flag.reshape(zs.shape[:2]).astype(jnp.int8) * jnp.int8(bit))
     given = operands.Given(
         params.w_rec,
         None if getattr(params, "bias_rec", None) is None else params.bias_rec.astype(zs.dtype),
         _flat_states(carry),
         None if initial is None else _flat_states(initial),
-        flags,
+        _flags(now, zs.shape[:2]),
     )
     return zs, given
+
+
+def _flags(now: Steps, shape: tuple[int, ...]) -> Array | None:
+    """Masks and resets as bits, `[T, B]`; `None` if there are neither."""
+    bits = []
+    if now.mask is not None:
+        bits.append(jnp.where(now.mask, jnp.int8(0), jnp.int8(operands.MASKED)))
+    if now.reset is not None:
+        bits.append(jnp.where(now.reset, jnp.int8(operands.RESET), jnp.int8(0)))
+    return functools.reduce(jnp.bitwise_or, (each.reshape(shape) for each in bits)) if bits else None

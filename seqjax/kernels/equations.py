@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of each recurrence and its transpose, as a kernel sees them: gates separate, products passed in.
 
-`product(h, *gates)` yields `W_hk h` for each given gate k in turn, with its bias if there is one, and
-`transposed((k, d), ...)` returns the sum of `W_hkᵀ d`; everything a step needs at a time is requested at once.
+`product(h, *gates)` is an iterable of `W_hk h` for each given gate k in turn, with its bias if there is one, and
+`transposed((k, d), ...)` the sum of `W_hkᵀ d`; everything a step needs at a time is requested at once.
 `emit(k, d)` takes the cotangent of gate k's linear combination as soon as it is known.
-States, gates and cotangents are `[rows, H]` in at least float32; the equations are those of the cells.
+States, gates and cotangents are alike in shape, whatever that is, and at least float32; all else is elementwise. The
+equations are those of the cells.
 """
 
 from collections.abc import Callable, Sequence

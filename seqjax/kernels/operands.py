@@ -27,7 +27,7 @@ class Given(NamedTuple):
 class Left(NamedTuple):
     """What the forward kernel returns."""
 
-    sequences: States  # [T, B, H] each, the states after every step; only h if no reverse pass follows
+    sequences: States  # [T, B, H] each, the states after every step: h and, if its kernel's reverse reads them, others
     kept: Any  # [T, B, K, H], or another form of it that a kernel prefers; `None` if there is nothing
     last: States  # [B, H] each
 
@@ -40,15 +40,6 @@ class Cotangents(NamedTuple):
 
 def pick(flag: Array, on_true: Sequence[Array], on_false: Sequence[Array]) -> States:
     return tuple(jnp.where(flag, a, b) for a, b in zip(on_true, on_false, strict=True))
-
-
-def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `n` and at least `least`.
-
-    >>> power_of_two(20), power_of_two(3, 16)
-    (32, 16)
-    """
-    return max(least, 1 << (n - 1).bit_length())
 
 
 def pad(array: Array, axis: int, size: int) -> Array:

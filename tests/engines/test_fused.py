@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import seqjax
 from seqjax import testing
-from seqjax.engines import Auto, Checkpointed, Scan, Truncated, fused
+from seqjax.engines import Auto, Checkpointed, Scan, Truncated, fused, fusible
 from seqjax.engines.fused import Fused
 from seqjax.kernels.triton import recurrence
 from tests.common import F64, assert_equals_loop, gradients
@@ -157,10 +157,25 @@ REFUSED = {
     "normalize='layer'": seqjax.GRU(3, normalize="layer"),
     "normalize='batch'": seqjax.Simple(3, normalize="batch"),
     "proj_dim=2": seqjax.LSTM(3, proj_dim=2),
+    "computes in float32 and carries bfloat16": seqjax.GRU(3, dtypes=seqjax.DTypes(carry="bfloat16")),
+    "computes in bfloat16 and carries float16": seqjax.GRU(3, dtypes=seqjax.DTypes("bfloat16", carry="float16")),
     "activation='gelu'": seqjax.Simple(3, activation="gelu"),
     "recurrent_activation='hard_sigmoid'": seqjax.GRU(3, recurrent_activation="hard_sigmoid"),
     "kernels for Simple, LSTM and GRU": seqjax.PeepholeLSTM(3),
 }
+
+
+def test_a_cell_derived_from_one_that_has_a_kernel_has_none():
+    """It may have other equations."""
+
+    class Leaky(seqjax.GRU):
+        def step(self, params, carry, z, key=None):
+            after, y = super().step(params, carry, z, key)
+            return jax.tree.map(lambda a, b: (a + b) / 2, carry, after), y
+
+    cell = Leaky(3, dtypes=F64)
+    with pytest.raises(ValueError, match="kernels for Simple, LSTM and GRU"):
+        ENGINE.run(cell, *case(cell, T=1)[0])
 
 
 @pytest.mark.parametrize("why", REFUSED)
@@ -193,7 +208,7 @@ def test_a_batch_that_explicit_axes_split_is_refused_by_name(engine):
 
 
 def test_auto_picks_no_kernel_where_explicit_axes_split_the_batch(monkeypatch):
-    monkeypatch.setattr(Fused, "runs", lambda engine, cell: True)  # as on a GPU
+    monkeypatch.setattr(Fused, "runs", lambda engine, cell, params: True)  # as on a GPU
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Explicit,))
     (params, carry, xs), _ = case(CELLS["lstm"], T=4, batch_shape=(2,))
     split = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "batch")))
@@ -201,13 +216,46 @@ def test_auto_picks_no_kernel_where_explicit_axes_split_the_batch(monkeypatch):
     assert engines == [Fused(), Scan()]
 
 
-def test_weights_that_do_not_fit_on_chip_and_float64_are_refused_on_a_gpu():
-    with pytest.raises(ValueError, match=r"262144 bytes on chip.*Scan"):
-        Fused().check(seqjax.LSTM(256), "cuda")
-    with pytest.raises(ValueError, match=r"float64.*Scan"):
-        Fused().check(CELLS["lstm"], "cuda")
-    Fused().check(seqjax.LSTM(128), "cuda")
-    Fused().check(seqjax.LSTM(256, dtypes=seqjax.DTypes(compute="bfloat16")), "cuda")
+FLOAT32, BFLOAT16 = seqjax.DTypes(compute="float32"), seqjax.DTypes(compute="bfloat16")
+
+
+def test_weights_that_do_not_fit_on_chip_and_float64_are_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(fused, "available", lambda: True)
+    refused = {
+        r"262144 bytes on chip, of 131072; cells.MultiHead.*Scan": seqjax.LSTM(256, dtypes=FLOAT32),
+        r"float64.*Scan": CELLS["lstm"],
+    }
+    for message, cell in refused.items():
+        arguments, _ = case(cell, T=1)
+        with pytest.raises(ValueError, match=message):
+            Fused().run(cell, *arguments)
+        assert not Fused().runs(cell, arguments[0])
+    for cell in (seqjax.LSTM(128, dtypes=FLOAT32), seqjax.LSTM(256, dtypes=BFLOAT16)):
+        assert Fused().runs(cell, case(cell, T=1)[0][0])
+
+
+def test_what_has_room_is_decided_by_the_arrays():
+    """Of a cell that computes in its params' dtype, whatever that is."""
+    cell = seqjax.LSTM(3)
+    params = cell.init(jax.random.key(0), 3)
+    wide = jax.tree.map(lambda a: a.astype("float64"), params)
+    assert [fusible.no_room(cell, p) for p in (params, wide)] == [
+        None,
+        "it computes in float64, which the kernels do not support",
+    ]
+
+
+def test_a_smaller_chip_has_room_for_smaller_weights(monkeypatch):
+    """An L4 has 99 KiB of shared memory for a program, a Hopper 227: half the units fit."""
+
+    class Small:
+        shared_memory_per_block_optin = 99 * 2**10
+
+    lstms = [seqjax.LSTM(H, dtypes=BFLOAT16) for H in (128, 256)]
+    rooms = [[fusible.no_room(cell, cell.init(jax.random.key(0), 3)) is None for cell in lstms]]
+    monkeypatch.setattr(jax, "devices", lambda: [Small()])
+    rooms.append([fusible.no_room(cell, cell.init(jax.random.key(0), 3)) is None for cell in lstms])
+    assert rooms == [[True, True], [True, False]]
 
 
 def test_sizes_of_a_program_are_powers_of_two():
@@ -217,7 +265,7 @@ def test_sizes_of_a_program_are_powers_of_two():
 
 
 def test_a_training_step_lowers_for_cuda_with_one_launch_each_way(monkeypatch):
-    monkeypatch.setattr(fused, "available", lambda platform=None: True)
+    monkeypatch.setattr(fused, "available", lambda: True)
     cell = seqjax.LSTM(20, dtypes=seqjax.DTypes(compute="bfloat16", carry="float32"))
     arguments, flags = case(cell, T=5, batch_shape=(2, 3), masked=True, with_resets=True)
 
@@ -228,8 +276,9 @@ def test_a_training_step_lowers_for_cuda_with_one_launch_each_way(monkeypatch):
 
 
 def test_plan_counts_what_a_gradient_keeps():
-    """LSTM: 4 gates, their 4 cotangents, h and c, of [5, 3, 3] float64: 10 * 45 * 8 bytes."""
+    """LSTM: projected inputs, 4 gates and the cotangents of both, h and c, of [5, 3, 3] float64, in blocks of 16."""
     cell = CELLS["lstm"]
     (params, carry, xs), _ = case(cell, T=5)
     plan = ENGINE.plan(cell, params, carry, jax.ShapeDtypeStruct(xs.shape, xs.dtype))
-    assert (plan.memory, plan.depth) == (10 * 45 * 8, 5)
+    assert (plan.memory, plan.depth) == (14 * 5 * 16 * 16 * 8, 5)
+    assert "weights stay on chip" in plan.why

@@ -4,6 +4,7 @@
 What a GPU alone can show, that the blocks of a cluster exchange what they should, is `scripts/run bench gpu`.
 """
 
+import collections
 import dataclasses
 import functools
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 import seqjax
 from seqjax import testing
-from seqjax.engines import Scan, auto, fused, fusion
+from seqjax.engines import Checkpointed, Scan, auto, fused, fusible
 from seqjax.engines.fused import Fused
 from seqjax.kernels import equations
 from seqjax.kernels.hopper import exchange
@@ -25,7 +26,6 @@ from tests.common import F64
 from tests.kernels.cuda import lowered, shapes
 
 FLOAT32 = seqjax.DTypes(compute="float32")
-KINDS = [equations.SIMPLE, equations.LSTM, equations.GRU_AFTER, equations.GRU_BEFORE]
 CELLS = {
     "simple": seqjax.Simple(70, activation="sigmoid"),
     "lstm": seqjax.LSTM(70),
@@ -96,16 +96,20 @@ def test_room_on_the_chip_is_counted():
 
 def test_in_float32_only_what_is_bounded_and_no_more_exact_than_tf32_runs_on_a_hopper(monkeypatch):
     monkeypatch.setattr(hopper, "available", lambda: True)
-    lstm, relu = seqjax.LSTM(200), seqjax.Simple(200, activation="relu")
-    assert fusion.on_hopper(lstm, "float32")
-    assert fusion.on_hopper(relu, "bfloat16")
-    assert not fusion.on_hopper(relu, "float32")
-    assert fusion.too_large(seqjax.LSTM(200, dtypes=FLOAT32)) is None
+    lstm, relu = seqjax.LSTM(200, dtypes=FLOAT32), seqjax.Simple(200, activation="relu", dtypes=FLOAT32)
+    assert fusible.on_hopper(lstm, "float32")
+    assert fusible.on_hopper(relu, "bfloat16")
+    assert not fusible.on_hopper(relu, "float32")
+    params = lstm.init(jax.random.key(0), 3)
+    assert fusible.no_room(lstm, params) is None
+    assert "bounded states alone in float32, and not activation='relu'" in fusible.no_room(relu, params)
     for precision, runs in (("tensorfloat32", True), ("highest", False), ("TF32_TF32_F32_X3", False)):
         with jax.default_matmul_precision(precision):
-            assert fusion.on_hopper(lstm, "float32") == runs
-            assert fusion.on_hopper(lstm, "bfloat16")
-            assert (fusion.too_large(seqjax.LSTM(200, dtypes=FLOAT32)) is None) == runs
+            assert fusible.on_hopper(lstm, "float32") == runs
+            assert fusible.on_hopper(lstm, "bfloat16")
+            why = fusible.no_room(lstm, params)
+            assert (why is None) == runs
+            assert runs or f"no more exactly than TF32, where jax.default_matmul_precision is {precision!r}" in why
 
 
 def test_cotangents_are_scaled_sequence_by_sequence():
@@ -121,10 +125,14 @@ def test_cotangents_are_scaled_sequence_by_sequence():
 
 
 class Emulated:
-    """A cluster whose blocks are the leading axis of every array: `block.Place` without a chip."""
+    """A cluster whose blocks are the leading axis of every array: `block.Place` without a chip.
 
-    def __init__(self, cluster: int, weights: np.ndarray):
-        self.cluster, self.weights = cluster, weights
+    Like the barriers of a chip it counts how often each half of a buffer was used, which decides the phase.
+    """
+
+    def __init__(self, cluster: int, weights: np.ndarray, products: int):
+        self.cluster, self.weights, self.products = cluster, weights, products
+        self.uses: collections.Counter = collections.Counter()
 
     def some(self, ref: Any, t: Any) -> list:
         return [jnp.asarray(ref[int(t), self.cluster, i]) for i in range(ref.shape[2])]
@@ -161,13 +169,23 @@ class Emulated:
         return jnp.zeros((self.weights.shape[0], UNITS, ROWS), jnp.float32)
 
     def exchange(self, half: int, phase: Any) -> "Emulated":
-        assert (half, int(phase)) in ((0, 0), (0, 1), (1, 0), (1, 1))
+        self.half, self.phase = half, int(phase)
         return self
 
+    def use(self, slot: int) -> None:
+        barrier = self.half, slot
+        assert slot < self.products
+        assert self.phase == self.uses[barrier] % 2
+        self.uses[barrier] += 1
+        ahead = self.uses[0, slot] - self.uses[1, slot]
+        assert ahead == 1 - self.half  # the halves take turns, the first first
+
     def product(self, slot: int, array: Any, gates: Any) -> list:
+        self.use(slot)
         return [jnp.einsum("pcij,cjn->pin", self.weights[:, k], array) for k in gates]
 
     def transposed(self, slot: int, pairs: Any) -> Any:
+        self.use(slot)
         return sum(jnp.einsum("pcij,pjn->cin", self.weights[:, k], d) for k, d in pairs)
 
 
@@ -183,7 +201,7 @@ def emulate(body, name, kind, tiles, w_rec, inputs, outputs, *, transposed):
     given = {key: None if array is None else np.asarray(array) for key, array in inputs.items()}
     results = {key: np.full(of.shape, UNWRITTEN, "uint32").view(of.dtype) for key, of in outputs.items()}
     for cluster in range(tiles.clusters):
-        body(given, results, Emulated(cluster, weights))
+        body(given, results, Emulated(cluster, weights, kind.products))
     assert not any(np.any(array.view("uint32") == UNWRITTEN) for array in results.values())
     return {key: jnp.asarray(array) for key, array in results.items()}
 
@@ -191,7 +209,7 @@ def emulate(body, name, kind, tiles, w_rec, inputs, outputs, *, transposed):
 def by_bodies_and_by_loop(monkeypatch, cell, T, flagged):
     """Values and gradients with the products of a cluster emulated, and by the loop differentiated by JAX."""
     monkeypatch.setattr(hopper, "available", lambda: True)
-    monkeypatch.setattr(fused, "available", lambda platform=None: True)
+    monkeypatch.setattr(fused, "available", lambda: True)
     monkeypatch.setattr(hopper, "_launch", emulate)
     monkeypatch.setitem(FACTORS, "float32", jnp.float32)  # the equations, not the rounding
     drawn = testing.example(cell, T=T, batch_shape=(3, 6), in_dim=5, masked=flagged, with_resets=flagged)
@@ -211,7 +229,7 @@ def by_bodies_and_by_loop(monkeypatch, cell, T, flagged):
         return both(Fused()), both(Scan(adjoint=False))
 
 
-@pytest.mark.parametrize("T", [4, 5])
+@pytest.mark.parametrize("T", [1, 4, 7])
 @pytest.mark.parametrize("flagged", [False, True], ids=["", "flags"])
 @pytest.mark.parametrize("name", CELLS)
 def test_the_bodies_compute_the_recurrence_and_its_transpose(monkeypatch, name, flagged, T):
@@ -229,20 +247,22 @@ def test_in_bfloat16_too_each_sequence_keeps_its_place(monkeypatch, name):
         assert np.abs(actual - expected).max() < 0.03 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_kernels_lower_for_a_hopper(kind, dtype):
+LOWERED = [(cell, dtype) for cell in CELLS.values() for dtype in ("float32", "bfloat16")]
+LOWERED += [(seqjax.LSTM(70, activation=name), "bfloat16") for name in ("relu", "identity")]  # bounded in float32
+
+
+@pytest.mark.parametrize(("cell", "dtype"), LOWERED, ids=repr)
+def test_the_kernels_lower_for_a_hopper(cell, dtype):
     """To the code that its compiler takes, one launch each way, with a cluster of two blocks and all options."""
     T, B, H = 13, 5, 100
+    kind, functions = fusible.kernel(cell)
     z, given = shapes(kind, dtype, T, B, H)
-    forward = functools.partial(hopper.forward, kind, equations.Functions())
+    forward = functools.partial(hopper.forward, kind, functions)
     left = jax.eval_shape(forward, z, given)
     assert left.sequences[0].shape == (T, B, H)
 
     def both(z, given, left, d_hs):
-        return forward(z, given, keep=False), hopper.reverse(
-            kind, equations.Functions(), given, left, d_hs, given.states
-        )
+        return forward(z, given, keep=False), hopper.reverse(kind, functions, given, left, d_hs, given.states)
 
     assert lowered(both, z, given, left, left.sequences[0]).count("custom_call @mosaic_gpu") == 2
 
@@ -253,7 +273,7 @@ def test_tanh_of_float32_is_good_near_zero_and_far_from_it():
 
 
 def test_auto_takes_the_kernel_on_one_gpu_and_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(fused, "available", lambda platform=None: True)
+    monkeypatch.setattr(fused, "available", lambda: True)
 
     def choose(cell, T):
         params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))
@@ -261,6 +281,7 @@ def test_auto_takes_the_kernel_on_one_gpu_and_where_there_is_one(monkeypatch):
         return auto.Auto().choose(cell, params, carry, jax.ShapeDtypeStruct((T, 2, 8), "float32"))
 
     assert choose(seqjax.LSTM(128, dtypes=FLOAT32), 10_000)[0] == Fused()
+    assert choose(seqjax.LSTM(128, dtypes=FLOAT32), 1_000_000)[0] == Checkpointed(inner=Fused())  # 107 GiB
     assert choose(seqjax.LSTM(256, dtypes=FLOAT32), 100)[0] == Scan()  # too large
     assert choose(seqjax.PeepholeLSTM(8, dtypes=FLOAT32), 100)[0] == Scan()  # no kernel
     assert choose(seqjax.LSTM(8, dtypes=F64), 100)[0] == Scan()

@@ -13,7 +13,7 @@ from seqjax.base import Array
 from seqjax.kernels.equations import Kind
 from seqjax.kernels.hopper import cluster, registers
 from seqjax.kernels.hopper.exchange import Exchange, Scratch, load, store, tiling
-from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles
+from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles, buffers
 from seqjax.kernels.operands import varying_as
 
 
@@ -93,14 +93,14 @@ def launch(
         if parts > 1:
             cluster.meet()
 
-    factors = (2, 1, kind.gates, UNITS, ROWS) if transposed else (2, parts, kind.products, UNITS, ROWS)
-    sums = (2 * kind.products, max(parts - 1, 1), UNITS, ROWS) if transposed and parts > 1 else (1, 1, 8, ROWS)
+    shapes = buffers(kind, parts, transposed=transposed)
+    sums = shapes.sums or (1, 1, 8, ROWS)  # the smallest there is, where there are none
     kernel = plgpu.kernel(
         run,
         out_type=varying_as(given, tuple(outputs.values())),
         scratch_types=(
-            plgpu.SMEM((count, UNITS, UNITS), weights.dtype, transforms=tiling(weights.dtype)),
-            plgpu.SMEM(factors, weights.dtype, transforms=tiling(weights.dtype)),
+            plgpu.SMEM(shapes.weights, weights.dtype, transforms=tiling(weights.dtype)),
+            plgpu.SMEM(shapes.factors, weights.dtype, transforms=tiling(weights.dtype)),
             plgpu.SMEM(sums, jnp.float32, transforms=tiling(jnp.float32)),
             plgpu.SMEM(sums, jnp.float32, transforms=tiling(jnp.float32)),
             plgpu.SMEM((cluster.BARRIER_WORDS * 2 * kind.products,), jnp.int32),

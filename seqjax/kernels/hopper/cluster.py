@@ -86,7 +86,7 @@ def broadcast(buffer: Any, barriers: Any, barrier: int, *, layout: tuple, blocks
     def run(_: Any, buffer: Any, barriers: Any) -> None:
         copies = "\n".join(
             f"""add.u32 from, $0, {at(0)}; add.u32 place, $0, {at(blocks - turn)};
-            {_copy(turn, blocks, "from", "place", size, barrier)}"""
+            {_copy(turn, blocks, size, barrier)}"""
             for turn in range(1, blocks)
         )
         _assembly(
@@ -117,7 +117,7 @@ def scatter(going: Any, coming: Any, barriers: Any, barrier: int, *, layout: tup
     def run(_: Any, going: Any, coming: Any, barriers: Any) -> None:
         copies = "\n".join(
             f"""add.u32 from, $0, {(base + turn - 1) * size}; add.u32 place, $2, {(base + blocks - turn - 1) * size};
-            {_copy(turn, blocks, "from", "place", size, barrier)}"""
+            {_copy(turn, blocks, size, barrier)}"""
             for turn in range(1, blocks)
         )
         _assembly(
@@ -158,13 +158,13 @@ mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0; mov.u32 rank, %cluster_cta
 """Whether this is the block's first thread, and which block of the cluster it is."""
 
 
-def _copy(turn: int, blocks: int, source: str, place: str, size: int, barrier: int) -> str:
-    """A copy from this block's memory to a place in that of the block `turn` places on, whose barrier, `$1`, is
+def _copy(turn: int, blocks: int, size: int, barrier: int) -> str:
+    """A copy `from` this block's memory to `place` in that of the block `turn` places on, whose barrier, `$1`, is
     notified."""
     return f"""add.u32 block, rank, {turn}; setp.ge.u32 over, block, {blocks}; @over sub.u32 block, block, {blocks};
-    mapa.shared::cluster.u32 to, {place}, block; mapa.shared::cluster.u32 there, $1, block;
+    mapa.shared::cluster.u32 to, place, block; mapa.shared::cluster.u32 there, $1, block;
     @first cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes
-      [to], [{source}], {size}, [there+{_offset(barrier)}];"""
+      [to], [from], {size}, [there+{_offset(barrier)}];"""
 
 
 def _tile_bytes(ref: Any) -> int:

@@ -2,8 +2,8 @@
 """The products of one step on a Hopper GPU: each block of a cluster has the weights of 64 units, but needs all units.
 
 Factors have 16 bits. In float32 they are float16, which has as many digits as TF32, the precision that JAX has there
-by default, but few exponents: weights are scaled by a power of two, states are at most 1, and the cotangents of each
-sequence are scaled by their largest, step by step.
+by default, but few exponents: weights are scaled by a power of two, states, which are at most 1, by another, and the
+cotangents of each sequence by the largest of the block's 64 units, step by step.
 """
 
 import functools
@@ -19,19 +19,21 @@ from seqjax.base import Array
 from seqjax.kernels.hopper import cluster
 from seqjax.kernels.hopper.tiles import ROWS, UNITS
 
+STATES = 2.0**8
+"""What states are multiplied by: they have all digits from 2^-22 on, and the first may be as large as 255."""
 LARGE = 2.0**15
-"""The largest cotangent of a sequence after scaling: half of what float16 can hold."""
+"""The largest cotangent of a sequence in one block and product after scaling: half of what float16 can hold."""
 TINY = 2.0**-100
-"""Below this, cotangents count as zero."""
+"""If that is smaller, it is scaled as if it were this: so zeros stay zeros."""
 
 
 class Scratch(NamedTuple):
-    """What a block has in shared memory, twice if it changes: steps use the two halves alternately."""
+    """What a block has in shared memory: the `tiles.Buffers`, and what signals that they are filled."""
 
-    weights: Any  # [parts * G, 64, 64], first those for the block itself, then for the next block, and so on
-    factors: Any  # [2, parts, products, 64, 16], what they are multiplied by; in reverse [2, 1, G, 64, 16]
-    going: Any  # [2 * products, parts - 1, 64, 16], in reverse: sums for the other blocks
-    coming: Any  # and from them
+    weights: Any
+    factors: Any
+    going: Any  # sums
+    coming: Any
     barriers: Any  # [2 * products]
     loaded: Any
 
@@ -56,7 +58,7 @@ class Exchange(NamedTuple):
           gates: k.
         """
         barrier = self._barrier(slot)
-        self._put(slot, array)
+        self._put(slot, array if self.scale is None else array * STATES)
         cluster.synchronize()
         if self.parts > 1:
             cluster.broadcast(
@@ -74,7 +76,7 @@ class Exchange(NamedTuple):
             return [_value(accumulator) for accumulator in accumulators]
 
         sums = pl.run_scoped(run, *(plgpu.ACC((UNITS, ROWS)) for _ in gates))
-        return sums if self.scale is None else [self.scale * array for array in sums]
+        return sums if self.scale is None else [self.scale / STATES * array for array in sums]
 
     def transposed(self, slot: int, pairs: Sequence[tuple[int, Array]]) -> Array:
         """The sum of `W_kᵀ d` over gates and blocks; what this block's gates contribute to the others is sent to them.

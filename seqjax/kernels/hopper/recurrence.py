@@ -10,7 +10,7 @@ The interface is that of Triton's `recurrence`, whose kernels run on every NVIDI
 imported only when a kernel is launched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax.base import Array
+from seqjax.kernels import step
 from seqjax.kernels.equations import Functions, Kind, States
 from seqjax.kernels.hopper.tiles import Tiles
-from seqjax.kernels.operands import MASKED, RESET, Cotangents, Given, Left, pick
+from seqjax.kernels.operands import Cotangents, Given, Left
 
 if TYPE_CHECKING:
     from seqjax.kernels.hopper.block import Place
@@ -56,13 +57,13 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
     sequences = kind.states if keep else 1
 
     def body(inputs: dict, outputs: dict, place: "Place") -> None:
-        bias, restart = place.all(inputs["bias"]), place.all(inputs["initial"])
+        bias, restart = place.all(inputs["bias"]), tuple(place.all(inputs["initial"])) or None
         quick = _on_chip(functions, dtype, place.reciprocal)
 
         def read(t: Array) -> tuple[list[Array], Array | None]:
             return place.some(inputs["z"], t), place.flags(inputs["flags"], t)
 
-        def step(t: Array, half: int, phase: Array, loop: tuple) -> tuple:
+        def run(t: Array, half: int, phase: Array, loop: tuple) -> tuple:
             before, (zs, flags) = loop
             exchange, slots = place.exchange(half, phase), iter(range(kind.products))
 
@@ -70,11 +71,8 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
                 found = exchange.product(next(slots), h, gates)
                 return found if not bias else [a + bias[k] for k, a in zip(gates, found, strict=True)]
 
-            masked, again = _bits(flags)
-            before = pick(again, restart, before) if restart else before
-            after, gates = kind.forward(_Late(zs, place.number), before, product, quick)
-            after = tuple(_rounded(a, dtype if i == 0 else carry) for i, a in enumerate(after))
-            after = after if masked is None else pick(masked, before, after)
+            z = _Late(zs, place.number)
+            after, gates = step.forward(kind, z, before, restart, flags, product, quick, dtype, carry)
             place.write(outputs["states"], after[:sequences], t + 1)
             if kind.kept and keep:
                 place.write(outputs["gates"], gates, t)
@@ -82,7 +80,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
 
         first = tuple(place.all(inputs["states"]))
         place.write(outputs["states"], first[:sequences], 0)
-        last, _ = _turns(T, step, (first, read(jnp.int32(0))))
+        last, _ = _turns(T, run, (first, read(jnp.int32(0))))
         place.write(outputs["last"], last)
 
     bias = None if given.bias_rec is None else given.bias_rec.reshape(kind.gates, tiles.H).astype(jnp.float32)
@@ -102,7 +100,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, *, keep: b
     out = _launch(body, f"{kind.name}_forward", kind, tiles, given.w_rec, inputs, outputs, transposed=False)
     hs = tiles.untile(out["states"])[1:]
     return Left(
-        tuple(hs[:, :, i] for i in range(sequences)),
+        (hs[:, :, 0],),
         Kept(out["states"], out.get("gates")) if keep else None,
         tiles.untile_states(out["last"]),
     )
@@ -122,7 +120,7 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
     tiles = Tiles(B, H, dtype)
 
     def body(inputs: dict, outputs: dict, place: "Place") -> None:
-        restart = place.all(inputs["initial"])
+        restart = tuple(place.all(inputs["initial"])) or None
         quick = _on_chip(functions, dtype, place.reciprocal)
 
         def read(t: Array) -> tuple:
@@ -130,14 +128,12 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
             d_h, flags = place.some(inputs["d_hs"], t)[0], place.flags(inputs["flags"], t)
             return place.some(inputs["states"], t), kept, d_h, flags
 
-        def step(n: Array, half: int, phase: Array, loop: tuple) -> tuple:
+        def run(n: Array, half: int, phase: Array, loop: tuple) -> tuple:
             d_states, d_initial, h, (states, kept, d_h, flags) = loop
             t = T - 1 - n
             exchange, slots = place.exchange(half, phase), iter(range(kind.products))
             ahead: list[Any] = []
-            masked, again = _bits(flags)
-            states = tuple(map(place.number, states))
-            before = pick(again, restart, states) if restart else states
+            before, kept = (tuple(map(place.number, tiles)) for tiles in (states, kept))
 
             def transposed(*pairs: tuple[int, Array]) -> Array:
                 ahead.append(read(jnp.maximum(t - 1, 0)))  # loads during the product
@@ -146,19 +142,16 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
             def emit(k: int, d: Array) -> None:
                 place.write_one(outputs["d_z"], d, k, t)
 
-            d_after = d_states if masked is None else tuple(jnp.where(masked, 0.0, d) for d in d_states)
-            d_after = (d_after[0] + place.number(d_h), *d_after[1:])
-            d_before = kind.reverse(list(map(place.number, kept)), before, (h,), d_after, transposed, emit, quick)
-            d_before = d_before if masked is None else pick(masked, d_states, d_before)
-            if restart:
-                d_initial = tuple(a + jnp.where(again, d, 0.0) for a, d in zip(d_initial, d_before, strict=True))
-                d_before = tuple(jnp.where(again, 0.0, d) for d in d_before)
-            return d_before, d_initial, states[0], ahead[-1]
+            d_before, d_initial = step.reverse(
+                kind, kept, before, (h,), restart, flags, place.number(d_h), d_states, d_initial,
+                transposed, emit, quick,
+            )  # fmt: skip
+            return d_before, d_initial, before[0], ahead[-1]
 
         d_last = tuple(place.all(inputs["d_last"]))
         zeros = tuple(place.zeros() for _ in d_last) if restart else ()
         h = place.number(place.some(inputs["states"], jnp.int32(T))[0])
-        d_states, d_initial, _, _ = _turns(T, step, (d_last, zeros, h, read(jnp.int32(T - 1))))
+        d_states, d_initial, _, _ = _turns(T, run, (d_last, zeros, h, read(jnp.int32(T - 1))))
         place.write(outputs["d_states"], d_states)
         if restart:
             place.write(outputs["d_initial"], d_initial)
@@ -181,14 +174,17 @@ def reverse(kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Ar
     return Cotangents(d_z, tiles.untile_states(out["d_states"]), d_initial)
 
 
-class _Late:
+class _Late(Sequence):
     """Tiles that become numbers only where they are used, as until then they need not have been loaded."""
 
     def __init__(self, tiles: list[Array], number: Callable[[Array], Array]):
         self.tiles, self.number = tiles, number
 
-    def __getitem__(self, k: int) -> Array:
+    def __getitem__(self, k: Any) -> Any:
         return self.number(self.tiles[k])
+
+    def __len__(self) -> int:
+        return len(self.tiles)
 
 
 def _launch(*arguments: Any, **options: Any) -> dict[str, Array]:
@@ -197,19 +193,20 @@ def _launch(*arguments: Any, **options: Any) -> dict[str, Array]:
     return launch(*arguments, **options)
 
 
-def _turns(T: int, step: Callable, loop: Any) -> Any:
-    """`step(t, half, phase, loop)` for all t, two at a time, as the compiler must know which half of a buffer it is."""
+def _turns(T: int, run: Callable, loop: Any) -> Any:
+    """`run(t, half, phase, loop)` for all t, two at a time, as the compiler must know which half of a buffer it is."""
 
     def two(i: Array, loop: Any) -> Any:
         phase = jnp.bitwise_and(i, 1)
-        return step(2 * i + 1, 1, phase, step(2 * i, 0, phase, loop))
+        return run(2 * i + 1, 1, phase, run(2 * i, 0, phase, loop))
 
     loop = lax.fori_loop(jnp.int32(0), jnp.int32(T // 2), two, loop)
-    return step(jnp.int32(T - 1), 0, jnp.int32(T // 2 % 2), loop) if T % 2 else loop
+    return run(jnp.int32(T - 1), 0, jnp.int32(T // 2 % 2), loop) if T % 2 else loop
 
 
 def _on_chip(functions: Functions, dtype: Any, reciprocal: Callable[[Array], Array]) -> Functions:
-    """`functions` with tanh and sigmoid computed by the chip's own instructions, as accurately as `dtype` needs."""
+    """`functions` with tanh and sigmoid computed by the chip's own instructions, as accurately as `dtype` needs, and
+    with a relu that has no derivative rule of its own, which the backend does not know."""
 
     def sigmoid(x: Array) -> Array:
         return reciprocal(1 + jnp.exp(-x))
@@ -217,9 +214,8 @@ def _on_chip(functions: Functions, dtype: Any, reciprocal: Callable[[Array], Arr
     def tanh(x: Array) -> Array:
         return _tanh(x, sigmoid)
 
-    known: dict[Any, Any] = {jax.nn.sigmoid: sigmoid, jnp.tanh: tanh}
-    if dtype == jnp.bfloat16:
-        known = {jax.nn.sigmoid: _sigmoid}
+    known: dict[Any, Any] = {jax.nn.relu: lambda x: jnp.maximum(x, 0.0)}
+    known |= {jax.nn.sigmoid: _sigmoid} if dtype == jnp.bfloat16 else {jax.nn.sigmoid: sigmoid, jnp.tanh: tanh}
     activation, gate = (known.get(function, function) for function in (functions.activation, functions.gate))
     return functions._replace(activation=activation, gate=gate)
 
@@ -234,13 +230,3 @@ def _tanh(x: Array, sigmoid: Callable[[Array], Array] = jax.nn.sigmoid) -> Array
     square = x * x
     series = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
     return jnp.where(square < 0.0625, series, 2 * sigmoid(2 * x) - 1)
-
-
-def _rounded(array: Array, dtype: Any) -> Array:
-    return array.astype(dtype).astype(jnp.float32)
-
-
-def _bits(flags: Array | None) -> tuple[Any, Any]:
-    if flags is None:
-        return None, None
-    return flags & MASKED != 0, flags & RESET != 0

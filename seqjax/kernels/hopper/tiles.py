@@ -5,6 +5,7 @@ In memory two bfloat16 share a word, so that tiles of them are `[64, 8]` uint32.
 puts one on the left and one on the right of a product: in other columns than those next to each other in memory.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -120,6 +121,26 @@ class Tiles(NamedTuple):
         return apart.reshape(self.parts, self.parts * gates, UNITS, UNITS), scale
 
 
+class Buffers(NamedTuple):
+    """The shapes of what a block has in shared memory. Steps use the two halves of what changes alternately."""
+
+    weights: tuple[int, ...]
+    """`[parts * G, 64, 64]`, those that `Tiles.weights` gives the block."""
+    factors: tuple[int, ...]
+    """`[2, parts, products, 64, 16]`, what they are multiplied by; in reverse `[2, 1, G, 64, 16]`."""
+    sums: tuple[int, ...] | None
+    """`[2 * products, parts - 1, 64, 16]`, in reverse: what goes to other blocks, and as much that comes from them."""
+
+
+def buffers(kind: Kind, parts: int, *, transposed: bool) -> Buffers:
+    """Those of one of `parts` blocks, in the forward pass or in reverse."""
+    weights = (parts * kind.gates, UNITS, UNITS)
+    if not transposed:
+        return Buffers(weights, (2, parts, kind.products, UNITS, ROWS), None)
+    sums = (2 * kind.products, parts - 1, UNITS, ROWS) if parts > 1 else None
+    return Buffers(weights, (2, 1, kind.gates, UNITS, ROWS), sums)
+
+
 def fits(kind: Kind, H: int, dtype: Any) -> bool:
     """Whether a recurrence has room on the chip.
 
@@ -130,7 +151,9 @@ def fits(kind: Kind, H: int, dtype: Any) -> bool:
     parts = Tiles(1, H).parts
     if jnp.dtype(dtype).name not in FACTORS or parts > BLOCKS:
         return False
-    weights = kind.gates * parts * UNITS * UNITS * 2
-    factor = UNITS * ROWS * 2
-    sums = kind.products * 2 * (parts - 1) * UNITS * ROWS * 4  # going and coming
-    return weights + 2 * max(parts * kind.products * factor, kind.gates * factor + sums) <= SHARED
+
+    def size(transposed: bool) -> int:
+        weights, factors, sums = buffers(kind, parts, transposed=transposed)
+        return 2 * (math.prod(weights) + math.prod(factors)) + 2 * 4 * (math.prod(sums) if sums else 0)
+
+    return max(size(False), size(True)) <= SHARED

@@ -4,15 +4,23 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from seqjax.base import Array
-from seqjax.kernels.operands import pad, power_of_two
+from seqjax.kernels.operands import pad
 from seqjax.kernels.triton.launch import SMALLEST, Part
 
 Parts = Any
 """A `Part`, a tuple of them, or `None` where an option is off."""
+
+
+def padded(H: int) -> int:
+    """The smallest power of two that holds H, and that the tensor cores take.
+
+    >>> padded(20), padded(3)
+    (32, 16)
+    """
+    return max(SMALLEST, 1 << (H - 1).bit_length())
 
 
 class Blocks(NamedTuple):
@@ -35,7 +43,7 @@ class Blocks(NamedTuple):
     @property
     def hidden(self) -> int:
         """H, padded."""
-        return power_of_two(self.H, SMALLEST)
+        return padded(self.H)
 
     def states(self, *arrays: Array) -> Parts:
         """Parts for states, `[B, H]` each."""
@@ -61,8 +69,8 @@ class Blocks(NamedTuple):
         """The part for weights `[H, G*H]`, with one matrix per gate."""
         apart = w_rec.reshape(self.H, gates, self.H)
         apart = apart.transpose((1, 2, 0) if transposed else (1, 0, 2))
-        padded = pad(pad(apart, 1, self.hidden), 2, self.hidden)
-        return Part(padded, pl.BlockSpec(padded.shape, lambda i: (0, 0, 0)))
+        matrices = pad(pad(apart, 1, self.hidden), 2, self.hidden)
+        return Part(matrices, pl.BlockSpec(matrices.shape, lambda i: (0, 0, 0)))
 
     def bias(self, bias: Array | None, gates: int) -> Parts:
         """The part for a bias `[G*H]`, with one row per gate."""
@@ -91,7 +99,7 @@ class Blocks(NamedTuple):
         """Results without their padding."""
 
         def unpadded(array: Array) -> Array:
-            return jnp.moveaxis(jnp.moveaxis(array, batch_axis, 0)[: self.B], 0, batch_axis)[..., : self.H]
+            return jax.lax.slice_in_dim(array, 0, self.B, axis=batch_axis)[..., : self.H]
 
         return tree if (self.batch, self.hidden) == (self.B, self.H) else jax.tree.map(unpadded, tree)
 

@@ -11,6 +11,8 @@ from seqjax.kernels.operands import varying_as
 
 SMALLEST = 16
 """The fewest rows and columns of a product on the tensor cores."""
+HOPPER = 227 * 2**10
+"""Bytes of shared memory on a processor of a Hopper, on which limits on sizes were found."""
 
 
 class Part(NamedTuple):
@@ -20,19 +22,24 @@ class Part(NamedTuple):
     spec: pl.BlockSpec
 
 
-def available(platform: str | None = None) -> bool:
-    """Whether this JAX can compile these kernels for `platform`, by default that of the default backend.
+def available() -> bool:
+    """Whether the default backend is a GPU for which this JAX can compile these kernels.
 
-    >>> available("cpu")
+    >>> available()
     False
     """
-    if (platform or jax.default_backend()) not in ("cuda", "gpu"):
+    if jax.default_backend() not in ("cuda", "gpu"):
         return False
     try:
         from jax.experimental.pallas import triton  # noqa: F401
     except ImportError:
         return False
     return True
+
+
+def room(on_hopper: int) -> int:
+    """What a limit in bytes on a Hopper is on the default device, which may have less shared memory."""
+    return on_hopper * getattr(jax.devices()[0], "shared_memory_per_block_optin", HOPPER) // HOPPER
 
 
 def launch(

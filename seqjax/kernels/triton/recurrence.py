@@ -17,13 +17,14 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.dtypes import at_least_float32
+from seqjax.kernels import step
 from seqjax.kernels.equations import Functions, Kind, States
-from seqjax.kernels.operands import MASKED, RESET, Cotangents, Given, Left, pick, power_of_two
-from seqjax.kernels.triton.blocks import Blocks
-from seqjax.kernels.triton.launch import SMALLEST, launch
+from seqjax.kernels.operands import Cotangents, Given, Left, pick
+from seqjax.kernels.triton.blocks import Blocks, padded
+from seqjax.kernels.triton.launch import SMALLEST, launch, room
 
 ON_CHIP = 192 * 2**10
-"""Bytes of recurrent weights that one processor can keep besides all else; a Hopper has 227 KiB of shared memory."""
+"""Bytes of recurrent weights that one processor of a Hopper can keep besides all else."""
 ONE_GATE = 128 * 2**10
 """Bytes of one gate's weights that can pass through it at a time."""
 
@@ -62,7 +63,7 @@ def weight_bytes(gates: int, hidden_dim: int, dtype: Any) -> int:
     >>> weight_bytes(4, 100, "bfloat16")
     131072
     """
-    return gates * power_of_two(hidden_dim, SMALLEST) ** 2 * jnp.dtype(dtype).itemsize
+    return gates * padded(hidden_dim) ** 2 * jnp.dtype(dtype).itemsize
 
 
 def resident(gates: int, hidden_dim: int, dtype: Any) -> bool:
@@ -71,7 +72,7 @@ def resident(gates: int, hidden_dim: int, dtype: Any) -> bool:
     >>> resident(4, 128, "bfloat16"), resident(4, 128, "float32"), resident(1, 256, "bfloat16")
     (True, False, True)
     """
-    return weight_bytes(gates, hidden_dim, dtype) <= ON_CHIP
+    return weight_bytes(gates, hidden_dim, dtype) <= room(ON_CHIP)
 
 
 def fits(gates: int, hidden_dim: int, dtype: Any) -> bool:
@@ -80,7 +81,7 @@ def fits(gates: int, hidden_dim: int, dtype: Any) -> bool:
     >>> fits(4, 128, "float32"), fits(4, 256, "bfloat16"), fits(4, 256, "float32"), fits(4, 512, "bfloat16")
     (True, True, False, False)
     """
-    return weight_bytes(1, hidden_dim, dtype) <= ONE_GATE or resident(gates, hidden_dim, dtype)
+    return weight_bytes(1, hidden_dim, dtype) <= room(ONE_GATE) or resident(gates, hidden_dim, dtype)
 
 
 def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launch, *, keep: bool = True) -> Left:
@@ -103,20 +104,16 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
     def body(given: _Forward, left: Left) -> None:
         weights = [given.weights[k] for k in range(kind.gates)] if stay else given.weights
         biases = None if given.bias is None else [given.bias[k].astype(wide)[None] for k in range(kind.gates)]
-        restart = _read(given.initial)
+        restart = _read(given.initial, wide)
 
         def product(h: Array, *gates: int) -> Iterator[Array]:
             for k in gates:  # each when it is needed: the weights of all gates would not fit at once
                 out = jax.lax.dot(h.astype(dtype), weights[k], preferred_element_type=wide)
                 yield out if biases is None else out + biases[k]
 
-        def step(t: Array, before: States) -> States:
-            masked, again = _flags(given.flags, t)
-            before = before if restart is None else pick(again, restart, before)
-            inputs = [given.z[t, :, k].astype(wide) for k in range(kind.gates)]
-            after, kept = kind.forward(inputs, _cast(before, wide), product, functions)
-            after = _cast((after[0].astype(dtype), *after[1:]), carry)  # h is also an output, and rounded like one
-            after = after if masked is None else pick(masked, before, after)
+        def run(t: Array, before: States) -> States:
+            z, flags = [given.z[t, :, k].astype(wide) for k in range(kind.gates)], _flags(given.flags, t)
+            after, kept = step.forward(kind, z, before, restart, flags, product, functions, dtype, carry)
             for ref, state in zip(left.sequences, after, strict=False):
                 ref[t] = state.astype(dtype)
             if left.kept is not None:
@@ -124,7 +121,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
                     left.kept[t, :, k] = array.astype(dtype)
             return after
 
-        last = jax.lax.fori_loop(0, T, step, _read(given.states))
+        last = jax.lax.fori_loop(0, T, run, _read(given.states, wide))
         _write(left.last, last)
 
     inputs = _Forward(
@@ -147,6 +144,11 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
     return Left(blocks.unpad(left.sequences, 1), blocks.unpad(left.kept, 1), blocks.unpad(left.last, 0))
 
 
+def gate(left: Left, k: int) -> Array:
+    """`[T, B, H]`, the k-th gate that `forward` kept."""
+    return left.kept[:, :, k]
+
+
 def reverse(
     kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Array, d_last: States, how: Launch
 ) -> Cotangents:
@@ -166,37 +168,27 @@ def reverse(
 
     def body(given: _Reverse, out: Cotangents) -> None:
         weights = [given.weights[k] for k in range(kind.gates)] if stay else given.weights
-        start, restart = _read(given.states, dtype), _read(given.initial, dtype)
-        d_start = _read(given.d_last, wide)
-        zeros = tuple(jnp.zeros_like(d) for d in d_start)
+        start, restart, d_last = (_read(refs, wide) for refs in (given.states, given.initial, given.d_last))
+        nothing = () if restart is None else tuple(map(jnp.zeros_like, restart))
 
         def transposed(*pairs: tuple[int, Array]) -> Array:
             out = (jax.lax.dot(d.astype(dtype), weights[k], preferred_element_type=wide) for k, d in pairs)
             return functools.reduce(jnp.add, out)
 
-        def step(i: Array, d: tuple[States, States]) -> tuple[States, States]:
+        def run(i: Array, d: tuple[States, States]) -> tuple[States, States]:
             t = T - 1 - i
-            d_states, d_initial = d
-            masked, again = _flags(given.flags, t)
-            before = tuple(ref[jnp.maximum(t - 1, 0)] for ref in given.sequences)
+            before = tuple(ref[jnp.maximum(t - 1, 0)].astype(wide) for ref in given.sequences)
             before = pick(t == 0, start, before)
-            before = before if restart is None else pick(again, restart, before)
-            after = (given.sequences[0][t].astype(wide),)
+            after, d_h = (refs[0][t].astype(wide) for refs in (given.sequences, given.d_hs))
             kept = tuple(given.kept[t, :, k].astype(wide) for k in range(kind.kept))
-            d_after = d_states if masked is None else pick(masked, zeros, d_states)
-            d_after = (d_after[0] + given.d_hs[0][t].astype(wide), *d_after[1:])
 
             def emit(k: int, d: Array) -> None:
                 out.d_z[t, :, k] = d.astype(dtype)
 
-            d_before = kind.reverse(kept, _cast(before, wide), after, d_after, transposed, emit, functions)
-            d_before = d_before if masked is None else pick(masked, d_states, d_before)
-            if restart is not None:
-                d_initial = tuple(map(jnp.add, d_initial, pick(again, d_before, zeros)))
-                d_before = pick(again, zeros, d_before)
-            return d_before, d_initial
+            flags = _flags(given.flags, t)
+            return step.reverse(kind, kept, before, (after,), restart, flags, d_h, *d, transposed, emit, functions)
 
-        d_states, d_initial = jax.lax.fori_loop(0, T, step, (d_start, () if restart is None else zeros))
+        d_states, d_initial = jax.lax.fori_loop(0, T, run, (d_last, nothing))
         _write(out.d_states, d_states)
         _write(out.d_initial or (), d_initial)
 
@@ -223,21 +215,14 @@ def reverse(
     return Cotangents(d_z, blocks.unpad(out.d_states, 0), blocks.unpad(out.d_initial, 0))
 
 
-def _flags(flags: Any, t: Array) -> tuple[Any, Any]:
-    """Whether each row is masked, and whether it is reset, `[rows, 1]`; `None` if there are no flags."""
-    if flags is None:
-        return None, None
-    now = flags[t].astype(jnp.int32)[:, None]
-    return now & MASKED != 0, now & RESET != 0
+def _flags(flags: Any, t: Array) -> Array | None:
+    """Those of each row, `[rows, 1]`; `None` if there are none."""
+    return None if flags is None else flags[t].astype(jnp.int32)[:, None]
 
 
-def _cast(states: States, dtype: Any) -> States:
-    return tuple(state.astype(dtype) for state in states)
-
-
-def _read(refs: Any, dtype: Any = None) -> Any:
-    """The contents of refs, in their own dtype or another; `None` for `None`."""
-    return None if refs is None else tuple(ref[...].astype(dtype or ref.dtype) for ref in refs)
+def _read(refs: Any, dtype: Any) -> Any:
+    """The contents of refs; `None` for `None`."""
+    return None if refs is None else tuple(ref[...].astype(dtype) for ref in refs)
 
 
 def _write(refs: Any, arrays: States) -> None:
