@@ -74,7 +74,7 @@ STANDARD: Mapping[str, Entry] = {
 """Published figures: Géron, notebook 15 of Hands-On Machine Learning, 2nd edition. His batch
 normalization stands between the layers, as in `simple-between`; in `simple-batch` it is inside the recurrence."""
 
-UNCLIPPED = "-unclipped"
+UNCLIPPED, CONVOLVED = "-unclipped", "-conv"
 
 
 def _clipped_or_not(entries: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -110,10 +110,10 @@ CELLS: Mapping[str, Entry] = {
     **{name: Entry(cell, learning_rate=1e-2) for name, cell in (_AFFINE | _DIAGONAL).items()},
     "lru-gelu": Entry(seqjax.LRU, activation="gelu", learning_rate=1e-2),
     **{
-        f"{name}-conv": Entry(cell, causal=True, activation="gelu", learning_rate=1e-2)
+        name + CONVOLVED: Entry(cell, causal=True, activation="gelu", learning_rate=1e-2)
         for name, cell in _AFFINE.items()
     },
-    **{f"{name}-conv": Entry(cell, causal=True, learning_rate=1e-2) for name, cell in _DIAGONAL.items()},
+    **{name + CONVOLVED: Entry(cell, causal=True, learning_rate=1e-2) for name, cell in _DIAGONAL.items()},
 }
 """The library's other cells, alone and behind a short convolution, as gated linear recurrences are published (S. De et
 al. 2024, arXiv 2402.19427, section 2.4). Cells that are linear in their state get a nonlinearity with it."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of a run: forecasts against truth, error by step ahead, gradient norm, what clipping did."""
 
+import functools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.forecast.data import HORIZON, Task
-from experiments.forecast.models import UNCLIPPED
+from experiments.forecast.models import CONVOLVED, UNCLIPPED
 from experiments.study.style import PALETTE, STYLE
 
 BASELINES = {"persistence": ("0.65", ":"), "least squares": ("0.35", "--")}
@@ -20,19 +21,25 @@ BASELINES = {"persistence": ("0.65", ":"), "least squares": ("0.35", "--")}
 History = Sequence[Mapping[str, Any]]
 
 
+DASHED = (UNCLIPPED, CONVOLVED)
+"""What the names of models end with whose lines are dashed, beside those of their twins."""
+
+
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each model of a run, the same for its unclipped or generic twin."""
-    first = {name: name.removesuffix(UNCLIPPED).removesuffix("-generic") for name in names}
+    """A colour for each model of a run, the same for its unclipped, convolved or generic twin."""
+    first = {}
+    for name in names:
+        first[name] = functools.reduce(str.removesuffix, (*DASHED, "-generic"), name)
     places = {name: place for place, name in enumerate(dict.fromkeys(first.values()))}
     return {name: PALETTE[places[first[name]] % len(PALETTE)] for name in first}
 
 
 def _line(name: str, palette: Mapping[str, str], **options: Any) -> dict[str, Any]:
-    """How a model's line is drawn: that of a generic twin, which lies on the same, wide and pale; unclipped, dashed."""
+    """How a model's line is drawn: that of a generic twin, which lies on the same, wide and pale."""
     style: dict[str, Any] = {"color": palette[name], "label": name, "lw": 1.6}
     if name.endswith("-generic"):
         return style | {"lw": 6, "alpha": 0.35}
-    return style | ({"ls": "--"} if name.endswith(UNCLIPPED) else options)
+    return style | options | ({"ls": "--"} if name.endswith(DASHED) else {})
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
