@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from seqjax.base import Array
 from seqjax.dtypes import DTypes, add_bias, at_least_float32
 from seqjax.initializers import Initializer, resolve
+from seqjax.machine import platform
 from seqjax.spread import is_spread
 
 
@@ -110,7 +111,7 @@ def side_by_side(*pieces: Array) -> Array:
     vectorized, except for dtypes such as bfloat16 that are widened for it and rounded again.
     """
     width, size = pieces[0].shape[-1], pieces[0].dtype.itemsize
-    if jax.default_backend() != "cpu" or size < 4 or width * size >= 128 or is_spread(pieces[0]):
+    if platform() != "cpu" or size < 4 or width * size >= 128 or is_spread(pieces[0]):
         return jnp.concatenate(pieces, axis=-1)
     together = jnp.concatenate([jnp.zeros_like(piece) for piece in pieces], axis=-1)
     for k, piece in enumerate(pieces):

@@ -14,6 +14,7 @@ from seqjax.engines import linear
 from seqjax.engines.loops import loop
 from seqjax.engines.pieces import join, split_at, split_steps
 from seqjax.engines.stepping import Steps, prepare, visible
+from seqjax.machine import platform
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 from seqjax.sequences import expand, hide
 
@@ -41,8 +42,7 @@ class Associative(Engine):
       method: `"scan"`: a loop, best on a CPU, where it runs at memory speed; `"tree"`:
         `lax.associative_scan`, of depth log T, best on an accelerator; `"kernel"`: a kernel for NVIDIA GPUs
         that runs chunks of time at once; `"interpreter"`: that kernel run by Pallas' interpreter, for
-        tests; `"auto"`: `"scan"` if `jax.default_backend()` is a CPU, otherwise `"tree"`. All agree
-        to rounding.
+        tests; `"auto"`: `"scan"` on a CPU, otherwise `"tree"`. All agree to rounding.
       segment: steps in a segment; `None`: for the loop, the largest divisor of T from 128 to 256, so that
         no copies are made for a remainder, or 256 if there is none; for the other methods, all steps.
 
@@ -104,7 +104,7 @@ class Associative(Engine):
         """
         method = self.method
         if method == "auto":
-            method = "scan" if jax.default_backend() == "cpu" else "tree"
+            method = "scan" if platform() == "cpu" else "tree"
         if self.segment is not None or method != "scan":
             return method, min(T, self.segment or T)
         divisors = (size for size in range(CACHED, CACHED // 2 - 1, -1) if T % size == 0)

@@ -12,6 +12,7 @@ from seqjax.engines.checks import check_run
 from seqjax.engines.fused import Fused
 from seqjax.engines.scan import Scan
 from seqjax.engines.sequential import SequentialEngine
+from seqjax.machine import platform
 from seqjax.plan import Plan, is_known
 from seqjax.spread import is_spread
 
@@ -72,7 +73,7 @@ class Auto(Engine):
         if T < LONG:
             return whole, f"{why}T < {LONG}"
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, carry, xs))
-        most = KEPT_BY_KERNEL if kernel else KEPT if jax.default_backend() == "cpu" else KEPT_ELSEWHERE
+        most = KEPT_BY_KERNEL if kernel else KEPT if platform() == "cpu" else KEPT_ELSEWHERE
         if whole.plan(cell, *shapes).memory <= most:
             return whole, f"{why}a gradient needs at most {most >> 20} MiB"
         return Checkpointed(inner=whole), f"{why}T >= {LONG}, and a gradient would need more than {most >> 20} MiB"

@@ -10,6 +10,7 @@ import jax
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.loops import loop, scan_pieces
 from seqjax.engines.stepping import Steps, visible
+from seqjax.machine import platform
 from seqjax.plan import is_known, tree_bytes
 
 BLOCK_BYTES, WHOLE_BYTES = 2**20, 2**21
@@ -54,7 +55,7 @@ def projects_each_step(carry: Carry, xs: Array) -> bool:
     *batch, inputs = xs.shape[1:]
     if inputs == 1 or not is_known(xs):
         return True
-    large = jax.default_backend() == "cpu" and math.prod(batch) >= LARGE_BATCH
+    large = platform() == "cpu" and math.prod(batch) >= LARGE_BATCH
     return large and tree_bytes(xs) <= xs.shape[0] * tree_bytes(carry)
 
 
@@ -64,7 +65,7 @@ def block_size(cell: Cell, params: Params, xs: Array | jax.ShapeDtypeStruct) -> 
     if not is_known(xs) or T == 0:
         return 1
     step_bytes = max(1, tree_bytes(jax.eval_shape(cell.project, params, xs)) // T)
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return block_steps(T, LARGE_BYTES // step_bytes)
     own = tree_bytes(params)  # large weights are worth reading less often
     if T * step_bytes <= max(WHOLE_BYTES, own):

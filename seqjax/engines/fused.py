@@ -18,6 +18,7 @@ from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles
 from seqjax.kernels.triton import recurrence
 from seqjax.kernels.triton.blocks import Blocks
 from seqjax.kernels.triton.launch import SMALLEST, available
+from seqjax.machine import platform
 from seqjax.plan import Plan
 from seqjax.sequences import hide
 from seqjax.spread import is_spread
@@ -108,7 +109,7 @@ class Fused(SequentialEngine):
         if not self.interpret and not available():
             raise ValueError(
                 f"{self!r} needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, but runs here on "
-                f"{jax.default_backend()!r} with jax {jax.__version__}; {OTHERS}, or try the kernels "
+                f"{platform()!r} with jax {jax.__version__}; {OTHERS}, or try the kernels "
                 "in the interpreter with Fused(interpret=True)."
             )
 

@@ -21,6 +21,7 @@ from seqjax.engines.loops import loop
 from seqjax.engines.pieces import delayed
 from seqjax.kernels.triton import launch
 from seqjax.kernels.triton import linear as kernel
+from seqjax.machine import platform
 from seqjax.sequences import expand
 
 METHODS = ("scan", "tree", "kernel", "interpreter")
@@ -127,7 +128,7 @@ def check_kernel() -> None:
     if not launch.available():
         raise ValueError(
             "method 'kernel' needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, but runs here on "
-            f"{jax.default_backend()!r} with jax {jax.__version__}; use 'scan' or 'tree', or 'interpreter' to try it."
+            f"{platform()!r} with jax {jax.__version__}; use 'scan' or 'tree', or 'interpreter' to try it."
         )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from seqjax.base import Array
 from seqjax.dtypes import widen
 from seqjax.engines.pieces import join
+from seqjax.machine import platform
 from seqjax.spread import zeros
 
 
@@ -30,7 +31,7 @@ def loop(step: Callable[..., tuple[Any, Any]], carry: Any, xs: Any, **options: A
 def stackable(a: Array) -> Array:
     """`a` as a loop stacks it: narrow floats as float32 on CPU, where XLA has no bfloat16 and would convert the whole
     stack to float32 and back at every step."""
-    return widen(a) if jax.default_backend() == "cpu" else a
+    return widen(a) if platform() == "cpu" else a
 
 
 def scan_pieces(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry
+from seqjax.machine import platform
 
 
 class Group(NamedTuple):
@@ -84,7 +85,7 @@ def store(residuals: Any, before: Carry, after: Carry, y: Array) -> Stored:
 def _kind(leaf: Array) -> tuple[Any, ...] | None:
     """What arrays must have in common to be put side by side; `None` if `leaf` is kept separate."""
     spread = jax.typeof(leaf).sharding.spec
-    if jax.default_backend() == "cpu" or not leaf.ndim or spread[-1] is not None:
+    if platform() == "cpu" or not leaf.ndim or spread[-1] is not None:
         return None
     return leaf.shape[:-1], leaf.dtype, spread
 

@@ -58,6 +58,13 @@ def test_the_kernels_lower_inside_shard_map():
     assert kernels_launched(split, z, given) == 1
 
 
+def test_the_default_device_decides_on_a_machine_with_a_gpu_and_a_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert launch.available()
+    with jax.default_device("cpu"):
+        assert not launch.available()
+
+
 def test_a_jax_without_the_backend_is_refused_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
     monkeypatch.delattr("jax.experimental.pallas.triton", raising=False)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from seqjax import machine
 from seqjax.base import Array
 from seqjax.kernels import step
 from seqjax.kernels.equations import Functions, Kind, States
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 
 def available() -> bool:
-    """Whether the default backend is a Hopper GPU, and this JAX has the backend that the kernels need.
+    """Whether the default device is a Hopper GPU, and this JAX has the backend that the kernels need.
 
     >>> available()
     False
     """
-    if jax.default_backend() not in ("cuda", "gpu") or jax.devices()[0].compute_capability != "9.0":
+    if machine.platform() not in ("cuda", "gpu") or machine.device().compute_capability != "9.0":
         return False
     try:
         from jax.experimental.pallas import mosaic_gpu  # noqa: F401

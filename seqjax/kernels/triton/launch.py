@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import pallas as pl
 
+from seqjax import machine
 from seqjax.kernels.operands import varying_as
 
 SMALLEST = 16
@@ -23,12 +24,12 @@ class Part(NamedTuple):
 
 
 def available() -> bool:
-    """Whether the default backend is a GPU for which this JAX can compile these kernels.
+    """Whether the default device is a GPU for which this JAX can compile these kernels.
 
     >>> available()
     False
     """
-    if jax.default_backend() not in ("cuda", "gpu"):
+    if machine.platform() not in ("cuda", "gpu"):
         return False
     try:
         from jax.experimental.pallas import triton  # noqa: F401
@@ -39,7 +40,7 @@ def available() -> bool:
 
 def room(on_hopper: int) -> int:
     """What a limit in bytes on a Hopper is on the default device, which may have less shared memory."""
-    return on_hopper * getattr(jax.devices()[0], "shared_memory_per_block_optin", HOPPER) // HOPPER
+    return on_hopper * getattr(machine.device(), "shared_memory_per_block_optin", HOPPER) // HOPPER
 
 
 def launch(
