@@ -5,11 +5,23 @@ import functools
 
 import jax
 import numpy as np
+from hypothesis import strategies as st
 
 import seqjax
 from seqjax.testing import assert_close, reference_loop, value_and_gradients
 
 F64 = seqjax.DTypes("float64")
+
+
+def runs(longest, batch_shapes=((), (2,), (2, 1))):
+    """Lengths, batch shapes, masks and resets that Hypothesis varies: options of `seqjax.testing.example`."""
+    return st.builds(
+        lambda T, **options: {"T": T, "seed": T, **options},
+        T=st.integers(1, longest),
+        batch_shape=st.sampled_from(batch_shapes),
+        masked=st.booleans(),
+        with_resets=st.booleans(),
+    )
 
 
 def sigmoid(x):

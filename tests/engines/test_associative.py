@@ -19,7 +19,7 @@ from seqjax.cells.lru import LRU
 from seqjax.cells.minimal import MinGRU, MinGRUParams, MinLSTM
 from seqjax.cells.rg_lru import RGLRU
 from seqjax.engines.associative import Associative
-from tests.common import F64, assert_equals_loop, gradients
+from tests.common import F64, assert_equals_loop, gradients, runs
 
 ENGINES = {
     "scan": Associative("scan"),
@@ -33,18 +33,10 @@ CELLS = [MinLSTM(3, mode="log", dtypes=F64), LRU(3, state_dim=4, dtypes=F64), RG
 
 
 @settings(max_examples=5, deadline=None)
-@given(
-    T=st.integers(1, 20),
-    method=st.sampled_from(["scan", "tree"]),
-    segment=st.none() | st.integers(1, 24),
-    batch=st.sampled_from([(), (2,), (2, 1)]),
-    masked=st.booleans(),
-    with_resets=st.booleans(),
-)
-def test_any_length_segment_batch_mask_and_resets_give_the_loops_answer(T, method, segment, batch, masked, with_resets):
+@given(options=runs(20), method=st.sampled_from(["scan", "tree"]), segment=st.none() | st.integers(1, 24))
+def test_any_length_segment_batch_mask_and_resets_give_the_loops_answer(options, method, segment):
     cell = RGLRU(2, dtypes=F64)
-    arguments = testing.example(cell, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T)
-    assert_equals_loop(cell, Associative(method, segment), *arguments)
+    assert_equals_loop(cell, Associative(method, segment), *testing.example(cell, **options))
 
 
 class TwoSpeedParams(NamedTuple):

@@ -18,7 +18,7 @@ from seqjax.cells.indrnn import IndRNN
 from seqjax.engines.newton import Newton, newton_solve
 from seqjax.engines.scan import Scan
 from seqjax.testing import assert_close, example, reference_loop
-from tests.common import F64, assert_equals_loop
+from tests.common import F64, assert_equals_loop, runs
 
 
 class BlockCarry(NamedTuple):
@@ -85,18 +85,10 @@ def test_newton_equals_the_reference_loop(cell, engine, T, batch_shape, masked, 
 
 
 @settings(max_examples=3, deadline=None)
-@given(
-    T=st.integers(1, 24),
-    window=st.none() | st.integers(1, 30),
-    batch=st.sampled_from([(), (3,), (2, 1)]),
-    masked=st.booleans(),
-    with_resets=st.booleans(),
-)
-def test_any_length_window_batch_mask_and_resets_give_the_loops_answer(T, window, batch, masked, with_resets):
+@given(options=runs(24), window=st.none() | st.integers(1, 30))
+def test_any_length_window_batch_mask_and_resets_give_the_loops_answer(options, window):
     cell = DiagonalGRU(2, dtypes=F64)
-    params, carry, xs, mask, resets = example(
-        cell, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
-    )
+    params, carry, xs, mask, resets = example(cell, **options)
     solution = solve(cell, Newton(window=window), params, carry, xs, mask=mask, resets=resets)
     expected = reference_loop(cell, params, carry, xs, mask=mask, resets=resets)
     assert_close((solution.carry, solution.ys), expected, 1e-10)

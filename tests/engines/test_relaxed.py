@@ -16,7 +16,7 @@ from seqjax.engines.relaxation import relax
 from seqjax.engines.relaxed import Relaxed, relaxed_solve
 from seqjax.initializers import Chrono
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64, assert_equals_loop, gradients, sigmoid
+from tests.common import F64, assert_equals_loop, gradients, runs, sigmoid
 
 
 @functools.cache
@@ -54,20 +54,11 @@ def test_relaxation_equals_the_reference_loop(cell, engine, T, batch_shape, mask
 
 
 @settings(max_examples=3, deadline=None)
-@given(
-    T=st.integers(1, 24),
-    chunk=st.integers(1, 30),
-    batch=st.sampled_from([(), (3,), (2, 1)]),
-    masked=st.booleans(),
-    with_resets=st.booleans(),
-    diagonal=st.booleans(),
-)
-def test_any_length_chunk_batch_mask_and_resets_give_the_loops_answer(T, chunk, batch, masked, with_resets, diagonal):
+@given(options=runs(24), chunk=st.integers(1, 30), coupling=st.sampled_from(["diagonal", "none"]))
+def test_any_length_chunk_batch_mask_and_resets_give_the_loops_answer(options, chunk, coupling):
     cell = GRU(2, dtypes=F64)
-    params, carry, xs, mask, resets = example(
-        cell, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
-    )
-    engine = Relaxed(chunk=chunk, coupling="diagonal" if diagonal else "none")
+    params, carry, xs, mask, resets = example(cell, **options)
+    engine = Relaxed(chunk=chunk, coupling=coupling)
     solution = solve(cell, engine, params, carry, xs, mask=mask, resets=resets)
     expected = reference_loop(cell, params, carry, xs, mask=mask, resets=resets)
     assert_close((solution.carry, solution.ys), expected, 1e-10)

@@ -14,24 +14,15 @@ import seqjax
 from seqjax.cells import RGLRU, DiagonalLSTM, IndRNN, MinLSTM
 from seqjax.engines import Associative, Auto, Checkpointed, Newton, Relaxed, Scan, Truncated, auto
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
-from tests.common import F64, assert_equals_loop, gradients
+from tests.common import F64, assert_equals_loop, gradients, runs
 
 LSTM = seqjax.LSTM(3, dtypes=F64)
 
 
 @settings(max_examples=4, deadline=None)
-@given(
-    T=st.integers(1, 30),
-    segment=st.one_of(st.none(), st.integers(1, 12)),
-    levels=st.integers(1, 3),
-    batch=st.sampled_from([(), (2,), (2, 1)]),
-    masked=st.booleans(),
-    with_resets=st.booleans(),
-    adjoint=st.booleans(),
-)
-def test_segments_of_any_size_give_the_numbers_of_the_loop(T, segment, levels, batch, masked, with_resets, adjoint):
-    arguments = example(LSTM, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T)
-    assert_equals_loop(LSTM, Checkpointed(segment, levels, Scan(adjoint=adjoint)), *arguments)
+@given(options=runs(30), segment=st.none() | st.integers(1, 12), levels=st.integers(1, 3), adjoint=st.booleans())
+def test_segments_of_any_size_give_the_numbers_of_the_loop(options, segment, levels, adjoint):
+    assert_equals_loop(LSTM, Checkpointed(segment, levels, Scan(adjoint=adjoint)), *example(LSTM, **options))
 
 
 def detached_loop(cell, params, carry, xs, *, window, **flags):
@@ -46,18 +37,9 @@ def detached_loop(cell, params, carry, xs, *, window, **flags):
 
 
 @settings(max_examples=5, deadline=None)
-@given(
-    T=st.integers(1, 20),
-    window=st.integers(1, 24),
-    batch=st.sampled_from([(), (2,), (2, 1)]),
-    masked=st.booleans(),
-    with_resets=st.booleans(),
-    adjoint=st.booleans(),
-)
-def test_truncated_gradients_are_those_of_a_detached_loop(T, window, batch, masked, with_resets, adjoint):
-    params, carry, xs, mask, resets = example(
-        LSTM, T=T, batch_shape=batch, masked=masked, with_resets=with_resets, seed=T
-    )
+@given(options=runs(20), window=st.integers(1, 24), adjoint=st.booleans())
+def test_truncated_gradients_are_those_of_a_detached_loop(options, window, adjoint):
+    params, carry, xs, mask, resets = example(LSTM, **options)
     flags = {"mask": mask, "resets": resets}
     engine = Truncated(window, Scan(adjoint=adjoint))
     expected = value_and_gradients(functools.partial(detached_loop, window=window), LSTM, params, carry, xs, **flags)
