@@ -6,7 +6,8 @@ and inputs and take turns in one run; before, their outputs and gradients are co
 not timed. Each is compared with the seqjax cell that has its equations: haiku's GRU with `reset="before"`, the others'
 with `reset="after"`; haiku's simple core with a rectified one. A GRU's recurrent biases are zeros: not all have them.
 
-Runs on processors, one process after the other for each number of threads, bound to so many cores.
+Runs on processors, one process after the other for each number of threads, bound to so many cores. With `--spread`
+each system on JAX has a device for every core, and a part of the batch on each; PyTorch has threads as before.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ import tyro
 import seqjax
 from experiments.benchmarks import agreement, layers_report, measure, roofline
 from experiments.benchmarks.peers import PEERS, Peer, installed
-from experiments.benchmarks.systems import ENGINES, Programs, System, Task, of_seqjax
+from experiments.benchmarks.systems import ENGINES, OnJax, Programs, System, Task, of_seqjax
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 Kind = Literal["simple", "lstm", "gru"]
@@ -66,6 +67,8 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights, inputs and computation."""
     threads: tuple[int, ...] = (1, 2)
+    spread: bool = False
+    """On JAX, the batch over as many devices as there are threads, where they divide it."""
     budget: float = 3.0
     """Seconds of turns for each kind of cell on each entry; three turns are taken in any case."""
     output: pathlib.Path = RESULTS / "layers.jsonl"
@@ -121,7 +124,13 @@ def contestants(kind: str, given: Mapping[str, Task], peers: Mapping[str, Peer])
 
 
 def run_entry(
-    kind: Kind, entry: Entry, dtype: str, budget: float, peers: Mapping[str, Peer], machine: Mapping[str, float]
+    kind: Kind,
+    entry: Entry,
+    dtype: str,
+    budget: float,
+    peers: Mapping[str, Peer],
+    machine: Mapping[str, float],
+    devices: int = 1,
 ) -> list[dict]:
     """One row for each system on one entry of the grid: agreement, then times.
 
@@ -130,8 +139,9 @@ def run_entry(
       budget: seconds.
       peers: the libraries beside seqjax.
       machine: the rate of a large matmul, and the memory bandwidth.
+      devices: over which systems on JAX spread the batch.
     """
-    rows, running = checked(kind, entry, dtype, peers)
+    rows, running = checked(kind, entry, dtype, peers, devices)
     take_turns(rows, running, entry, kind, dtype, budget, machine)
     running.clear()
     jax.clear_caches()
@@ -140,7 +150,7 @@ def run_entry(
 
 
 def checked(
-    kind: str, entry: Entry, dtype: str, peers: Mapping[str, Peer]
+    kind: str, entry: Entry, dtype: str, peers: Mapping[str, Peer], devices: int = 1
 ) -> tuple[dict[Key, dict], dict[Key, Programs]]:
     """A row for each system, and the programs of those that agree."""
     tasks = {form: task(kind, form, entry, dtype) for form in CELLS[kind]}
@@ -152,6 +162,7 @@ def checked(
             "form": form,
             "system": name,
             "on_jax": name in ENGINES or peers[name].on_jax,
+            "devices": devices,
             "agrees": False,
         }
         for form, name in builds
@@ -170,7 +181,7 @@ def checked(
         return found
 
     # all are built, then compiled, then run: compiling empties JAX's caches, which the other two fill
-    systems = each(builds, lambda key: builds[key]())
+    systems = each(builds, lambda key: spread(builds[key](), devices))
     programs = each(systems, lambda key: systems[key].programs())
     expected = {form: agreement.reference(tasks[form]) for form in dict.fromkeys(form for form, _ in builds)}
     results = each(programs, lambda key: jax.block_until_ready((programs[key].forward(), programs[key].step())))
@@ -223,8 +234,16 @@ def take_turns(
                 row[f"{which}_speedup"] = measure.ratios(own, ours)
 
 
+def spread(system: System, devices: int) -> System:
+    """The system with its batch over so many devices, if it is on JAX."""
+    return system.over(devices) if isinstance(system, OnJax) and devices > 1 else system
+
+
 def run_grid(config: Config, threads: int) -> None:
     """Measures everything with so many threads and appends to the result file. In a process of its own."""
+    devices = threads if config.spread else 1
+    if devices > 1:
+        jax.config.update("jax_num_cpu_devices", devices)
     versions = installed()
     if versions["torch"] is not None:
         import torch
@@ -238,7 +257,7 @@ def run_grid(config: Config, threads: int) -> None:
     for kind in config.kinds:
         for text in QUICK if config.quick else config.entries:
             start = time.perf_counter()
-            rows = run_entry(kind, Entry.parse(text), config.dtype, config.budget, peers, machine)
+            rows = run_entry(kind, Entry.parse(text), config.dtype, config.budget, peers, machine, devices)
             for row in rows:
                 measure.record(config.output, {"threads": threads, **row})
             off = [f"{row['system']} [{row['form']}]: {row['why']}" for row in rows if not row["agrees"]]

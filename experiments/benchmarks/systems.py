@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import seqjax
 from experiments.benchmarks import measure
@@ -80,6 +81,16 @@ class OnJax:
         seconds = time.perf_counter() - start
         run, train = (functools.partial(program, self.params, self.xs) for program in (forward, step))
         return Programs(run, train, seconds, measure.temporary_bytes(step))
+
+    def over(self, devices: int) -> "OnJax":
+        """The same with the batch spread over so many devices, if they divide it."""
+        batch_axis = 0 if self.batch_major else 1
+        if self.xs.shape[batch_axis] % devices:
+            return self
+        mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
+        specs = PartitionSpec(), PartitionSpec(*(None,) * batch_axis, "batch")
+        whole, split = (NamedSharding(mesh, spec) for spec in specs)
+        return dataclasses.replace(self, params=jax.device_put(self.params, whole), xs=jax.device_put(self.xs, split))
 
     def outputs(self, result: Any) -> np.ndarray:
         ys = np.asarray(result, "float32")

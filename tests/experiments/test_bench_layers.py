@@ -44,6 +44,17 @@ def test_installed_peers_and_seqjax_agree_and_are_timed(kind, monkeypatch):
         assert (row["temporary_bytes"] is None) == (row["system"] == "torch")
 
 
+def test_a_batch_over_devices_gives_the_same_numbers():
+    """On one device here; `--spread` makes more. One sequence is not split between two."""
+    system = of_seqjax(ENGINES[layers.AUTO], layers.task("gru", "after", TINY, "float32"))
+    spread = system.over(1)
+    assert spread.xs.sharding.spec == (None, "batch")
+    whole, parts = (each.programs().step() for each in (system, spread))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert layers.spread(system, 1) is system
+    assert dataclasses.replace(system, xs=system.xs[:, :1]).over(2).xs.shape == (5, 1, 3)
+
+
 def negated(task):
     """A layer with a sign the wrong way around."""
     params = task.params._replace(w_in=-task.params.w_in)
