@@ -62,7 +62,7 @@ def reverse(
     Args:
       kind, before, restart, flags, functions: as for `forward`.
       kept: what it returned.
-      after: the state h after the step.
+      after: those after the step, of which h is enough.
       d_h: the cotangent of the step's output, zero where it is masked.
       d_states: those of the states after the step.
       d_restart: the sum over later steps, empty if there are no resets.

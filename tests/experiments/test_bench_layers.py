@@ -48,7 +48,7 @@ def test_a_batch_over_devices_gives_the_same_numbers():
     """On one device here; `--spread` makes more. One sequence is not split between two."""
     system = of_seqjax(ENGINES[layers.AUTO], layers.task("gru", "after", TINY, "float32"))
     spread = system.over(1)
-    assert spread.xs.sharding.spec == (None, "batch")
+    assert spread.xs.sharding.spec == jax.sharding.PartitionSpec(None, "batch")
     whole, parts = (each.programs().step() for each in (system, spread))
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert layers.spread(system, 1) is system
