@@ -73,4 +73,5 @@ COMMAND = Command(
             evaluate_every=500,
         ),
     },
+    extendable=("seeds",),
 )

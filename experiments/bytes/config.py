@@ -29,7 +29,7 @@ class Config:
       dynamic_rate: of the gradient descent by which a trained model goes on learning while it is judged.
       seeds: how many runs of each model.
       run_dir: where to write; by default a new folder in runs/bytes.
-      resume: a run's folder, to continue it as it was configured.
+      resume: a run's folder, to continue it as it was configured; --seeds may be raised.
       sample: a model's folder, runs/bytes/.../lstm/0 say, to let it write.
       length: bytes that it writes.
       prompt: text that it goes on from.
@@ -82,5 +82,6 @@ COMMAND = Command(
         "large": Config(preset="large", hidden_dim=512, epochs=4, learning_rate=2e-3, evaluations=2),
         "paper": Config(preset="paper", hidden_dim=512, layers=2, window=128, batch_size=64, epochs=20, seeds=3),
     },
+    extendable=("seeds",),
     actions=("sample", "length", "prompt", "temperature", "sample_seed"),
 )

@@ -30,7 +30,7 @@ class Config:
       clip_norm: the global norm that gradients are clipped to, or None.
       seeds: how many runs of each cell.
       run_dir: where to write; by default a new folder in runs/chorales.
-      resume: a run's folder, to continue it as it was configured.
+      resume: a run's folder, to continue it as it was configured; --seeds may be raised.
       sample: a model's folder, runs/chorales/.../gru/0 say, to let it play once more.
       sample_seed: of what is played.
       sample_steps: how long it plays.
@@ -88,5 +88,6 @@ COMMAND = Command(
             seeds=5,
         ),
     },
+    extendable=("seeds",),
     actions=("sample", "sample_seed", "sample_steps"),
 )

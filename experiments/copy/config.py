@@ -48,4 +48,5 @@ COMMAND = Command(
             evaluate_every=500,
         ),
     },
+    extendable=("seeds",),
 )

@@ -31,7 +31,7 @@ class Config:
       clip_norm: the global norm that gradients are clipped to, or None.
       seeds: how many runs of each cell.
       run_dir: where to write; by default a new folder in runs/pixels.
-      resume: a run's folder, to continue it as it was configured.
+      resume: a run's folder, to continue it as it was configured; --seeds may be raised.
 
     Raises:
       ValueError: a number out of range, or a cell that does not exist.
@@ -82,4 +82,5 @@ COMMAND = Command(
             seeds=3,
         ),
     },
+    extendable=("seeds",),
 )

@@ -70,4 +70,5 @@ COMMAND = Command(
             evaluate_every=10_000,
         ),
     },
+    extendable=("seeds",),
 )

@@ -29,7 +29,7 @@ class Config:
       clip_norm: the global norm that gradients are clipped to.
       seeds: runs of each row.
       run_dir: where to write; by default a new folder in runs/spikes.
-      resume: a run's folder, to continue it as it was configured.
+      resume: a run's folder, to continue it as it was configured; --seeds may be raised.
       cost: nothing is trained; memory and time of a gradient over so many bins are measured, 200000 say.
 
     Raises:
@@ -79,5 +79,6 @@ COMMAND = Command(
         "default": Config(),
         "paper": Config(preset="paper", ways=",".join(RECIPES), cells="gru,lstm", seeds=3),
     },
+    extendable=("seeds",),
     actions=("cost",),
 )

@@ -50,7 +50,7 @@ class Settings:
       evaluate_every: in steps.
       seeds: runs of each model, with seeds 0, 1, ...
       run_dir: where to write; by default a new folder in runs.
-      resume: a run's folder, to continue it.
+      resume: a run's folder, to continue it; --seeds may be raised.
     """
 
     preset: str

@@ -50,3 +50,11 @@ def test_every_preset_is_read_back_as_it_was_written(name, tmp_path):
     for preset, config in command.presets.items():
         where = command.open(dataclasses.replace(config, run_dir=tmp_path / preset))
         assert command.to_json(command.load(where)) == command.to_json(config)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if hasattr(COMMANDS[name].presets["default"], "seeds")])
+def test_a_resumed_run_may_have_more_seeds(name, tmp_path):
+    command = COMMANDS[name]
+    config = dataclasses.replace(command.presets["default"], seeds=1, run_dir=tmp_path / "run")
+    where = command.open(config)
+    assert command.parse(["--resume", str(where), "--seeds", "2"]).seeds == 2
