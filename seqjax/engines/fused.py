@@ -114,7 +114,7 @@ class Fused(SequentialEngine):
             )
 
     def runs(self, cell: Cell, params: Params) -> bool:
-        """Whether there is a kernel for `cell` with `params` on the default backend.
+        """Whether there is a kernel for `cell` with `params` on the default device.
 
         >>> import seqjax
         >>> cells = seqjax.GRU(4), seqjax.PeepholeLSTM(4)
