@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences of the adding problem: random numbers, two of them marked, and their sum."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,8 +8,6 @@ from seqjax.training import Batch
 
 CHANCE = 1 / 6
 """The mean squared error of always saying 1: the sum of two numbers of U(0, 1) has the variance 2/12."""
-TRAINING, FRESH = 0, 1
-"""Streams of random numbers: what is trained on, and what models are judged by, are never the same."""
 SHORTEST = 50
 """A curriculum begins with sequences of at least so many steps."""
 
@@ -43,29 +39,6 @@ def sequences(T: int, count: int, rng: np.random.Generator) -> Batch:
     marks[rng.integers(0, T // 2, count), rows] = 1
     marks[rng.integers(T // 2, T, count), rows] = 1
     return Batch(jnp.asarray(np.stack([numbers, marks], axis=-1)), jnp.asarray((numbers * marks).sum(0)[None, :, None]))
-
-
-def batches(T: int, size: int, *, curriculum: int = 0) -> Callable[[int, int], Batch]:
-    """A pure `make_batch(seed, step)` of `size` new sequences for every step.
-
-    Args:
-      T: steps of a sequence.
-      size: sequences in a batch.
-      curriculum: over so many steps of training sequences grow to T, see `stage_length`.
-    """
-
-    def make_batch(seed: int, step: int) -> Batch:
-        return sequences(stage_length(T, step, curriculum), size, np.random.default_rng((TRAINING, seed, step)))
-
-    return make_batch
-
-
-def fresh(T: int, count: int, seed: int, size: int = 100) -> list[Batch]:
-    """`count` sequences that training never sees, in batches of at most `size`."""
-    return [
-        sequences(T, min(size, count - begin), np.random.default_rng((FRESH, seed, begin)))
-        for begin in range(0, count, size)
-    ]
 
 
 def stage_length(T: int, step: int, curriculum: int) -> int:

@@ -5,9 +5,11 @@ import functools
 
 import seqjax
 from experiments.adding import data
-from experiments.study.task import Evaluator, Task, require
+from experiments.study import drawn
+from experiments.study.task import Task, require
 from seqjax import training
-from seqjax.base import Cell, Layer, Params
+from seqjax.base import Cell
+from seqjax.training import Batch
 
 METRIC = "mse"
 
@@ -30,12 +32,18 @@ def task(
     require("the adding problem", batch_size=batch_size, fresh=fresh)
     require("the adding problem", least=2, length=length)
     require("the adding problem", least=0, curriculum=curriculum)
+
+    def make_batch(seed: int, step: int) -> Batch:
+        T = data.stage_length(length, step, curriculum)
+        return drawn.batch(functools.partial(data.sequences, T), batch_size, seed, step)
+
+    draw = functools.partial(data.sequences, length)
     return Task(
         name=f"adding problem, T = {length:,}",
-        make_batch=data.batches(length, batch_size, curriculum=curriculum),
+        make_batch=make_batch,
         loss=training.mean_squared_error,
         model=model,
-        evaluator=functools.partial(_evaluator, length, fresh, replicate),
+        evaluator=functools.partial(drawn.evaluator, draw, fresh, replicate, {METRIC: training.mean_squared_error}),
         metric=METRIC,
         baselines={"always 1 (exact: 1/6)": data.CHANCE},
     )
@@ -44,13 +52,3 @@ def task(
 def model(*cells: Cell) -> seqjax.Serial:
     """Recurrent layers of these cells, their last step, and a dense layer."""
     return seqjax.Serial(*(seqjax.RNN(cell) for cell in cells), seqjax.Last(), seqjax.Dense(1))
-
-
-def _evaluator(length: int, fresh: int, replicate: int, model: Layer) -> Evaluator:
-    batches = data.fresh(length, fresh, replicate)
-    step = training.make_eval_step(model, {METRIC: training.mean_squared_error})
-
-    def evaluate(params: Params) -> dict[str, float]:
-        return training.evaluate(step, params, batches)
-
-    return evaluate

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plot of where each cell ended: every run a dot, their mean a line."""
 
-import math
 import pathlib
 from collections.abc import Sequence
 
@@ -25,13 +24,12 @@ def final(path: pathlib.Path, task: Task, rows: Sequence[Row]) -> None:
         figure = Figure(figsize=(8, 1.4 + 0.38 * len(rows)), layout="constrained")
         axis = figure.subplots()
         for place, row in enumerate(rows):
-            values = [value for value in row.values(task.metric) if math.isfinite(value)]
+            values = row.values(task.metric)
             colour = style.PALETTE[place % len(style.PALETTE)]
             axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.6, ms=5)
             if values:
                 axis.plot([row.mean(task.metric)] * 2, [place - 0.28, place + 0.28], color=colour, lw=2.5)
-            diverged = len(row.outcomes) - len(values)
-            if diverged:
+            if diverged := row.diverged(task.metric):
                 axis.annotate(
                     f"{diverged} diverged", (1, place), xycoords=("axes fraction", "data"), ha="right", va="center"
                 )

@@ -11,7 +11,6 @@ import rich.console
 
 from experiments.compare import budget, plots, tasks
 from experiments.compare.config import COMMAND, Config
-from experiments.study import runner
 from experiments.study.cells import cells
 from experiments.study.conduct import conduct
 from experiments.study.task import Variant
@@ -53,21 +52,17 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, writes the summary and the plots."""
     rows = variants(config, run_dir)
     longest = max(row.steps for row in rows)
-    try:
-        conduct(
-            CONSOLE,
-            rows,
-            range(config.seeds),
-            run_dir,
-            config=COMMAND.to_json(config),
-            evaluate_every=config.evaluate_every or max(1, longest // EVALUATIONS),
-            checkpoint_every=config.checkpoint_every,
-            log_every=20,
-        )
-    finally:
-        finished = runner.partial(rows, range(config.seeds), run_dir)
-        if finished:
-            plots.final(run_dir / "final.png", rows[0].task(0), finished)
+    conduct(
+        CONSOLE,
+        rows,
+        range(config.seeds),
+        run_dir,
+        config=COMMAND.to_json(config),
+        then=lambda finished: plots.final(run_dir / "final.png", rows[0].task(0), finished),
+        evaluate_every=config.evaluate_every or max(1, longest // EVALUATIONS),
+        checkpoint_every=config.checkpoint_every,
+        log_every=20,
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 """Sequences of the copy memory task, and what can be reached without memory."""
 
 import math
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +13,6 @@ SYMBOLS = 8
 RECALLED = 10
 """Symbols to be repeated."""
 TOKENS = SYMBOLS + 2
-TRAINING, FRESH = 0, 1
-"""Streams of random numbers: what is trained on, and what models are judged by, are never the same."""
 
 
 def chance(T: int) -> float:
@@ -58,20 +55,3 @@ def sequences(T: int, count: int, rng: np.random.Generator) -> Batch:
     targets = np.zeros_like(tokens)
     targets[-RECALLED:] = symbols
     return Batch(jnp.asarray(np.eye(TOKENS, dtype=np.float32)[tokens]), jnp.asarray(targets))
-
-
-def batches(T: int, size: int) -> Callable[[int, int], Batch]:
-    """A pure `make_batch(seed, step)` of `size` new sequences for every step."""
-
-    def make_batch(seed: int, step: int) -> Batch:
-        return sequences(T, size, np.random.default_rng((TRAINING, seed, step)))
-
-    return make_batch
-
-
-def fresh(T: int, count: int, seed: int, size: int = 100) -> list[Batch]:
-    """`count` sequences that training never sees, in batches of at most `size`."""
-    return [
-        sequences(T, min(size, count - begin), np.random.default_rng((FRESH, seed, begin)))
-        for begin in range(0, count, size)
-    ]

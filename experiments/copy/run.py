@@ -11,7 +11,7 @@ import rich.console
 from experiments.copy import data
 from experiments.copy.config import COMMAND, Config
 from experiments.copy.models import MODELS
-from experiments.copy.task import METRIC, RECALL, task
+from experiments.copy.task import METRIC, task
 from experiments.study import generated
 from experiments.study.task import Variant
 
@@ -35,12 +35,7 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
     level = data.chance(config.length)
     for row in rows:
         ratios = ", ".join(f"{value / level:.3g}" for value in row.values(METRIC))
-        recalled = ", ".join(f"{100 * value:.1f}%" for value in row.values(RECALL))
-        CONSOLE.print(
-            f"{row.variant.name}: {ratios or 'diverged'} of chance in its runs; symbols recalled: {recalled or '-'} "
-            f"(chance {100 / data.SYMBOLS:.1f}%)",
-            highlight=False,
-        )
+        CONSOLE.print(f"{row.variant.name}: {ratios or 'diverged'} of chance in its runs", highlight=False)
 
 
 if __name__ == "__main__":

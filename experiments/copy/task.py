@@ -5,10 +5,10 @@ import functools
 
 import seqjax
 from experiments.copy import data
-from experiments.copy.measures import AtLastSteps
-from experiments.study.task import Evaluator, Task, require
+from experiments.study import drawn
+from experiments.study.task import Task, require
 from seqjax import training
-from seqjax.base import Cell, Layer, Params
+from seqjax.base import Cell
 from seqjax.training.losses import Loss
 
 METRIC = "cross_entropy"
@@ -30,28 +30,23 @@ def task(replicate: int = 0, *, length: int = 100, batch_size: int = 32, fresh: 
       ValueError: a number out of range.
     """
     require("copy memory", length=length, batch_size=batch_size, fresh=fresh)
+    draw = functools.partial(data.sequences, length)
+    measures: dict[str, Loss] = {
+        METRIC: training.cross_entropy,
+        RECALL: training.AtLastStep(training.accuracy, data.RECALLED),
+    }
     return Task(
         name=f"copy memory, T = {length:,}",
-        make_batch=data.batches(length, batch_size),
+        make_batch=functools.partial(drawn.batch, draw, batch_size),
         loss=training.cross_entropy,
         model=model,
-        evaluator=functools.partial(_evaluator, length, fresh, replicate),
+        evaluator=functools.partial(drawn.evaluator, draw, fresh, replicate, measures),
         metric=METRIC,
         baselines={"chance (exact)": data.chance(length)},
+        also={RECALL: {"chance (exact)": 1 / data.SYMBOLS}},
     )
 
 
 def model(cell: Cell) -> seqjax.Serial:
     """A recurrent layer of this cell, and a hidden layer and logits at every step."""
     return seqjax.Serial(seqjax.RNN(cell), seqjax.Dense(READOUT), seqjax.Activation("relu"), seqjax.Dense(data.TOKENS))
-
-
-def _evaluator(length: int, fresh: int, replicate: int, model: Layer) -> Evaluator:
-    batches = data.fresh(length, fresh, replicate)
-    measures: dict[str, Loss] = {METRIC: training.cross_entropy, RECALL: AtLastSteps(training.accuracy, data.RECALLED)}
-    step = training.make_eval_step(model, measures)
-
-    def evaluate(params: Params) -> dict[str, float]:
-        return training.evaluate(step, params, batches)
-
-    return evaluate

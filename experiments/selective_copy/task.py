@@ -4,17 +4,17 @@
 import functools
 
 import seqjax
-from experiments.copy.measures import AtLastSteps
 from experiments.selective_copy import data
+from experiments.study import drawn
 from experiments.study.blocks import blocks
-from experiments.study.task import Evaluator, Task, require
+from experiments.study.task import Task, require
 from seqjax import training
-from seqjax.base import Cell, Layer, Params
+from seqjax.base import Cell
 from seqjax.initializers import Uniform
-from seqjax.training.losses import Loss
 
 METRIC = "accuracy"
 CROSS_ENTROPY = "cross_entropy"
+CHANCE = "chance (exact: 1/14)"
 
 
 def task(
@@ -46,15 +46,19 @@ def task(
         raise ValueError(
             f"selective copying: {recalled} symbols do not fit in {length} steps; lower recalled or raise length."
         )
+    draw = functools.partial(data.sequences, length, recalled)
+    loss = training.AtLastStep(training.cross_entropy, recalled)
+    measures = {METRIC: training.AtLastStep(training.accuracy, recalled), CROSS_ENTROPY: loss}
     return Task(
         name=f"selective copying, {recalled} symbols in L = {length:,}",
-        make_batch=data.batches(length, recalled, batch_size),
-        loss=AtLastSteps(training.cross_entropy, recalled),
+        make_batch=functools.partial(drawn.batch, draw, batch_size),
+        loss=loss,
         model=functools.partial(model, layers=layers, width=width),
-        evaluator=functools.partial(_evaluator, length, recalled, fresh, replicate),
+        evaluator=functools.partial(drawn.evaluator, draw, fresh, replicate, measures),
         metric=METRIC,
         better="higher",
-        baselines={"chance (exact: 1/14)": data.CHANCE_ACCURACY},
+        baselines={CHANCE: data.CHANCE_ACCURACY},
+        also={CROSS_ENTROPY: {CHANCE: data.CHANCE_CROSS_ENTROPY}},
     )
 
 
@@ -66,17 +70,3 @@ def model(cell: Cell, layers: int = 3, width: int = 32) -> seqjax.Serial:
         seqjax.LayerNorm(),
         seqjax.Dense(data.TOKENS),
     )
-
-
-def _evaluator(length: int, recalled: int, fresh: int, replicate: int, model: Layer) -> Evaluator:
-    batches = data.fresh(length, recalled, fresh, replicate)
-    measures: dict[str, Loss] = {
-        METRIC: AtLastSteps(training.accuracy, recalled),
-        CROSS_ENTROPY: AtLastSteps(training.cross_entropy, recalled),
-    }
-    step = training.make_eval_step(model, measures)
-
-    def evaluate(params: Params) -> dict[str, float]:
-        return training.evaluate(step, params, batches)
-
-    return evaluate

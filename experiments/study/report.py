@@ -51,7 +51,7 @@ def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
         padding=(0, 1, 0, 0),
     )
     headings = ["model", *(measure.replace("_", "\n") for measure in reached)]
-    headings += ["published", "runs", "weights", "ms a\nstep", "s a\nrun", "note"]
+    headings += ["published", "runs", "parameters", "ms a\nstep", "s a\nrun", "note"]
     columns = itertools.zip_longest(headings, *(cells for cells, _ in lines), fillvalue="")
     filled = [(heading, column) for heading, *column in columns if any(column)]
     for heading, column in filled:
@@ -64,8 +64,8 @@ def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
 
 
 def _costs(task: Task, row: Row) -> list[str]:
-    """What stands behind the measures: published, runs, weights, milliseconds a step, seconds a run, the note."""
-    diverged = len(row.outcomes) - len(row.values(task.metric))
+    """What stands behind the measures: published, runs, parameters, milliseconds a step, seconds a run, the note."""
+    diverged = row.diverged(task.metric)
     steps = [found.milliseconds for found in row.outcomes if found.milliseconds is not None]
     return [
         row.variant.published.get(task.metric, ""),
@@ -95,9 +95,9 @@ def number(value: float) -> str:
 
 
 def best(task: Task, rows: Sequence[Row]) -> Row | None:
-    """The row with the best mean; `None` where there are not two to choose from."""
-    judged = [row for row in rows if not math.isnan(row.mean(task.metric))]
-    if len(judged) < 2:
+    """The row with the best mean, none of whose runs diverged; `None` where there are not two to choose from."""
+    judged = [row for row in rows if not row.diverged(task.metric)]
+    if len(rows) < 2 or not judged:
         return None
     return (min if task.better == "lower" else max)(judged, key=lambda row: row.mean(task.metric))
 
@@ -138,6 +138,8 @@ def _finite(value: Any) -> Any:
 def learning(path: pathlib.Path, task: Task, rows: Sequence[Row], run_dir: pathlib.Path) -> None:
     """The measure against the training step: the mean over replicates, and the band that they fill.
 
+    A run that diverged is a thin line of its own, up to a cross where it was last judged.
+
     Args:
       path: of the PNG.
       task: what was learnt.
@@ -149,31 +151,42 @@ def learning(path: pathlib.Path, task: Task, rows: Sequence[Row], run_dir: pathl
         axis = figure.subplots()
         low, high = math.inf, -math.inf
         for index, row in enumerate(rows):
-            steps, values = _curves(task.metric, row, run_dir)
+            steps, values, given_up = curves(task.metric, row, run_dir)
             drawn = line(index)
             if values.size:
-                low, high = min(low, float(values.min())), max(high, float(values.max()))
                 marker = "o" if len(steps) < 30 else None
                 axis.plot(steps, values.mean(0), **drawn, lw=1.5, marker=marker, ms=2.5, label=row.variant.name)
-                if len(values) > 1:
-                    axis.fill_between(steps, values.min(0), values.max(0), color=drawn["color"], alpha=0.15, lw=0)
+            if len(values) > 1:
+                axis.fill_between(steps, values.min(0), values.max(0), color=drawn["color"], alpha=0.15, lw=0)
+            for curve in given_up:
+                axis.plot(*zip(*curve.items(), strict=True), **drawn, lw=0.7, marker="x", markevery=[-1])
+            seen = [*values.ravel(), *(value for curve in given_up for value in curve.values())]
+            low, high = min([low, *seen]), max([high, *seen])
         for index, (name, value) in enumerate(task.baselines.items()):
             low, high = min(low, value), max(high, value)
             axis.axhline(value, color="0.35", ls=("--", ":", "-.")[index % 3], lw=1.2, label=name)
         if task.better == "lower" and 0 < 5 * low < high:
             logarithmic(axis)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        axis.set(xlabel="training step", ylabel=task.metric)
+        most = max(len(row.outcomes) for row in rows)
+        bands = f"; lines are means of up to {most} runs, bands from the least to the greatest" if most > 1 else ""
+        axis.set(xlabel=f"training step{bands}", ylabel=task.metric)
         axis.set_title(task.name, loc="left")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
         figure.savefig(path)
 
 
-def _curves(metric: str, row: Row, run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """The steps at which all runs of a variant were judged, and the measure there `[run, step]`."""
-    runs = []
+def curves(metric: str, row: Row, run_dir: pathlib.Path) -> tuple[list[int], np.ndarray, list[dict[int, float]]]:
+    """The steps at which all runs of a variant were judged, the measure there `[run, step]`, and runs that diverged.
+
+    The latter are the measure by the step, and in neither of the former; those that were never judged are left out.
+    """
+    whole: list[dict[int, float]] = []
+    given_up: list[dict[int, float]] = []
     for found in row.outcomes:
         lines = training.read_metrics(run_dir / row.variant.name / str(found.replicate) / "metrics.jsonl")
-        runs.append({line["step"]: line[metric] for line in lines if line.get(metric) is not None})
-    steps = sorted(set.intersection(*(set(seen) for seen in runs)))
-    return np.array(steps), np.array([[seen[step] for step in steps] for seen in runs])
+        curve = {line["step"]: line[metric] for line in lines if line.get(metric) is not None}
+        (given_up if found.diverged else whole).append(curve)
+    steps = sorted(set.intersection(*map(set, whole))) if whole else []
+    values = np.array([[curve[step] for step in steps] for curve in whole])
+    return steps, values, [curve for curve in given_up if curve]

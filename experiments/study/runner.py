@@ -70,6 +70,10 @@ class Row:
         found = [outcome.values[measure] for outcome in self.outcomes if not outcome.diverged]
         return [value for value in found if math.isfinite(value)]
 
+    def diverged(self, measure: str) -> int:
+        """How many of its runs did, or ended with a measure that is not a number."""
+        return len(self.outcomes) - len(self.values(measure))
+
     def mean(self, measure: str) -> float:
         """Its mean; NaN where all diverged."""
         return statistics.fmean(self.values(measure)) if self.values(measure) else math.nan

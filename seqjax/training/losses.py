@@ -160,16 +160,17 @@ def accuracy(predictions: Array, targets: Array, mask: Mask = None) -> Array:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AtLastStep(Described):
-    """A loss over only the last valid step of each sequence; sequences without a valid step do not count.
+    """A loss over only the last valid step, or steps, of each sequence; one without a valid step does not count.
 
     It is called as `(predictions, targets, mask=None)`, with the shapes that `loss` takes, and returns its scalar.
 
     Args:
       loss: one of the losses here, or your own `loss(predictions, targets, mask) -> scalar`.
+      steps: how many of the last valid steps count; all of a sequence that has fewer.
 
     Raises:
-      ValueError: a loss that is not a function; when called, targets of another number of steps than predictions,
-        or what `loss` refuses.
+      ValueError: a loss that is not a function, or steps below 1; when called, targets of another number of steps
+        than predictions, or what `loss` refuses.
 
     >>> last = AtLastStep(mean_squared_error)
     >>> float(last(jnp.array([[1.0], [2.0], [9.0]]), jnp.zeros((3, 1)), jnp.array([True, True, False])))
@@ -177,9 +178,11 @@ class AtLastStep(Described):
     """
 
     loss: Loss
+    steps: int = 1
 
     def __post_init__(self):
         require.functions("AtLastStep", loss=(self.loss, "loss(predictions, targets, mask)"))
+        require.positive("AtLastStep", steps=self.steps)
 
     def __call__(self, predictions: Array, targets: Array, mask: Mask = None) -> Array:
         if jnp.shape(targets)[:1] != predictions.shape[:1]:
@@ -189,25 +192,25 @@ class AtLastStep(Described):
                 "subsample the targets to match."
             )
         if mask is None:
-            return self.loss(predictions[-1:], targets[-1:], None)
-        return self.loss(predictions, targets, last_valid(mask))
+            return self.loss(predictions[-self.steps :], targets[-self.steps :], None)
+        return self.loss(predictions, targets, last_valid(mask, self.steps))
 
 
-def last_valid(mask: Array) -> Array:
-    """`mask [T, ...]` reduced to the last valid step of each sequence.
+def last_valid(mask: Array, steps: int = 1) -> Array:
+    """`mask [T, ...]` reduced to the last valid steps of each sequence.
 
     >>> last_valid(jnp.array([True, False, True, False])).tolist()
     [False, False, True, False]
     """
     count = jnp.cumsum(mask, axis=0)
-    return mask & (count == count[-1:])
+    return mask & (count > count[-1:] - steps)
 
 
 def weight(loss: Loss, predictions: Array, mask: Mask) -> Array:
     """The number of steps over which `loss` is a mean, for averaging over batches: int32, shape `()`."""
     if mask is None:
         mask = jnp.ones(predictions.shape[:-1], bool)
-    return jnp.sum(last_valid(mask) if isinstance(loss, AtLastStep) else mask, dtype=jnp.int32)
+    return jnp.sum(last_valid(mask, loss.steps) if isinstance(loss, AtLastStep) else mask, dtype=jnp.int32)
 
 
 def _mean(elementwise: Callable, predictions: Array, targets: Array, mask: Mask) -> Array:

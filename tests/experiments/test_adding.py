@@ -2,6 +2,7 @@
 """The adding problem: its sequences, its chance level, its curriculum, and the command."""
 
 import fractions
+import functools
 import json
 
 import jax
@@ -16,6 +17,7 @@ import seqjax
 from experiments.adding import config, data, run
 from experiments.adding.models import MODELS, closed
 from experiments.adding.task import METRIC, task
+from experiments.study import drawn
 
 TINY = ["--models", "mingru-closed", "--length", "12", "--hidden-dim", "3", "--steps", "4", "--batch-size", "2",
         "--fresh", "10", "--evaluate-every", "2", "--seeds", "1"]  # fmt: skip
@@ -56,19 +58,23 @@ def test_the_evaluator_gives_the_error_of_always_saying_one():
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), jnp.zeros((6, 2, 2), jnp.float32)))
     params = (params[0], params[1]._replace(bias=jnp.ones(1, jnp.float32)))
     found = made.evaluator(model)(params)
-    ys = np.concatenate([np.asarray(batch.ys).ravel() for batch in data.fresh(6, 130, 0)]).astype(np.float64)
+    ys = np.concatenate(
+        [np.asarray(batch.ys).ravel() for batch in drawn.fresh(functools.partial(data.sequences, 6), 130, 0)]
+    )
     assert len(ys) == 130
     assert found[METRIC] == pytest.approx(np.mean((ys - 1) ** 2), rel=1e-6)
     assert found[METRIC] == pytest.approx(1 / 6, abs=5 * np.sqrt(7 / 180 / 130))  # Var (u + v - 1)² = 7/180
 
 
 def test_batches_are_pure_and_never_those_that_models_are_judged_by():
-    make = data.batches(10, 3)
+    make = task(length=10, batch_size=3).make_batch
     np.testing.assert_array_equal(make(1, 2).xs, make(1, 2).xs)
-    judged = data.fresh(10, 3, seed=1)[0]
+    draw = functools.partial(data.sequences, 10)
+    judged = drawn.fresh(draw, 3, seed=1)[0]
     others = [make(1, 3), make(2, 2), judged]
     assert all(not np.array_equal(make(1, 2).xs, other.xs) for other in others)
-    np.testing.assert_array_equal(judged.xs, data.fresh(10, 3, seed=1)[0].xs)
+    np.testing.assert_array_equal(judged.xs, drawn.fresh(draw, 3, seed=1)[0].xs)
+    assert [batch.ys.shape[1] for batch in drawn.fresh(draw, 130, seed=0)] == [100, 30]
 
 
 def test_sequences_grow_by_doubling_to_their_full_length():
@@ -79,7 +85,7 @@ def test_sequences_grow_by_doubling_to_their_full_length():
     ]  # fmt: skip
     assert data.stage_length(600, 0, 0) == 600
     assert data.stage_length(60, 0, 10) == 60  # half of it would be shorter than 50
-    assert data.batches(400, 2, curriculum=3)(0, 0).xs.shape == (50, 2, 2)
+    assert task(length=400, batch_size=2, curriculum=3).make_batch(0, 0).xs.shape == (50, 2, 2)
 
 
 def test_a_closed_write_gate_lets_four_parts_of_the_length_in():

@@ -12,9 +12,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tyro")
 
 import seqjax
-from experiments.adding import data
 from experiments.compare import budget, run, tasks
 from experiments.compare.config import COMMAND
+from experiments.study import drawn
 from seqjax import training
 
 TINY = ["--options", "length=8", "fresh=6", "batch_size=2", "--cells", "mingru,simple", "--hidden-dim", "3",
@@ -51,20 +51,15 @@ def test_cells_and_seeds_are_trained_for_the_same_steps(whole):
 
 def test_a_killed_comparison_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
     run_dir = tmp_path / "killed"
-    batches = data.batches
+    batch = drawn.batch
 
-    def deadly(*args, **options):
-        make_batch = batches(*args, **options)
-
-        def make(seed, step):
-            if (seed, step) == (1, 5):
-                raise Killed
-            return make_batch(seed, step)
-
-        return make
+    def deadly(draw, size, seed, step):
+        if (seed, step) == (1, 5):
+            raise Killed
+        return batch(draw, size, seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "batches", deadly)
+        patch.setattr(drawn, "batch", deadly)
         with pytest.raises(Killed):
             run.main([*TINY, "--run-dir", str(run_dir)])
     assert [str(path) for path in folders(run_dir)] == ["mingru/0", "simple/0"]

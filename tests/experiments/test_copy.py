@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copy memory: its sequences, its exact chance level, and the command."""
 
+import functools
 import json
 import math
 
@@ -13,9 +14,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tyro")
 
 from experiments.copy import config, data, run
-from experiments.copy.measures import AtLastSteps
 from experiments.copy.models import MODELS, ring
 from experiments.copy.task import METRIC, RECALL, task
+from experiments.study import drawn
 from seqjax import training
 
 TINY = ["--models", "simple", "--length", "5", "--hidden-dim", "3", "--steps", "4", "--batch-size", "2",
@@ -55,20 +56,10 @@ def test_chance_is_what_the_best_without_memory_reaches():
 
 
 def test_batches_are_pure_and_never_those_that_models_are_judged_by():
-    make = data.batches(5, 3)
+    make = task(length=5, batch_size=3).make_batch
     np.testing.assert_array_equal(make(1, 2).xs, make(1, 2).xs)
-    others = [make(1, 3), make(2, 2), data.fresh(5, 3, seed=1)[0]]
+    others = [make(1, 3), make(2, 2), drawn.fresh(functools.partial(data.sequences, 5), 3, seed=1)[0]]
     assert all(not np.array_equal(make(1, 2).xs, other.xs) for other in others)
-    assert [batch.ys.shape[1] for batch in data.fresh(5, 130, seed=0)] == [100, 30]
-
-
-def test_a_measure_of_the_last_steps_leaves_out_the_others_and_masked_ones():
-    logits = jnp.asarray(np.array([[[0, 1]], [[1, 0]], [[0, 1]]], np.float32))
-    labels = jnp.ones((3, 1), int)
-    measure = AtLastSteps(training.accuracy, 2)
-    assert float(measure(logits, labels)) == 0.5
-    assert float(measure(logits, labels[-2:])) == 0.5
-    assert float(measure(logits, labels, jnp.array([[True], [False], [True]]))) == 1.0
 
 
 def test_slow_eigenvalues_outlast_the_pause():
@@ -106,6 +97,7 @@ def test_the_command_trains_reports_and_resumes(tmp_path):
     assert run.main([*TINY, "--run-dir", str(run_dir)]) == 0
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["baselines"] == {"chance (exact)": pytest.approx(10 * math.log(8) / 25)}
+    assert summary["also"] == {RECALL: {"chance (exact)": pytest.approx(1 / 8)}}
     assert set(summary["rows"][0]["outcomes"][0]["values"]) >= {METRIC, RECALL}
     assert (run_dir / "learning.png").stat().st_size > 1000
     result = run_dir / "simple" / "0" / "result.json"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selective copying: its sequences, its exact chance level, and the command."""
 
+import functools
 import json
 import math
 
@@ -12,10 +13,10 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("tyro")
 
-from experiments.copy.measures import AtLastSteps
 from experiments.selective_copy import config, data, run
 from experiments.selective_copy.models import entries
 from experiments.selective_copy.task import CROSS_ENTROPY, METRIC, task
+from experiments.study import drawn
 from seqjax import training
 
 TINY = ["--models", "mingru", "--length", "6", "--recalled", "2", "--layers", "1", "--width", "3", "--hidden-dim", "3",
@@ -25,14 +26,14 @@ TINY = ["--models", "mingru", "--length", "6", "--recalled", "2", "--layers", "1
 def test_symbols_at_random_steps_are_asked_for_in_their_order():
     xs, ys, mask, resets = data.sequences(9, 4, 300, np.random.default_rng(2))
     assert xs.shape == (13, 300)
-    assert ys.shape == (4, 300)
+    assert ys.shape == (13, 300)
     assert mask is None
     assert resets is None
     xs, ys = np.asarray(xs), np.asarray(ys)
     np.testing.assert_array_equal(xs[9:], 15)
     for b in range(300):
-        np.testing.assert_array_equal(xs[:9, b][xs[:9, b] != 0], ys[:, b])
-    assert set(ys.ravel()) == set(range(1, 15))
+        np.testing.assert_array_equal(xs[:9, b][xs[:9, b] != 0], ys[9:, b])
+    assert set(ys[9:].ravel()) == set(range(1, 15))
 
 
 def test_every_step_holds_a_symbol_equally_often():
@@ -46,21 +47,21 @@ def test_all_steps_may_hold_symbols():
 
 
 def test_chance_is_what_the_best_without_memory_reaches():
-    symbols = jnp.asarray(np.arange(1, 15)[None])  # each equally often
+    symbols = jnp.zeros((3, 14), int).at[-1].set(np.arange(1, 15))  # each equally often
     alike = jnp.asarray(np.array([-80.0] + [0.0] * 14 + [-80.0], np.float32) * np.ones((3, 14, 1), np.float32))
-    assert float(AtLastSteps(training.cross_entropy, 1)(alike, symbols)) == pytest.approx(math.log(14), rel=1e-6)
+    assert float(training.AtLastStep(training.cross_entropy)(alike, symbols)) == pytest.approx(math.log(14), rel=1e-6)
     assert pytest.approx(math.log(14), rel=1e-12) == data.CHANCE_CROSS_ENTROPY
     for guess in range(1, 15):
         always = jnp.asarray(np.eye(16, dtype=np.float32)[np.full((3, 14), guess)])
-        assert float(AtLastSteps(training.accuracy, 1)(always, symbols)) == pytest.approx(
+        assert float(training.AtLastStep(training.accuracy)(always, symbols)) == pytest.approx(
             data.CHANCE_ACCURACY, rel=1e-6
         )
 
 
 def test_batches_are_pure_and_never_those_that_models_are_judged_by():
-    make = data.batches(12, 3, 5)
+    make = task(length=12, recalled=3, batch_size=5).make_batch
     np.testing.assert_array_equal(make(1, 2).xs, make(1, 2).xs)
-    others = [make(1, 3), make(2, 2), data.fresh(12, 3, 5, seed=1)[0]]
+    others = [make(1, 3), make(2, 2), drawn.fresh(functools.partial(data.sequences, 12, 3), 5, seed=1)[0]]
     assert all(not np.array_equal(make(1, 2).xs, other.xs) for other in others)
 
 

@@ -218,6 +218,31 @@ def test_a_run_whose_measure_is_no_number_counts_as_diverged():
     assert list(runs.cells)[-1] == "3, 1 diverged"
 
 
+def test_a_row_that_diverged_in_part_is_not_the_best():
+    lucky = Row(VARIANTS[0], [outcome(1.0), outcome(0.0, values={}, diverged=True)])
+    steady = Row(VARIANTS[1], [outcome(2.0), outcome(2.0)])
+    assert report.best(TASK, [lucky, steady]) is steady
+    assert report.best(TASK, [lucky, lucky]) is None
+    assert report.best(TASK, [steady]) is None
+
+
+def test_a_run_that_diverged_shortens_no_curve(tmp_path):
+    judged = {0: [(2, 3.0), (4, 2.0), (6, 1.0)], 1: [(2, 5.0), (4, 9.0)], 2: [(2, 4.0), (4, 4.0), (6, 3.0)], 3: []}
+    for replicate, lines in judged.items():
+        folder = tmp_path / "slow" / str(replicate)
+        folder.mkdir(parents=True)
+        text = [json.dumps({"step": step, "mse": value}) + "\n" for step, value in lines]
+        (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n' + "".join(text))
+    row = Row(VARIANTS[0], [outcome(1.0, replicate=r, values={"mse": 1.0}, diverged=r in (1, 3)) for r in range(4)])
+    steps, values, given_up = report.curves("mse", row, tmp_path)
+    assert (steps, values.tolist(), given_up) == ([2, 4, 6], [[3, 2, 1], [4, 4, 3]], [{2: 5.0, 4: 9.0}])
+    all_diverged = Row(VARIANTS[0], [row.outcomes[1]])
+    steps, values, given_up = report.curves("mse", all_diverged, tmp_path)
+    assert (steps, values.size, given_up) == ([], 0, [{2: 5.0, 4: 9.0}])
+    report.learning(tmp_path / "learning.png", TASK, [row, all_diverged], tmp_path)
+    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_line_of_a_plot_can_be_told_from_the_others():
     drawn = [tuple(style.line(index).values()) for index in range(20)]
     assert len(set(drawn)) == 20

@@ -125,9 +125,20 @@ def test_last_step_takes_targets_of_as_many_steps(mask):
         AtLastStep(mean_squared_error)(predictions, targets[1:], mask)
 
 
-def test_last_step_takes_a_loss():
-    with pytest.raises(ValueError, match=r"AtLastStep: loss must be a function, .* got 3"):
-        AtLastStep(3)
+def test_the_last_steps_are_each_sequences_own_too():
+    predictions, targets, _ = draw(False)
+    mask = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+    last = [(1, 0), (3, 0), (0, 1), (2, 1)]  # (step, sequence): two of the first's three, both of the second's
+    expected = np.mean([(predictions[at] - targets[at]) ** 2 for at in last])
+    measure = AtLastStep(mean_squared_error, 2)
+    np.testing.assert_allclose(measure(predictions, targets, jnp.asarray(mask)), expected)
+    np.testing.assert_allclose(measure(predictions, targets), np.mean((predictions[3:] - targets[3:]) ** 2))
+
+
+@pytest.mark.parametrize(("given", "wrong"), [((3,), "loss must be a function, .* got 3"), ((accuracy, 0), "steps")])
+def test_last_step_takes_a_loss_and_a_number_of_steps(given, wrong):
+    with pytest.raises(ValueError, match=f"AtLastStep: {wrong}"):
+        AtLastStep(*given)
 
 
 def test_last_valid_of_an_empty_sequence_is_nothing():

@@ -328,14 +328,16 @@ def test_evaluation_weighs_batches_by_the_steps_each_mean_is_over():
         for B, share in ((5, 0.2), (2, 0.9))
     ]
     params = model.init(jax.random.key(0), batches[0].xs)
-    hits, last_hits = [], []
+    hits, last_hits, of_two = [], [], []
     for xs, ys, mask, _ in batches:
         right = (xs @ np.asarray(params.kernel)).argmax(-1) == ys
         hits += right[mask].tolist()
         last_hits += [right[np.flatnonzero(m)[-1], b] for b, m in enumerate(mask.T) if m.any()]
-    step = make_eval_step(model, {"accuracy": accuracy, "last": AtLastStep(accuracy)})
-    got = evaluate(step, params, batches)
-    assert got == pytest.approx({"accuracy": np.mean(hits), "last": np.mean(last_hits)}, rel=1e-12)
+        of_two += [hit for b, m in enumerate(mask.T) for hit in right[np.flatnonzero(m)[-2:], b]]
+    measures = {"accuracy": accuracy, "last": AtLastStep(accuracy), "last two": AtLastStep(accuracy, 2)}
+    got = evaluate(make_eval_step(model, measures), params, batches)
+    expected = {"accuracy": np.mean(hits), "last": np.mean(last_hits), "last two": np.mean(of_two)}
+    assert got == pytest.approx(expected, rel=1e-12)
 
 
 def test_evaluation_draws_nothing_at_random():
