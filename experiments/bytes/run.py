@@ -70,18 +70,22 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
         checkpoint_every=200,
         log_every=10,
     )
-    for row in rows:
-        adapted = [
+    adapted = {
+        row.variant.name: [
             learning_on(corpus, run_dir / row.variant.name / str(outcome.replicate), config.dynamic_rate)
             for outcome in row.outcomes
             if not outcome.diverged
         ]
-        if adapted:
-            mean, best = statistics.fmean(adapted), read.baselines["lzma"]
-            verdict = "below" if mean < best else "not below"
+        for row in rows
+    }
+    write_json(run_dir / "dynamic.json", adapted)
+    best = read.baselines["lzma"]
+    for name, bits in adapted.items():
+        if bits:
+            spread = f" ±{statistics.stdev(bits):.2g}" if len(bits) > 1 else ""
+            verdict = f"{sum(found < best for found in bits)} of {len(bits)} below lzma's {best:.3f}"
             CONSOLE.print(
-                f"{row.variant.name}, {row.mean(METRIC):.3f} bits a byte, needs {mean:.3f} when it goes on learning: "
-                f"{verdict} lzma's {best:.3f}",
+                f"{name}, when it goes on learning: {statistics.fmean(bits):.3f}{spread} bits a byte, {verdict}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -103,8 +107,6 @@ def let_write(config: Config) -> bool:
     """What `--sample` asks for."""
     if config.sample is None:
         return False
-    if training.latest_step(config.sample) is None:
-        raise ValueError(f"{config.sample} has no model; give the folder of one run, runs/bytes/.../CELL/0 say.")
     loaded = training.load(config.sample)
     check_alphabet(loaded.model, loaded.params)
     written = write(

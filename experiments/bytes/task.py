@@ -9,8 +9,8 @@ from experiments.study.task import Evaluator, Task, require
 from seqjax import training
 from seqjax.base import Cell, Layer, Params
 
-METRIC = "bits"
-"""A byte of the last part, given all bytes before it."""
+METRIC = "bits_per_byte"
+"""Of the last part, each byte given all bytes before it."""
 BYTES, FEATURES = 256, 64
 
 

@@ -60,9 +60,10 @@ def variants(config: Config, learnt: Task) -> list[Variant]:
 
 
 def published(corpus: data.Corpus, cell: str) -> dict[str, str]:
-    """The figure of the same set; beside music21's Bach that of JSB, marked as another set's."""
-    figure = PUBLISHED.get(corpus.published or "JSB", {}).get(cell)
-    if figure is None or (corpus.published is None and not corpus.name.startswith("Bach")):
+    """The figure of the same set; beside music21's Bach in quarters that of JSB, marked as another set's."""
+    alike = corpus.name.startswith("Bach") and corpus.steps_per_quarter == 1
+    figure = PUBLISHED.get(corpus.published or ("JSB" if alike else ""), {}).get(cell)
+    if figure is None:
         return {}
     return {METRIC: figure if corpus.published else f"{figure} (JSB)"}
 

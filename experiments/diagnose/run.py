@@ -11,6 +11,7 @@ from experiments.diagnose import report, subject
 from experiments.diagnose.config import PROGRAM, Config
 from experiments.diagnose.findings import Finding, findings
 from experiments.diagnose.measure import measure
+from experiments.study.command import refused
 
 CONSOLE = rich.console.Console()
 COLOURS = {"problem": "red", "note": "blue", "good": "green"}
@@ -32,8 +33,7 @@ def main(args: Sequence[str] | None = None) -> int:
         CONSOLE.print(f"The report is in {out}.", markup=False, soft_wrap=True)
         return 0
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return refused(error)
     except KeyboardInterrupt:
         return 130
 

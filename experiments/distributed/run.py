@@ -17,6 +17,7 @@ import rich.table
 import tyro
 
 from experiments.distributed.config import PROGRAM, Config
+from experiments.study.command import refused
 
 CONSOLE = rich.console.Console()
 
@@ -33,8 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         rows = merge(run_processes(config))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 import optax
 import rich.console
 
-from experiments.mnist1d.config import COMMAND, Config
+from experiments.mnist1d.config import COMMAND, PRESETS, Config
 from experiments.mnist1d.models import MODELS
 from experiments.mnist1d.task import task
 from experiments.study.conduct import conduct
 from experiments.study.task import Variant
 
 CONSOLE = rich.console.Console()
+PROTOCOL = ("steps", "batch_size", "hidden_dim", "learning_rate")
+"""The published one is that of the default preset in these."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -40,7 +42,8 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
 def variant(name: str, config: Config) -> Variant:
     """The row of the model `name`."""
     entry = MODELS[name]
-    published = entry.published[config.shuffled]
+    comparable = all(getattr(config, name) == getattr(PRESETS["default"], name) for name in PROTOCOL)
+    published = entry.published[config.shuffled] if comparable else None
     return Variant(
         name=name,
         task=functools.partial(task, shuffled=config.shuffled, batch_size=config.batch_size),

@@ -19,7 +19,7 @@ from seqjax.base import Array, Cell, Engine, Layer, Params
 from seqjax.engines.auto import Auto
 from seqjax.training import Batch
 
-METRIC = "bits"
+METRIC = "bits_per_spike"
 """A spike, above a constant rate."""
 BINS = 200_000
 READOUT = 32

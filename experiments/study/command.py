@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -82,8 +83,7 @@ class Command(Generic[C]):
         except (ValueError, OverflowError, OSError) as error:
             if run_dir is not None and config.resume is None:
                 _discard_empty(run_dir)
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
+            return refused(error)
         except KeyboardInterrupt:
             if run_dir is not None:
                 print(f"\nInterrupted. Continue with: {self.program} --resume {run_dir}", file=sys.stderr)
@@ -182,6 +182,19 @@ class Command(Generic[C]):
     def _new_folder(self, config: C) -> pathlib.Path:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         return pathlib.Path("runs") / self.name / f"{config.preset}-{now}"
+
+
+def refused(error: Exception) -> int:
+    """Says in one line what is wrong with the input, and returns the exit status.
+
+    What no `raise` of ours or of a library says, shapes that NumPy cannot multiply, is a mistake in a program: it is
+    raised again, to show where it is.
+    """
+    where = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError) and not where.startswith("raise"):
+        raise error
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def _discard_empty(run_dir: pathlib.Path) -> None:

@@ -58,9 +58,8 @@ def test_the_evaluator_gives_the_error_of_always_saying_one():
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), jnp.zeros((6, 2, 2), jnp.float32)))
     params = (params[0], params[1]._replace(bias=jnp.ones(1, jnp.float32)))
     found = made.evaluator(model)(params)
-    ys = np.concatenate(
-        [np.asarray(batch.ys).ravel() for batch in drawn.fresh(functools.partial(data.sequences, 6), 130, 0)]
-    )
+    judged = drawn.fresh(functools.partial(data.sequences, 6), 130, 0)
+    ys = np.concatenate([np.asarray(batch.ys, np.float64).ravel() for batch in judged])
     assert len(ys) == 130
     assert found[METRIC] == pytest.approx(np.mean((ys - 1) ** 2), rel=1e-6)
     assert found[METRIC] == pytest.approx(1 / 6, abs=5 * np.sqrt(7 / 180 / 130))  # Var (u + v - 1)² = 7/180

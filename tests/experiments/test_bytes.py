@@ -112,7 +112,9 @@ def test_a_run_is_resumed_refused_other_text_and_writes(tmp_path, folder, capsys
     assert set(summary["baselines"]) == {"zlib", "bz2", "lzma"}
     assert training.latest_step(where / "simple/0") == row["outcomes"][0]["steps"]
     assert "when it goes on learning" in capsys.readouterr().out
-    assert json.loads((where / "simple/0/dynamic.json").read_text())["bits"] < row["mean"]
+    kept = json.loads((where / "simple/0/dynamic.json").read_text())["bits_per_byte"]
+    assert kept < row["mean"]
+    assert json.loads((where / "dynamic.json").read_text()) == {"simple": [kept]}
     assert run.main(["--sample", str(where / "simple/0"), "--length", "20", "--prompt", "def"]) == 0
     assert capsys.readouterr().out.startswith("def")
     (where / "data.json").write_text("{}")

@@ -295,6 +295,22 @@ def trained(tmp_path_factory, mat):
     return run_dir
 
 
+@pytest.mark.parametrize(
+    ("name", "known", "quarter", "beside"),
+    [
+        ("Bach in music21", None, 1, "8.43 to 8.54 (JSB)"),
+        ("Bach in music21", None, 4, None),  # a sixteenth's nats are fewer
+        ("mine", None, 1, None),
+        ("JSB Chorales", "JSB", 1, "8.43 to 8.54"),
+        ("Nottingham", "Nottingham", 1, "3.46"),
+    ],
+)
+def test_published_figures_stand_beside_what_they_can_be_compared_with(name, known, quarter, beside):
+    corpus = data.Corpus(name, known, quarter, 0, (), (), ())
+    assert run.published(corpus, "gru") == ({} if beside is None else {"test_nats": beside})
+    assert run.published(corpus, "mingru") == {}
+
+
 def test_run_writes_what_it_promises(trained):
     assert (trained / "sample-gru.mid").read_bytes()[:4] == b"MThd"
     assert (trained / "sample-gru.png").read_bytes()[:4] == b"\x89PNG"

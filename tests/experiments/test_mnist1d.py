@@ -84,6 +84,12 @@ def test_a_run_reports_every_seed(tmp_path, monkeypatch, digits):
     assert run.main(["--resume", str(where), "--seeds", "1"]) == 2
 
 
+def test_the_published_figure_stands_beside_its_own_protocol_alone():
+    assert run.variant("gru", run.Config()).published == {"accuracy": MODELS["gru"].published[False]}
+    assert run.variant("gru", run.Config(hidden_dim=7)).published == {}
+    assert run.variant("gru", run.PRESETS["smoke"]).published == {}
+
+
 @pytest.mark.parametrize(("models", "message"), [("gru,gru", "one is named twice"), ("gru,elman", "elman.*choose")])
 def test_models_that_there_are_not_and_one_given_twice_are_refused(models, message):
     with pytest.raises(ValueError, match=f"--models: .*{message}"):

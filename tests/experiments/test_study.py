@@ -420,6 +420,14 @@ def test_a_run_of_another_experiment_is_refused_by_its_name(tmp_path, capsys):
     assert "is of a run of scripts/run other, not of scripts/run toy" in capsys.readouterr().err
 
 
+def test_a_mistake_in_a_program_shows_where_it_is(tmp_path):
+    def mistaken(config, run_dir):
+        np.ones(2) @ np.ones(3)
+
+    with pytest.raises(ValueError, match="size 3 is different from 2"):
+        COMMAND.main(["--run-dir", str(tmp_path / "run")], mistaken)
+
+
 def test_a_number_that_leaves_the_machines_is_an_error_of_one_line(tmp_path, capsys):
     def overflows(config, run_dir):
         raise OverflowError("Python int too large to convert to C long")
