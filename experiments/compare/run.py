@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import optax
 import rich.console
 
-from experiments.compare import budget, plots, tasks
+from experiments.compare import budget, tasks
 from experiments.compare.config import COMMAND, Config
+from experiments.study import plots
 from experiments.study.cells import cells
 from experiments.study.conduct import conduct
+from experiments.study.runner import Row
 from experiments.study.task import Variant
 from seqjax import training
 
@@ -52,13 +54,20 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
     """Trains what is not trained yet, prints the table, writes the summary and the plots."""
     rows = variants(config, run_dir)
     longest = max(row.steps for row in rows)
+
+    def draw(finished: Sequence[Row]) -> None:
+        if config.seconds is not None:
+            steps_in = {row.name: row.steps / config.seconds for row in rows}
+            path = run_dir / "learning-seconds.png"
+            plots.learning(path, rows[0].task(0), finished, run_dir, unit="seconds of training", steps_in=steps_in)
+
     conduct(
         CONSOLE,
         rows,
         range(config.seeds),
         run_dir,
         config=COMMAND.to_json(config),
-        then=lambda finished: plots.final(run_dir / "final.png", rows[0].task(0), finished),
+        then=draw,
         evaluate_every=config.evaluate_every or max(1, longest // EVALUATIONS),
         checkpoint_every=config.checkpoint_every,
         log_every=20,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two plots: how each way of training learns, by passes; and a stretch of sound, spikes and what was predicted."""
+"""A stretch of sound, spikes and what was predicted."""
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,39 +16,11 @@ from experiments.spikes.likelihood import log_odds
 from experiments.spikes.task import Judge, inputs, parts
 from experiments.study.runner import Row
 from experiments.study.style import STYLE, line
-from experiments.study.task import Task
 from seqjax import training
 from seqjax.base import Array, Layer, Params
 
 STRETCH = 4000
-"""Bins in the second plot: 200 ms."""
-
-
-def learning(
-    path: pathlib.Path, task: Task, rows: Sequence[Row], run_dir: pathlib.Path, updates: Mapping[str, int]
-) -> None:
-    """The measure against passes over the data, the first seed of each row.
-
-    Args:
-      path: of the PNG.
-      task: gives the measure and the baselines.
-      rows: finished ones.
-      run_dir: of the study.
-      updates: of each row, in a pass.
-    """
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(7.5, 4), layout="constrained")
-        axis = figure.subplots()
-        for index, row in enumerate(rows):
-            folder = run_dir / row.variant.name / str(row.outcomes[0].replicate)
-            judged = [logged for logged in training.read_metrics(folder / "metrics.jsonl") if task.metric in logged]
-            passes = [logged["step"] / updates[row.variant.name] for logged in judged]
-            axis.plot(passes, [logged[task.metric] for logged in judged], **line(index), label=row.variant.name)
-        for (name, value), dash in zip(task.baselines.items(), ("-", ":", "--"), strict=False):
-            axis.axhline(value, color="0.35", ls=dash, lw=1, label=name)
-        axis.set(xlabel="passes over the learnt part", ylabel="bits a spike, judged part")
-        figure.legend(loc="outside right center")
-        figure.savefig(path)
+"""Bins: 200 ms."""
 
 
 def stretch(

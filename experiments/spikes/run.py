@@ -13,7 +13,7 @@ from experiments.spikes.config import COMMAND, Config, listed
 from experiments.spikes.cost import cost
 from experiments.spikes.recipes import CELLS, RECIPES
 from experiments.spikes.task import model, parts, task
-from experiments.study import report
+from experiments.study import plots, report
 from experiments.study.conduct import conduct
 from experiments.study.runner import Row
 from experiments.study.task import Task, Variant
@@ -35,7 +35,8 @@ def train(config: Config, run_dir: pathlib.Path) -> None:
     def draw(rows: Sequence[Row]) -> None:
         updates = {row.variant.name: row.variant.every["log_every"] for row in rows}
         judged = rows[0].variant.task(0)
-        pictures.learning(run_dir / "passes.png", judged, rows, run_dir, updates)
+        path, unit = run_dir / "passes.png", "pass over the learnt part"
+        plots.learning(path, judged, rows, run_dir, unit=unit, steps_in=updates)
         first, best = rows[0], report.best(judged, rows) or rows[0]
         shown = [first] if best is first else [first, best]  # more would hide each other
         pictures.stretch(run_dir / "stretch.png", shown, run_dir, config.bins, config.judge, config.history)

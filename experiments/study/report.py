@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study says: a table of means and spreads beside what is published, a plot of the learning, all as JSON."""
+"""What a study says: a table of means and spreads beside what is published, all as JSON, and plots."""
 
 import dataclasses
 import itertools
@@ -9,29 +9,26 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.style
-import matplotlib.ticker
 import numpy as np
 import rich.box
 import rich.console
 import rich.table
-from matplotlib.figure import Figure
 from rich.markup import escape
 
+from experiments.study import plots
 from experiments.study.runner import Row
-from experiments.study.style import STYLE, line, logarithmic
 from experiments.study.task import Task
-from seqjax import training
 
 
 def summarize(
     console: rich.console.Console, task: Task, rows: Sequence[Row], run_dir: pathlib.Path, *, config: Mapping[str, Any]
 ) -> None:
-    """Prints the table, and writes `summary.json` and `learning.png` into the study's folder."""
+    """Prints the table, and writes `summary.json`, `learning.png` and `final.png` into the study's folder."""
     console.print(table(task, rows))
     write(run_dir / "summary.json", task, rows, config)
-    learning(run_dir / "learning.png", task, rows, run_dir)
-    console.print(f"Metrics, checkpoints, the summary and the plot are in {run_dir}.", soft_wrap=True, highlight=False)
+    plots.learning(run_dir / "learning.png", task, rows, run_dir)
+    plots.final(run_dir / "final.png", task, rows)
+    console.print(f"Metrics, checkpoints, the summary and the plots are in {run_dir}.", soft_wrap=True, highlight=False)
 
 
 def table(task: Task, rows: Sequence[Row]) -> rich.table.Table:
@@ -133,60 +130,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def learning(path: pathlib.Path, task: Task, rows: Sequence[Row], run_dir: pathlib.Path) -> None:
-    """The measure against the training step: the mean over replicates, and the band that they fill.
-
-    A run that diverged is a thin line of its own, up to a cross where it was last judged.
-
-    Args:
-      path: of the PNG.
-      task: what was learnt.
-      rows: of its variants.
-      run_dir: of the study, where the metrics are.
-    """
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(8, 4.4), layout="constrained")
-        axis = figure.subplots()
-        low, high = math.inf, -math.inf
-        for index, row in enumerate(rows):
-            steps, values, given_up = curves(task.metric, row, run_dir)
-            drawn = line(index)
-            if values.size:
-                marker = "o" if len(steps) < 30 else None
-                axis.plot(steps, values.mean(0), **drawn, lw=1.5, marker=marker, ms=2.5, label=row.variant.name)
-            if len(values) > 1:
-                axis.fill_between(steps, values.min(0), values.max(0), color=drawn["color"], alpha=0.15, lw=0)
-            for curve in given_up:
-                axis.plot(*zip(*curve.items(), strict=True), **drawn, lw=0.7, marker="x", markevery=[-1])
-            seen = [*values.ravel(), *(value for curve in given_up for value in curve.values())]
-            low, high = min([low, *seen]), max([high, *seen])
-        for index, (name, value) in enumerate(task.baselines.items()):
-            low, high = min(low, value), max(high, value)
-            axis.axhline(value, color="0.35", ls=("--", ":", "-.")[index % 3], lw=1.2, label=name)
-        if task.better == "lower" and 0 < 5 * low < high:
-            logarithmic(axis)
-        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        most = max(len(row.outcomes) for row in rows)
-        bands = f"; lines are means of up to {most} runs, bands from the least to the greatest" if most > 1 else ""
-        axis.set(xlabel=f"training step{bands}", ylabel=task.metric)
-        axis.set_title(task.name, loc="left")
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
-        figure.savefig(path)
-
-
-def curves(metric: str, row: Row, run_dir: pathlib.Path) -> tuple[list[int], np.ndarray, list[dict[int, float]]]:
-    """The steps at which all runs of a variant were judged, the measure there `[run, step]`, and runs that diverged.
-
-    The latter are the measure by the step, and in neither of the former; those that were never judged are left out.
-    """
-    whole: list[dict[int, float]] = []
-    given_up: list[dict[int, float]] = []
-    for found in row.outcomes:
-        lines = training.read_metrics(run_dir / row.variant.name / str(found.replicate) / "metrics.jsonl")
-        curve = {line["step"]: line[metric] for line in lines if line.get(metric) is not None}
-        (given_up if found.diverged else whole).append(curve)
-    steps = sorted(set.intersection(*map(set, whole))) if whole else []
-    values = np.array([[curve[step] for step in steps] for curve in whole])
-    return steps, values, [curve for curve in given_up if curve]

@@ -17,7 +17,7 @@ import pytest
 import rich.console
 
 import seqjax
-from experiments.study import conduct, files, report, runner, style, typed
+from experiments.study import conduct, files, plots, report, runner, style, typed
 from experiments.study.cells import CELLS, cells
 from experiments.study.command import Command
 from experiments.study.runner import Outcome, Row
@@ -234,13 +234,16 @@ def test_a_run_that_diverged_shortens_no_curve(tmp_path):
         text = [json.dumps({"step": step, "mse": value}) + "\n" for step, value in lines]
         (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n' + "".join(text))
     row = Row(VARIANTS[0], [outcome(1.0, replicate=r, values={"mse": 1.0}, diverged=r in (1, 3)) for r in range(4)])
-    steps, values, given_up = report.curves("mse", row, tmp_path)
+    steps, values, given_up = plots.curves("mse", row, tmp_path)
     assert (steps, values.tolist(), given_up) == ([2, 4, 6], [[3, 2, 1], [4, 4, 3]], [{2: 5.0, 4: 9.0}])
     all_diverged = Row(VARIANTS[0], [row.outcomes[1]])
-    steps, values, given_up = report.curves("mse", all_diverged, tmp_path)
+    steps, values, given_up = plots.curves("mse", all_diverged, tmp_path)
     assert (steps, values.size, given_up) == ([], 0, [{2: 5.0, 4: 9.0}])
-    report.learning(tmp_path / "learning.png", TASK, [row, all_diverged], tmp_path)
-    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
+    plots.learning(tmp_path / "learning.png", TASK, [row, all_diverged], tmp_path)
+    plots.learning(tmp_path / "in-units.png", TASK, [row], tmp_path, unit="pass", steps_in={"slow": 2})
+    plots.final(tmp_path / "final.png", TASK, [row, all_diverged])
+    for name in ("learning", "in-units", "final"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_line_of_a_plot_can_be_told_from_the_others():
