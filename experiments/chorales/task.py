@@ -74,6 +74,7 @@ def task(
         model=model,
         evaluator=evaluator,
         metric=METRIC,
+        also={"valid_nats": {}},
         data={"name": corpus.name, "sha256": corpus.sha256()},
         baselines={
             "notes for themselves": baselines.independent(corpus.train, corpus.test),

@@ -24,7 +24,7 @@ def task(
     *,
     path: str | None = None,
     permutation: int | None = None,
-    pool: int = 1,
+    pool: int = 4,
     limit: int | None = None,
     batch_size: int = 64,
     stand_in: bool = False,
@@ -69,6 +69,7 @@ def task(
         evaluator=evaluator,
         metric=METRIC,
         better="higher",
+        also={"valid_accuracy": {}},
         data=held.describe(),
         baselines={"chance": 100 / images.CLASSES, "least squares on all pixels": data.least_squares_accuracy(held)},
     )
