@@ -143,6 +143,49 @@ def functions(owner: str, **given: tuple[Any, str]) -> None:
             raise ValueError(f"{owner}: {name} must be a function, called as {call}, got {shown(function)}.")
 
 
+def params(owner: Any, given: Any, kind: type[tuple], **shapes: tuple | None) -> None:
+    """Rejects params that were drawn with other options or sizes, of which arrays would be ignored, or read beyond.
+
+    Args:
+      owner: the layer.
+      given: its params.
+      kind: the NamedTuple that they should be.
+      shapes: of its arrays by name, `None` for those that the options leave out; "D" is any number of features.
+
+    Raises:
+      ValueError: naming what was given and what was expected.
+    """
+    if not isinstance(given, kind):
+        raise ValueError(
+            f"{owner!r} has params {kind.__name__}, got {shown(given)}; take those of its init, or of an importer."
+        )
+    for name, wanted in shapes.items():
+        leaf = getattr(given, name)
+        if (leaf is None) != (wanted is None):
+            raise ValueError(
+                f"{owner!r} has {'no ' if wanted is None else ''}{name} with these options, and the params have "
+                f"{'none' if leaf is None else 'one'}; give it the options that the params were drawn with."
+            )
+        if leaf is None or wanted is None:
+            continue
+        sizes = np.shape(leaf)
+        if len(sizes) != len(wanted) or any(w not in (n, "D") for n, w in zip(sizes, wanted, strict=True)):
+            raise ValueError(
+                f"{owner!r} has {name} of shape ({', '.join(map(str, wanted))}), got {sizes}; give it the sizes that "
+                "the params were drawn with."
+            )
+
+
+def batch_shape(given: Any) -> None:
+    """Rejects anything that is not a shape.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    if not isinstance(given, tuple | list):
+        raise ValueError(f"batch_shape must be a tuple, e.g. (32,), or () for one sequence, got {given!r}.")
+
+
 def key(owner: str, given: Key) -> None:
     """Rejects anything that is neither `None` nor one random key.
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets
 from seqjax.engines.checks import check_run
 from seqjax.plan import tree_bytes
@@ -37,6 +38,7 @@ def prepare(
             f"{cell!r} cannot be trained with a mask: the batch statistics of a step would mix in its padding; "
             "use normalize='layer', or batches of sequences of one length."
         )
+    require.key(repr(cell), key)
     keys = jax.random.split(key, xs.shape[0]) if key is not None and cell.stochastic else None
     x, mask, resets = jax.tree.map(jnp.asarray, (xs, mask, resets))  # NumPy arrays cannot be indexed by tracers
     initial, carry = batch_alike((None if resets is None else initial, carry), x)

@@ -76,12 +76,7 @@ class Bidirectional(Layer):
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         params = tuple(layer.init(k, xs) for layer, k in zip(self.layers, jax.random.split(key), strict=True))
         outputs = [outputs_like(layer, p, xs) for layer, p in zip(self.layers, params, strict=True)]
-        steps = tuple(ys.shape[0] for ys in outputs)
-        if steps not in ((xs.shape[0],) * 2, (1, 1)):
-            raise ValueError(
-                "Bidirectional needs layers that keep time, or that both end in Last; "
-                f"{self.layers} map {xs.shape[0]} steps to {steps}."
-            )
+        self._check_steps(xs, *outputs)
         features = tuple(ys.shape[-1] for ys in outputs)
         if self.merge != "concat" and features[0] != features[1]:
             raise ValueError(
@@ -104,12 +99,14 @@ class Bidirectional(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         check_inputs(self, xs, mask, resets)
+        require.key("Bidirectional", key)
         forward, backward = self.layers
         ahead, ys = forward.apply(params[0], carry[0], xs, mask=mask, resets=resets, key=fold_key(key, 0))
         back_mask, back_resets = reversed_in_time(mask, resets)
         behind, back_ys = backward.apply(
             params[1], carry[1], jnp.flip(xs, 0), mask=back_mask, resets=back_resets, key=fold_key(key, 1)
         )
+        self._check_steps(xs, ys, back_ys)
         return (ahead, behind), _MERGES[self.merge](ys, jnp.flip(back_ys, 0))
 
     def time_map(self, mask: Mask, resets: Resets, carry: Carry | None = None) -> tuple[Mask, Resets]:
@@ -125,3 +122,11 @@ class Bidirectional(Layer):
             forward.calibrate(params[0], carry[0], xs, mask=mask, resets=resets),
             backward.calibrate(params[1], carry[1], jnp.flip(xs, 0), mask=back_mask, resets=back_resets),
         )
+
+    def _check_steps(self, xs: Array | jax.ShapeDtypeStruct, *outputs: Array | jax.ShapeDtypeStruct) -> None:
+        steps = tuple(ys.shape[0] for ys in outputs)
+        if steps not in ((xs.shape[0],) * 2, (1, 1)):
+            raise ValueError(
+                "Bidirectional needs layers that keep time, or that both end in Last; "
+                f"{self.layers} map {xs.shape[0]} steps to {steps}."
+            )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets, Shape
 from seqjax.layers.batch_major import check_inner
 from seqjax.layers.inner import fold_key, outputs_like
@@ -61,6 +62,7 @@ class Serial(Layer):
         return self.layers[0].batch_shape(xs)
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
+        require.key("Serial", key)
         params = []
         for i, layer in enumerate(self.layers):
             params.append(layer.init(jax.random.fold_in(key, i), xs))
@@ -83,6 +85,7 @@ class Serial(Layer):
         key: Key = None,
     ) -> tuple[Carry, Array]:
         self.check(params=params, carry=carry)
+        require.key("Serial", key)
         carries = []
         for i, (layer, p, c) in enumerate(zip(self.layers, params, carry, strict=True)):
             after, xs = layer.apply(p, c, xs, mask=mask, resets=resets, key=fold_key(key, i))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from seqjax import activations, require
 from seqjax.base import Array, Key, Layer, Mask, Resets, Shape
 from seqjax.dtypes import DTypes, at_least_float32
+from seqjax.engines.checks import check_carry
 from seqjax.initializers import Initializer, resolve
 from seqjax.layers.pointwise import activate
 from seqjax.sequences import as_sequence, check_sequence, hide
@@ -123,6 +124,7 @@ class Conv1D(Layer):
 
     def initial_carry(self, params: ConvParams, batch_shape: Shape) -> ConvCarry | tuple[()]:
         """A window of zeros, which amounts to causal padding; `()` if the layer does not stream."""
+        require.batch_shape(batch_shape)
         if not self.streams:
             return ()
         window = (*batch_shape, self.reach, params.kernel.shape[1])
@@ -141,8 +143,11 @@ class Conv1D(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[ConvCarry | tuple[()], Array]:
+        bias = (self.features,) if self.use_bias else None
+        require.params(self, params, ConvParams, kernel=(self.width, "D", self.features), bias=bias)
         xs = as_sequence(xs, mask, resets)
         xs = hide(self.dtypes.cast(self, xs, params.kernel), mask)
+        check_carry(carry, self.initial_carry(params, xs.shape[1:-1]), xs.shape[1:-1])
         left, right = self._padding(xs.shape[0])
         padded = self._after_window(carry, xs) if self.streams else _pad(xs, left, right)
         sequence = None if resets is None else _pad(_sequence_number(resets), left, right)
@@ -223,16 +228,9 @@ class Conv1D(Layer):
 
     def _after_window(self, carry: ConvCarry | tuple[()], xs: Array) -> Array:
         """`xs` preceded by the carried window."""
-        window = carry.window if isinstance(carry, ConvCarry) else None
-        expected = (*xs.shape[1:-1], self.reach, xs.shape[-1]) if self.reach else None
-        if not isinstance(carry, ConvCarry) or (None if window is None else window.shape) != expected:
-            raise ValueError(
-                f"{self!r} needs a ConvCarry whose window is {expected}, got {jax.tree.map(jnp.shape, carry)}; "
-                f"begin with initial_carry(params, {xs.shape[1:-1]})."
-            )
-        if window is None:
+        if not isinstance(carry, ConvCarry) or carry.window is None:
             return xs
-        return jnp.concatenate([alike(jnp.moveaxis(window, -2, 0).astype(xs.dtype), xs), xs])
+        return jnp.concatenate([alike(jnp.moveaxis(carry.window, -2, 0).astype(xs.dtype), xs), xs])
 
     def _after(
         self, carry: ConvCarry | tuple[()], padded: Array, sequence: Array | None, steps: int

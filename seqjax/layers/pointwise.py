@@ -104,6 +104,8 @@ class Dense(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
+        bias = (self.features,) if self.use_bias else None
+        require.params(self, params, DenseParams, kernel=("D", self.features), bias=bias)
         xs = as_sequence(xs, mask, resets)
         xs = self.dtypes.cast(self, xs, params.kernel)
         ys = hide(xs, mask) @ params.kernel.astype(xs.dtype)
@@ -169,6 +171,8 @@ class LayerNorm(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
+        scale, offset = ("D",) if self.use_scale else None, ("D",) if self.use_offset else None
+        require.params(self, params, LayerNormParams, scale=scale, offset=offset)
         xs = as_sequence(xs, mask, resets)
         xs = self._cast(params, xs)
         wide = hide(xs, mask).astype(at_least_float32(xs.dtype))
@@ -243,6 +247,7 @@ class Embed(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
+        require.params(self, params, EmbedParams, table=(self.num, self.features))
         self._check_ids(xs)
         xs = as_sequence(xs, mask, resets)
         ids = hide(xs, mask)

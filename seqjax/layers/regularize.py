@@ -69,6 +69,7 @@ class Dropout(Layer):
         resets: Resets = None,
         key: Key = None,
     ) -> tuple[Carry, Array]:
+        require.key("Dropout", key)
         xs = as_sequence(xs, mask, resets)
         check_floating(self, xs)
         ys = hide(xs, mask)
@@ -167,6 +168,7 @@ class BatchNorm(Layer):
 
     def _operands(self, params: BatchNormParams, xs: Array, mask: Mask, resets: Resets) -> tuple[Array, Array]:
         """`xs` in the compute dtype, and `xs` in the dtype of the statistics with masked steps hidden."""
+        require.params(self, params, BatchNormParams, scale=("D",), offset=("D",), mean=("D",), var=("D",))
         xs = as_sequence(xs, mask, resets)
         xs = self.dtypes.cast(self, xs, params.scale[:, None])
         return xs, hide(xs, mask).astype(at_least_float32(xs.dtype))

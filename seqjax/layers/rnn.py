@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Layer, Mask, Params, Resets, Shape
 from seqjax.engines.auto import Auto
 from seqjax.plan import Plan
@@ -47,11 +48,11 @@ class RNN(Layer):
 
     def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
         check_sequence(xs)
+        require.key("RNN", key)
         return self.cell.init(key, xs.shape[-1])
 
     def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
-        if not isinstance(batch_shape, tuple | list):
-            raise ValueError(f"batch_shape must be a tuple, e.g. (32,), or () for one sequence, got {batch_shape!r}.")
+        require.batch_shape(batch_shape)
         return self.cell.initial_carry(params, batch_shape)
 
     def apply(

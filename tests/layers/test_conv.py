@@ -447,5 +447,5 @@ def test_a_carry_of_another_batch_is_refused():
     layer, xs = Conv1D(2, 3), jnp.ones((4, 2, 3), "float32")
     params = layer.init(jax.random.key(0), xs)
     for carry in ((), layer.initial_carry(params, (5,)), ConvCarry(None, None)):
-        with pytest.raises(ValueError, match=r"window is \(2, 2, 3\).*initial_carry\(params, \(2,\)\)"):
+        with pytest.raises(ValueError, match=r"expected ConvCarry\(window=\(\(2, 2, 3\).*initial_carry\(params, batch"):
             layer.apply(params, carry, xs)
