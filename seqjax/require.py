@@ -42,6 +42,17 @@ def positive(owner: str, **sizes: int) -> None:
             raise ValueError(f"{owner}: {name} must be a positive integer, got {size!r}.")
 
 
+def whole(owner: str, **given: int) -> None:
+    """Rejects what is not an integer, of Python or NumPy; a bool is one.
+
+    Raises:
+      ValueError: naming the field and what was given.
+    """
+    for name, number in given.items():
+        if not isinstance(number, int | np.integer):
+            raise ValueError(f"{owner}: {name} must be an integer, got {shown(number)}.")
+
+
 def positive_if_given(owner: str, **sizes: int | None) -> None:
     """`positive`, for the values that are not `None`."""
     positive(owner, **{name: size for name, size in sizes.items() if size is not None})
@@ -184,6 +195,21 @@ def batch_shape(given: Any) -> None:
     """
     if not isinstance(given, tuple | list):
         raise ValueError(f"batch_shape must be a tuple, e.g. (32,), or () for one sequence, got {given!r}.")
+
+
+def hashable(owner: str, **given: Any) -> None:
+    """Rejects what cannot be hashed, as compiled functions are kept by it.
+
+    Raises:
+      ValueError: naming what was given.
+    """
+    for name, value in given.items():
+        try:
+            hash(value)
+        except TypeError as error:
+            raise ValueError(
+                f"{owner}: {name} must be hashable ({error}): keep numbers in tuples, or arrays in a closure."
+            ) from None
 
 
 def key(owner: str, given: Key) -> None:

@@ -64,9 +64,7 @@ class Config:
 COMMAND = Command(
     "compare",
     {
-        "smoke": Config(
-            preset="smoke", options=("length=20", "fresh=100"), cells="gru,mingru", hidden_dim=8, steps=40, seeds=2
-        ),
+        "smoke": Config(preset="smoke", cells="gru,mingru", hidden_dim=8, steps=40, seeds=2),
         "default": Config(),
         "paper": Config(preset="paper", hidden_dim=128, steps=10_000, seeds=10),
     },

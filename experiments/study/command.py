@@ -2,6 +2,7 @@
 """A command: presets, flags, a run's folder, resuming, and what happens on bad input and Ctrl-C."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -82,7 +83,8 @@ class Command(Generic[C]):
             return 0
         except (ValueError, OverflowError, OSError) as error:
             if run_dir is not None and config.resume is None:
-                _discard_empty(run_dir)
+                with contextlib.suppress(OSError):  # the error says more
+                    _discard_empty(run_dir)
             return refused(error)
         except KeyboardInterrupt:
             if run_dir is not None:

@@ -198,6 +198,8 @@ def _train(
         with contextlib.suppress(OSError):  # an error that is on its way says more
             write_json(clock, seconds)
     history = training.read_metrics(folder / "metrics.jsonl")
+    if not history:
+        raise ValueError(f"{folder} has lost its metrics; delete it to train this run again.")
     outcome = Outcome(
         replicate=replicate,
         values={} if diverged else _measures(history[-1]),

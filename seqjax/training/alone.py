@@ -15,9 +15,11 @@ def alone(path: Path) -> Iterator[None]:
     Windows and some network file systems have no such locks; there, other runs are not kept out.
 
     Raises:
-      ValueError: another run has the lock.
+      ValueError: another run has the lock, or there is a file of that name.
       OSError: the directory cannot be created or written.
     """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"run_dir must be a directory, and {path} is a file; nothing was trained.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = (path / ".lock").open("ab")

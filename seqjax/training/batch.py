@@ -35,13 +35,15 @@ def as_batch(given: Any) -> Batch:
     Raises:
       ValueError: naming anything else.
 
-    >>> as_batch((1, 2)).ys
-    2
+    >>> as_batch((jnp.ones((5, 2, 3)), jnp.zeros((5, 2, 1)))).ys.shape
+    (5, 2, 1)
     """
     if not isinstance(given, tuple | list) or not 2 <= len(given) <= len(Batch._fields):
         raise ValueError(
             f"a batch is Batch(xs, ys, mask, resets), or a tuple of these with at least xs and ys, got {shown(given)}."
         )
+    if not hasattr(given[0], "shape") or not hasattr(given[0], "dtype"):
+        raise ValueError(f"a batch's xs must be an array [T, ..., D], or ids [T, ...], got {shown(given[0])}.")
     return Batch(*given)
 
 

@@ -131,6 +131,9 @@ def fit(
         require.functions("fit", evaluate=(evaluate, "evaluate(params) -> {name: number}"))
     require.positive("fit", steps=steps, keep=keep, log_every=log_every, give_up_after=give_up_after)
     require.positive_if_given("fit", evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    require.whole("fit", seed=seed)
+    require.whole("fit", resume=resume)
+    seed, resume = int(seed), resume if isinstance(resume, bool) else int(resume)
     if resume is not False and run_dir is None:
         raise ValueError(f"fit: resume={resume!r} continues the run in run_dir; give run_dir, or leave resume out.")
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics as JSON lines: one object per line, in the order of steps."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ class MetricsFile:
         self._file = path.open("ab")
 
     def write(self, line: Line) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        with self._named():
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
 
     def replace_last(self, line: Line) -> None:
         """Writes a line in place of the last one that was kept."""
@@ -88,15 +90,32 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Makes what was written survive a power loss."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._named():
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> "MetricsFile":
         self._file.truncate(self._end)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError:  # what could not be written before
+            if kind is None:
+                raise
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"could not write metrics: {error.strerror}; the newest checkpoint has the run's state. Make room, "
+                "and resume",
+                self._file.name,
+            ) from error
 
 
 def _lines(path: Path) -> list[tuple[Line, int]]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from seqjax.base import Layer
-from seqjax.training import checkpoint
+from seqjax.training import checkpoint, storage
 from seqjax.training.alone import alone
 from seqjax.training.description import Types, describe
 from seqjax.training.records import FILE, Line, MetricsFile
@@ -38,10 +38,12 @@ class Journal:
             self._metrics.replace_last(line)
 
     def save(self, state: TrainState) -> None:
-        """Writes a checkpoint that covers all lines so far."""
+        """Writes a checkpoint that covers all lines so far, also where these cannot be written."""
         if self._run is not None and self._metrics is not None:
-            self._metrics.sync()
-            self._run.save(state, len(self.history))
+            try:
+                self._metrics.sync()
+            finally:
+                self._run.save(state, len(self.history))
 
 
 class RunDir:
@@ -65,10 +67,10 @@ class RunDir:
         self.path = Path(path)
         self.metrics_path = self.path / FILE
         self._model, self._inputs, self._keep, self._types = model, inputs, keep, types
-        self._metadata = {"seed": seed, "config": dict(config or {})}
         describe(model, types)
         try:
-            json.dumps(self._metadata, allow_nan=False)
+            json.dumps(config, allow_nan=False)
+            self._metadata = {"seed": seed, "config": storage.as_read(dict(config or {}))}
         except (TypeError, ValueError) as error:
             raise ValueError(f"config must hold only what JSON can: {error}; dataclasses.asdict may help.") from error
 

@@ -89,6 +89,7 @@ def make_train_step(
     check_layers("make_train_step", model)
     check_optimizer("make_train_step", optimizer)
     require.functions("make_train_step", loss=(loss, CALL))
+    require.hashable("make_train_step", loss=loss)
     if stateful and not model.streams:
         raise ValueError(f"stateful training needs a model that streams; {model!r} does not.")
     step = _donating_step if donate else _step
@@ -121,6 +122,7 @@ def make_eval_step(model: Layer, metrics: Mapping[str, Loss]) -> EvalStep:
             f"make_eval_step: metrics must be losses by name, such as {{'accuracy': accuracy}}, got {metrics!r}."
         )
     require.functions("make_eval_step", **{str(name): (loss, CALL) for name, loss in metrics.items()})
+    require.hashable("make_eval_step", **{str(name): loss for name, loss in metrics.items()})
     return functools.partial(_evaluate, model, tuple(metrics.items()))
 
 
@@ -180,7 +182,7 @@ def _train(
         start = state.carry if stateful else None
         carry, predictions, targets, mask = _predict(model, params, start, batch, key)
         with shapes_as_given(model, batch):
-            return loss(predictions, targets, mask), carry if stateful else ()
+            return _number("the loss", loss(predictions, targets, mask)), carry if stateful else ()
 
     (value, carry), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     # leaves may differ in dtype, and optax mixes its int32 count with floats
@@ -230,7 +232,17 @@ def _evaluate(
     batch = as_batch(batch)
     _, predictions, targets, mask = _predict(model, params, None, batch, None)
     with shapes_as_given(model, batch):
-        return {name: (loss(predictions, targets, mask), weight(loss, predictions, mask)) for name, loss in metrics}
+        return {
+            name: (_number(f"the metric {name!r}", loss(predictions, targets, mask)), weight(loss, predictions, mask))
+            for name, loss in metrics
+        }
+
+
+def _number(name: str, value: Any) -> Array:
+    """`value`, which a function of the user's returned, if it is one number."""
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point scalar, shape (), got {require.shown(value)}.")
+    return value
 
 
 def _predict(

@@ -44,7 +44,7 @@ def write(directory: Path, name: str, arrays: dict[str, np.ndarray], manifest: d
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        content = {"format": FORMAT, **manifest, "files": files}
+        content = as_read({"format": FORMAT, **manifest, "files": files})
         text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
@@ -55,6 +55,25 @@ def write(directory: Path, name: str, arrays: dict[str, np.ndarray], manifest: d
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
+
+
+def as_read(content: Any) -> Any:
+    """What JSON makes of `content`: all keys are strings.
+
+    Raises:
+      ValueError: two keys become the same.
+      TypeError: something that JSON cannot hold.
+
+    >>> as_read({2: (0.1,), None: 1})
+    {'2': [0.1], 'null': 1}
+    """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError(f"keys that are the same in JSON, among {', '.join(repr(key) for key, _ in pairs)}")
+        return dict(pairs)
+
+    return json.loads(json.dumps(content), object_pairs_hook=distinct)
 
 
 def check(path: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is given wrong is named, with what to give instead."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,16 @@ def test_a_tuple_of_its_fields_is_a_batch_wherever_one_is_taken():
     assert evaluate(EVAL_STEP, PARAMS, [tuple(BATCH)]) == evaluate(EVAL_STEP, PARAMS, [BATCH])
 
 
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A loss that cannot be hashed."""
+
+    weights: np.ndarray
+
+    def __call__(self, predictions, targets, mask):
+        return mean_squared_error(predictions, targets, mask)
+
+
 WRONG = {
     "batch dict": (lambda: step(batch=BATCH._asdict()), r"a batch is Batch\(xs, ys, mask, resets\).*got a dict"),
     "batch xs": (lambda: step(batch=BATCH.xs), r"a batch is .*got float32\[4, 3, 2\]"),
@@ -58,6 +70,21 @@ WRONG = {
     "clipped rate": (lambda: clipped(0.1, norm=1.0), r"optimizer must be an optax transformation .*got 0.1"),
     "measure": (lambda: make_eval_step(MODEL, accuracy), r"by name, such as {'accuracy': accuracy}, got <function"),
     "measure name": (lambda: make_eval_step(MODEL, {"a": "b"}), r"a must be a function.*got 'b'"),
+    "loss's value": (lambda: fitted(loss=lambda p, t, m: 3.0), r"the loss must be a .*scalar, shape \(\), got 3.0"),
+    "loss's shape": (lambda: fitted(loss=lambda p, t, m: (p - t).mean(0)), r"the loss must .*got float32\[3, 1\]"),
+    "loss and more": (lambda: fitted(loss=lambda p, t, m: ((p - t).mean(), 1)), r"the loss must .*got a tuple"),
+    "measure's shape": (
+        lambda: evaluate(make_eval_step(MODEL, {"a": lambda p, t, m: p - t}), PARAMS, [BATCH]),
+        r"the metric 'a' must be a floating-point scalar",
+    ),
+    "loss with arrays": (
+        lambda: make_train_step(MODEL, Weighted(np.ones(2)), OPTIMIZER),
+        r"loss must be hashable .*tuples",
+    ),
+    "no xs": (lambda: step(batch=Batch(None, BATCH.ys)), r"xs must be an array .*got None"),
+    "listed xs": (lambda: fitted(lambda s, t: ([[[1.0]]], BATCH.ys)), r"xs must be an array .*got \["),
+    "training seed": (lambda: fitted(seed="a"), r"seed must be an integer, got 'a'"),
+    "resume": (lambda: fitted(resume=2.0, run_dir="nowhere"), r"resume must be an integer, got 2.0"),
     "no layer": (lambda: make_eval_step(3, {"a": accuracy}), r"make_eval_step takes seqjax Layers, got 3"),
     "params as model": (lambda: make_eval_step(PARAMS, {"a": accuracy}), r"takes seqjax Layers, got a tuple"),
     "model as step": (lambda: evaluate(MODEL, PARAMS, [BATCH]), r"step must be a function.*make_eval_step"),

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's directory: gone on with without gap or repeat, refused without a change, and one run's alone."""
 
+import contextlib
+import json
 import threading
 import warnings
 
+import numpy as np
 import optax
 import pytest
 
-from seqjax.training import read_metrics
+from seqjax.training import all_steps, load, read_metrics
 from tests.training.runs import assert_same_bits, make_batch, never, train
 
 
@@ -95,6 +98,44 @@ def test_lines_that_were_not_due_are_not_missed(tmp_path):
     with warnings.catch_warnings(action="error"):
         run = train(tmp_path, steps=6, resume=4, log_every=1)
     assert [line["step"] for line in run.history] == [3, 5, 6]
+
+
+@pytest.mark.parametrize("config", [{"rate_at": {2: 0.1, 10: 0.01}}, {"rate_at": {0.5: 1, 1e-5: 2}}, {None: 1, "a": 2}])
+def test_a_config_whose_keys_are_no_texts_is_read_back(tmp_path, whole, config):
+    train(tmp_path, steps=5, config=config)
+    assert_same_bits(train(tmp_path, resume=True, config=config).state, whole.state)
+    assert load(tmp_path).metadata["config"] == json.loads(json.dumps(config))
+
+
+def test_keys_that_are_the_same_in_json_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"config must hold only what JSON can: keys that are the same"):
+        train(tmp_path, config={"rate_at": {1: 0.1, "1": 0.2}})
+
+
+def test_metrics_that_cannot_be_written_cost_no_step(tmp_path, full_disk):
+    lines = []
+
+    def batches(seed, t):
+        if t == 300:
+            lines.append(room.enter_context(full_disk((tmp_path / "metrics.jsonl").stat().st_size + 200)))
+        return make_batch(seed, t)
+
+    with contextlib.ExitStack() as room, pytest.raises(OSError, match=r"could not write metrics: .*resume.*jsonl"):
+        train(tmp_path, steps=900, batches=batches, checkpoint_every=None)
+    before, last = all_steps(tmp_path)
+    assert before == 0
+    assert 300 < last < 310
+    assert len(read_metrics(tmp_path)) < last
+
+
+def test_a_seed_of_numpy_is_one(tmp_path, whole):
+    assert_same_bits(train(tmp_path, seed=np.int64(0)).state, whole.state)
+
+
+def test_a_file_is_no_run_dir(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"run_dir must be a directory, and .*file is a file"):
+        train(tmp_path / "file")
 
 
 def test_a_directory_with_a_run_is_not_overwritten(tmp_path):
