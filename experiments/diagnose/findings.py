@@ -228,7 +228,7 @@ def clipping(fraction: float, skipped: int) -> list[Finding]:
       skipped: how many steps were not finite.
     """
     found = []
-    number = f"{fraction:.3f} of the logged steps clipped"
+    number = f"{fraction:.3f} of the steps clipped"
     if fraction > MUCH:
         sentence = (
             f"Gradients were clipped in {fraction:.0%} of the steps: the limit, and not the gradient, set the length "

@@ -63,8 +63,8 @@ def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
     if numbers.clipping is not None:
         sections.append(_section(
             "Clipping in training",
-            f"{numbers.clipping.clip_fraction:.1%} of the logged steps were clipped, "
-            f"{numbers.clipping.skip_count} skipped.",
+            f"{numbers.clipping.clip_fraction:.1%} of the steps were clipped, {numbers.clipping.skip_count} skipped. "
+            "The norm is that of logged steps.",
             plots.clipping(numbers.clipping),
         ))  # fmt: skip
     title = html.escape(f"Diagnosis: {subject.name}")
