@@ -69,7 +69,7 @@ def see(
 
 
 def _own(inputs: str, batch: Batch, loss: Loss) -> Seen:
-    return Seen(inputs, batch, loss, f"its own, {getattr(loss, '__name__', repr(loss))}")
+    return Seen(inputs, batch, loss, f"the run's own, {getattr(loss, '__name__', repr(loss))}")
 
 
 def _without_targets(inputs: str, xs: np.ndarray) -> Seen:
@@ -81,7 +81,7 @@ def _kept(found: kept.Kept) -> Seen:
     """The last batch of a study's run."""
     inputs = "the last batch of its training"
     if found.loss is None:
-        return Seen(inputs, found.batch, mean_square, "the mean square of the outputs, as its own is not known")
+        return Seen(inputs, found.batch, mean_square, "the mean square of the outputs, as the run's own is not known")
     return _own(inputs, found.batch, found.loss)
 
 

@@ -5,6 +5,8 @@ import base64
 import html
 from collections.abc import Sequence
 
+import numpy as np
+
 from experiments.diagnose import plots
 from experiments.diagnose.findings import Finding
 from experiments.diagnose.measure import Numbers
@@ -27,6 +29,7 @@ th { font-weight: 600; border-bottom: 1px solid #ccc; } td { border-bottom: 1px 
 def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
     """The report as HTML."""
     padded = "; shorter ones are shifted so that all end at the same step" * (subject.seen.batch.mask is not None)
+    ids = np.issubdtype(np.asarray(subject.seen.batch.xs).dtype, np.integer)
     how = "exact" if numbers.exact else "estimated from random projections"
     sections = [_section(
         "Gradient flow",
@@ -37,8 +40,8 @@ def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
     if numbers.profile is not None:
         sections.append(_section(
             "Memory horizon",
-            f"How much the last output moves with an input of so many steps before ({how}, root mean square over "
-            "sequences); where inputs are ids, with the vector that stands for one.",
+            f"How much the last output moves with {'the vector of an id' if ids else 'an input'} of so many steps "
+            f"before ({how}, root mean square over sequences).",
             plots.memory(numbers),
         ))  # fmt: skip
     if any(layer.gates for layer in numbers.layers):

@@ -204,7 +204,7 @@ def test_report_holds_findings_and_pictures_and_loads_nothing(trained, capsys):
         assert expected in words
     assert words.count("largest Lyapunov exponent") == 2
     assert f"The report is in {trained / 'conv-gru' / '0' / 'diagnosis.html'}" in said
-    assert "on the last batch of its training: [8, 4, 1]; the loss is its own, mean_squared_error" in said
+    assert "on the last batch of its training: [8, 4, 1]; the loss is the run's own, mean_squared_error" in said
 
 
 def test_forecasts_are_looked_into_on_other_data_in_the_units_of_training(trained, tmp_path):
@@ -265,7 +265,8 @@ def test_a_study_keeps_what_its_models_are_looked_into_with(tmp_path):
     assert found.name == "mingru of run"
     assert run.main(["--checkpoint", str(tmp_path / "run"), "--sequences", "2"]) == 0
     words = " ".join(Page((folder / "diagnosis.html").read_text()).words)
-    for expected in ("last batch of its training", "its own, AtLastSteps(cross_entropy, 2)", "Memory horizon"):
+    own = "the run's own, AtLastSteps(cross_entropy, 2)"
+    for expected in ("last batch of its training", own, "moves with the vector of an id"):
         assert expected in words
 
 
