@@ -54,14 +54,17 @@ def code(value: Any) -> str:
     >>> import seqjax
     >>> print(seqjax.RNN(seqjax.GRU(20, normalize="layer")))
     RNN(GRU(20, normalize='layer'))
+    >>> print(seqjax.training.AtLastStep(seqjax.training.cross_entropy))
+    AtLastStep(cross_entropy)
     """
     arguments, positional = [], True
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)
+        told = getattr(given, "__name__", repr(given))  # functions print as an address
         if field.default is dataclasses.MISSING and positional:
-            arguments.append(repr(given))
+            arguments.append(told)
         elif field.default is dataclasses.MISSING or given != field.default:
-            arguments.append(f"{field.name}={given!r}")
+            arguments.append(f"{field.name}={told}")
             positional = False
         else:
             positional = False

@@ -13,11 +13,9 @@ class Config:
     """Looks into a saved model and writes one HTML file of plots and findings.
 
     Args:
-      checkpoint: a run's folder: of a model that `forecast` trained, or of anything that
-        `training.fit` wrote.
-      data: for a model of `forecast`, weather, synthetic or a CSV file, by default what it was trained on;
-        for others the path of an .npy file `[T, B, ...]`, by default the first batch of the training, or
-        random numbers where that is not kept.
+      checkpoint: a run's folder: of a model of an experiment, or of anything that `training.fit` wrote.
+      data: for a model of `forecast`, weather, synthetic or a CSV file; for others the path of an .npy file
+        `[T, B, ...]`. By default the last batch of the training, or random numbers where that is not kept.
       column: of the CSV file, or of the weather data.
       station: whose weather.
       sequences: look at so many at most.

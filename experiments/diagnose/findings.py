@@ -54,7 +54,7 @@ def remedy(layer: str) -> str:
 
 
 def gradient(layer: str, norms: np.ndarray) -> list[Finding]:
-    """Whether the gradient of the loss at the last step arrives at the first one.
+    """Whether the gradient that comes through the last output arrives at the first step.
 
     The last steps have none where the last output does not see them: behind the last window of a strided
     convolution, or where a layer goes backward, whose first step it is that the last output sees.
@@ -202,9 +202,18 @@ def contraction(layer: str, largest: float) -> list[Finding]:
     return [Finding("note", layer, sentence, f"largest singular value of all steps {largest:.6g} (limit 1)")]
 
 
+def with_spread(value: float, spread: float) -> str:
+    """A mean with its standard deviation, if it has one.
+
+    >>> with_spread(-0.1, 0.02), with_spread(-0.1, float("nan"))
+    ('-0.1000 ± 0.0200', '-0.1000')
+    """
+    return f"{value:+.4f} ± {spread:.4f}" if np.isfinite(spread) else f"{value:+.4f}"
+
+
 def exponent(layer: str, value: float, spread: float) -> Finding:
-    """What the largest Lyapunov exponent says of a layer's memory."""
-    number = f"largest Lyapunov exponent {value:+.4f} ± {spread:.4f} nats a step"
+    """What the largest Lyapunov exponent says of a layer's memory: its mean over sequences, and their spread."""
+    number = f"largest Lyapunov exponent {with_spread(value, spread)} nats a step"
     if not np.isfinite(value):
         sentence = "The layer keeps nothing from one step to the next, or its states are not finite."
         return Finding("problem", layer, sentence, number)
@@ -228,7 +237,7 @@ def clipping(fraction: float, skipped: int) -> list[Finding]:
       skipped: how many steps were not finite.
     """
     found = []
-    number = f"{fraction:.3f} of the logged steps clipped"
+    number = f"{fraction:.3f} of the steps clipped"
     if fraction > MUCH:
         sentence = (
             f"Gradients were clipped in {fraction:.0%} of the steps: the limit, and not the gradient, set the length "

@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,12 @@ import numpy as np
 
 from experiments.diagnose.subject import Subject
 from seqjax import diagnostics
-from seqjax.base import Array, Layer, Mask, Params
-from seqjax.diagnostics import ClipHistory, GradientFlow, Saturation
-from seqjax.training import mean_squared_error
+from seqjax.base import Array, Layer, Mask, Params, Resets
+from seqjax.diagnostics import ClipHistory, GradientFlow, Saturation, Spectrum, Trajectory
+from seqjax.layers import Embed, Serial
+from seqjax.sequences import expand, last_step
+from seqjax.training import Batch
+from seqjax.training.losses import Loss, last_valid
 
 EXACT_OUTPUTS = 16
 """Up to so many outputs the memory profile is exact; beyond, it is estimated from as many projections."""
@@ -28,9 +31,9 @@ class LayerNumbers:
     name: str
     """Its place in the params, and its cell: `"0 LSTM(20)"`."""
     flow_last: np.ndarray
-    """`[T']`: ‖dL/dcarry_t‖ for the loss at the last step, over all sequences."""
+    """`[T']`: ‖dL/dcarry_t‖ through the last output alone, over all sequences, which end together."""
     flow_all: np.ndarray
-    """`[T']`: for the loss over all steps."""
+    """`[T']`: through all outputs."""
     gates: dict[str, Saturation]
     singular: np.ndarray
     """`[steps looked at]`: the median over sequences of the largest singular value."""
@@ -45,9 +48,10 @@ class LayerNumbers:
 
     @property
     def exponent(self) -> tuple[float, float]:
-        """Their mean and standard deviation."""
-        with np.errstate(invalid="ignore"):  # an exponent of -inf has no spread
-            return float(np.mean(self.exponents)), float(np.std(self.exponents))
+        """Their mean and sample standard deviation, which is NaN for one sequence and with -inf among them."""
+        with np.errstate(invalid="ignore"):
+            spread = np.std(self.exponents, ddof=1) if len(self.exponents) > 1 else np.nan
+            return float(np.mean(self.exponents)), float(spread)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Numbers:
 
     layers: tuple[LayerNumbers, ...]
     profile: np.ndarray | None
-    """`[T]`: root mean square over sequences of ‖∂y_T/∂x_t‖ against the lag; None where inputs are ids."""
+    """`[T]`: root mean square over sequences of ‖∂y_T/∂x_t‖ against the lag; None of ids that nothing embeds."""
     exact: bool
     """Whether `profile` is exact and not estimated."""
     horizon: int
@@ -68,13 +72,10 @@ class Numbers:
 
 def measure(subject: Subject) -> Numbers:
     """Runs every diagnostic on a subject."""
-    run = jax.jit(functools.partial(_layers, subject.model))
-    targets = None if subject.targets is None else jnp.asarray(subject.targets)
-    flows, seen = jax.device_get(run(subject.params, jnp.asarray(subject.xs), targets))
-    layers = tuple(
-        _numbers(last, everywhere, found) for last, everywhere, found in zip(*flows, seen.values(), strict=True)
-    )
-    profile, exact = memory(subject)
+    batch = jax.tree.map(jnp.asarray, subject.seen.batch)
+    run = jax.jit(functools.partial(_layers, subject.model, subject.seen.loss))
+    layers = tuple(map(_numbers, jax.device_get(run(subject.params, batch))))
+    profile, exact = memory(subject.model, subject.params, batch)
     found = None if profile is None else diagnostics.memory_horizon(jnp.asarray(profile))
     return Numbers(
         layers=layers,
@@ -86,63 +87,126 @@ def measure(subject: Subject) -> Numbers:
     )
 
 
-def _layers(
-    model: Layer, params: Params, xs: Array, targets: Array | None
-) -> tuple[tuple[tuple[GradientFlow, ...], ...], dict[str, Any]]:
-    """Gradient flow for both losses, and what the trajectory of each layer tells."""
+class _Found(NamedTuple):
+    """What is found out about a layer at one go."""
+
+    flow_last: GradientFlow
+    flow_all: GradientFlow
+    gates: dict[str, Saturation]
+    mask: Array
+    """`[T', ...]`: False where a step is padding."""
+    exponents: Array
+    """`[...]`, for every sequence."""
+    spectrum: Spectrum
+    """`[steps looked at, ...]`: the largest values alone."""
+    spectrum_mask: Array
+
+
+def _layers(model: Layer, loss: Loss, params: Params, batch: Batch) -> list[_Found]:
+    """Every recurrent layer, in the order of the params."""
+    xs, targets, mask, resets = batch
 
     def everywhere(ys: Array, mask: Mask) -> Array:
-        return mean_squared_error(ys, jnp.zeros_like(ys) if targets is None else targets, mask)
+        return loss(ys, targets, mask)
 
     def last(ys: Array, mask: Mask) -> Array:
-        return mean_squared_error(ys[-1:], jnp.zeros_like(ys[-1:]) if targets is None else targets[-1:], None)
+        newest = jnp.arange(len(ys)) == len(ys) - 1 if mask is None else last_valid(mask)
+        return loss(jnp.where(expand(newest, ys), ys, jax.lax.stop_gradient(ys)), targets, mask)
 
-    flows = tuple(diagnostics.gradient_flow(model, params, xs, loss) for loss in (last, everywhere))
-    seen = {}
-    for found in diagnostics.trajectories(model, params, xs):
-        stride = -(-len(found.xs) // SPECTRUM_STEPS)
-        few = found if xs.ndim < 3 else _first_sequences(found)
-        exponents = diagnostics.lyapunov_exponents(found, discard=len(found.xs) // 4)[..., 0]
-        spectrum = diagnostics.jacobian_spectrum(few.every(stride))
-        largest = tuple(values[..., 0].reshape(len(values), -1) for values in spectrum)
-        seen[found.name] = (diagnostics.saturation(found), largest, exponents.reshape(-1))
-    return flows, seen
+    trajectories = diagnostics.trajectories(model, params, xs, mask=mask, resets=resets)
+    flows = (
+        diagnostics.gradient_flow(model, params, xs, through, mask=mask, resets=resets)
+        for through in (last, everywhere)
+    )
+    return [_look_into(*found) for found in zip(trajectories, *flows, strict=True)]
 
 
-def _first_sequences(found: diagnostics.Trajectory) -> diagnostics.Trajectory:
-    carries, xs = jax.tree.map(lambda a: a[:, :SPECTRUM_SEQUENCES], (found.carries, found.xs))
-    return dataclasses.replace(found, carries=carries, xs=xs)
-
-
-def _numbers(last: GradientFlow, everywhere: GradientFlow, seen: tuple) -> LayerNumbers:
-    gates, (singular, radius), exponents = seen
-    steps = len(last.total)
-    return LayerNumbers(
-        name=last.name,
-        flow_last=np.asarray(last.total),
-        flow_all=np.asarray(everywhere.total),
-        gates=gates,
-        singular=np.median(singular, axis=1),
-        stretch=float(np.max(singular)),
-        radius=np.median(radius, axis=1),
-        spectrum_steps=np.arange(0, steps, -(-steps // SPECTRUM_STEPS)),
-        exponents=np.asarray(exponents),
+def _look_into(trajectory: Trajectory, last: GradientFlow, everywhere: GradientFlow) -> _Found:
+    xs, mask = trajectory.xs, trajectory.mask
+    few = (trajectory if xs.ndim < 3 else _first_sequences(trajectory)).every(_stride(len(xs)))
+    return _Found(
+        flow_last=_ending_together(last, mask),
+        flow_all=_ending_together(everywhere, mask),
+        gates=diagnostics.saturation(trajectory),
+        mask=_filled(mask, xs),
+        exponents=diagnostics.lyapunov_exponents(trajectory, discard=_discarded(len(xs)))[..., 0],
+        spectrum=Spectrum(*(values[..., 0] for values in diagnostics.jacobian_spectrum(few))),
+        spectrum_mask=_filled(few.mask, few.xs),
     )
 
 
-def memory(subject: Subject) -> tuple[np.ndarray | None, bool]:
-    """The memory profile over all sequences, and whether it is exact."""
-    xs = jnp.asarray(subject.xs)
+def _filled(mask: Mask, xs: Array) -> Array:
+    """The mask of `xs [T, ..., D]`, where None is that no step is padding."""
+    return jnp.ones(xs.shape[:-1], bool) if mask is None else mask
+
+
+def _stride(steps: int) -> int:
+    return -(-steps // SPECTRUM_STEPS)
+
+
+def _discarded(steps: int) -> int:
+    """How many first steps do not count for Lyapunov exponents."""
+    return steps // 4
+
+
+def _first_sequences(trajectory: Trajectory) -> Trajectory:
+    parts = trajectory.carries, trajectory.xs, trajectory.mask
+    carries, xs, mask = jax.tree.map(lambda a: a[:, :SPECTRUM_SEQUENCES], parts)
+    return dataclasses.replace(trajectory, carries=carries, xs=xs, mask=mask)
+
+
+def _ending_together(flow: GradientFlow, mask: Mask) -> GradientFlow:
+    """The flow with the shorter sequences of `mask [T', ...]` shifted, so that all end at the last step."""
+    if mask is None:
+        return flow
+    ends = jnp.where(mask.any(axis=0), last_step(mask), 0)
+    steps = jnp.arange(1 - len(mask), 1).reshape(-1, *[1] * ends.ndim) + ends
+
+    def shifted(norms: Array) -> Array:
+        return jnp.where(steps < 0, 0, jnp.take_along_axis(norms, jnp.maximum(steps, 0), axis=0))
+
+    return dataclasses.replace(flow, norms=jax.tree.map(shifted, flow.norms))
+
+
+def _numbers(found: _Found) -> LayerNumbers:
+    steps = len(found.mask)
+    longest = int(found.mask.reshape(steps, -1).any(axis=1).nonzero()[0].max()) + 1
+    valid = found.spectrum_mask.reshape(len(found.spectrum_mask), -1)
+    singular, radius = (np.ma.MaskedArray(values.reshape(valid.shape), ~valid) for values in found.spectrum)
+    looked_at = valid.any(axis=1)
+    counted = found.mask[_discarded(steps) :].any(axis=0)
+    return LayerNumbers(
+        name=found.flow_last.name,
+        flow_last=np.asarray(found.flow_last.total)[-longest:],
+        flow_all=np.asarray(found.flow_all.total)[-longest:],
+        gates=found.gates,
+        singular=np.ma.filled(np.ma.median(singular[looked_at], axis=1)),
+        stretch=float(np.max(singular)),
+        radius=np.ma.filled(np.ma.median(radius[looked_at], axis=1)),
+        spectrum_steps=np.arange(0, steps, _stride(steps))[looked_at],
+        exponents=np.asarray(found.exponents[counted]).reshape(-1),
+    )
+
+
+def memory(model: Layer, params: Params, batch: Batch) -> tuple[np.ndarray | None, bool]:
+    """The memory profile over all sequences, and whether it is exact; of a model of ids, that behind its `Embed`."""
+    xs, _, mask, resets = batch
+    if isinstance(model, Serial) and isinstance(model.layers[0], Embed):
+        _, xs = model.layers[0].apply(params[0], (), xs, mask=mask)
+        model, params = Serial(*model.layers[1:]), params[1:]
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         return None, True
-    carry = subject.model.initial_carry(subject.params, subject.model.batch_shape(xs))
-    ys = jax.eval_shape(subject.model.apply, subject.params, carry, xs)[1]
+    carry = model.initial_carry(params, model.batch_shape(xs))
+    ys = jax.eval_shape(model.apply, params, carry, xs)[1]
     exact = ys.shape[-1] <= EXACT_OUTPUTS
     projections, key = (None, None) if exact else (EXACT_OUTPUTS, jax.random.key(0))
 
-    def run(params: Params, xs: Array) -> Array:
-        return diagnostics.memory_profile(subject.model, params, xs, projections=projections, projection_key=key)
+    def run(params: Params, xs: Array, mask: Mask, resets: Resets) -> Array:
+        return diagnostics.memory_profile(
+            model, params, xs, mask=mask, resets=resets, projections=projections, projection_key=key
+        )
 
-    profile = jax.jit(run)(subject.params, xs)
+    profile = jax.jit(run)(params, xs, mask, resets)
     squares = np.square(np.asarray(profile, np.float64)).reshape(len(xs), -1)
-    return np.sqrt(squares.mean(1)), exact
+    squares = squares[~np.isnan(squares).all(axis=1)]  # lags that some sequence has
+    return np.sqrt(np.nanmean(squares, axis=1)), exact

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.diagnose.findings import MUCH, NEUTRAL, VANISHED
+from experiments.diagnose.findings import MUCH, NEUTRAL, VANISHED, with_spread
 from experiments.diagnose.measure import LayerNumbers, Numbers
 from experiments.study.style import PALETTE, STYLE
 from seqjax.diagnostics import ClipHistory
@@ -39,11 +39,11 @@ def _log(axis: Axes, *curves: np.ndarray) -> None:
 
 
 def flow(layers: Layers) -> str:
-    """‖dL/dh_t‖ of every layer, for the loss at the last step and over all steps."""
+    """‖dL/dh_t‖ of every layer, through the last output alone and through all of them."""
     with _svg("flow", 10, 3.6, 2) as (axes, text):
         for axis, title, of in (
-            (axes[0], "loss at the last step", lambda layer: layer.flow_last),
-            (axes[1], "loss over all steps", lambda layer: layer.flow_all),
+            (axes[0], "through the last output", lambda layer: layer.flow_last),
+            (axes[1], "through all outputs", lambda layer: layer.flow_all),
         ):
             for i, layer in enumerate(layers):
                 norms = of(layer)
@@ -127,11 +127,9 @@ def exponents(layers: Layers) -> str:
             mean, spread = layer.exponent
             values = layer.exponents[np.isfinite(layer.exponents)]
             axis.plot(values, np.full(len(values), i), "o", color=_colour(i), alpha=0.3, ms=5, mec="none")
-            number = f"{mean:+.4f}"
             if np.isfinite(mean):
                 axis.plot([mean], [i], "|", color="0.1", ms=16, mew=1.5)
-                number += f" ± {spread:.4f}"
-            labels.append(f"{_short(layer.name)}\n{number}")
+            labels.append(f"{_short(layer.name)}\n{with_spread(mean, spread)}")
         axis.axvline(0, color="0.3", lw=0.8)
         axis.axvspan(-NEUTRAL, NEUTRAL, color="0.5", alpha=0.15, lw=0)
         axis.set(

@@ -5,6 +5,8 @@ import base64
 import html
 from collections.abc import Sequence
 
+import numpy as np
+
 from experiments.diagnose import plots
 from experiments.diagnose.findings import Finding
 from experiments.diagnose.measure import Numbers
@@ -26,21 +28,20 @@ th { font-weight: 600; border-bottom: 1px solid #ccc; } td { border-bottom: 1px 
 
 def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
     """The report as HTML."""
-    targets = "mean squared error"
-    if subject.targets is None:
-        targets = "mean square of the outputs, as there are no targets"
+    padded = "; shorter ones are shifted so that all end at the same step" * (subject.seen.batch.mask is not None)
+    ids = np.issubdtype(np.asarray(subject.seen.batch.xs).dtype, np.integer)
     how = "exact" if numbers.exact else "estimated from random projections"
     sections = [_section(
         "Gradient flow",
         "Norm of the loss's gradient in the state of every recurrent layer (of an LSTM, h and c together), over all "
-        f"sequences, where the loss is the {targets}.",
+        f"sequences{padded}. The loss is {subject.seen.objective}.",
         plots.flow(numbers.layers),
     )]  # fmt: skip
     if numbers.profile is not None:
         sections.append(_section(
             "Memory horizon",
-            f"How much the last output moves with an input of so many steps before ({how}, root mean square over "
-            "sequences).",
+            f"How much the last output moves with {'the vector of an id' if ids else 'an input'} of so many steps "
+            f"before ({how}, root mean square over sequences).",
             plots.memory(numbers),
         ))  # fmt: skip
     if any(layer.gates for layer in numbers.layers):
@@ -57,21 +58,21 @@ def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
     sections.append(_section(
         "Lyapunov exponents",
         "The rate at which a small difference of states grows (above 0) or is forgotten (below 0), in nats a step: "
-        "the largest exponent of every sequence, and the mean ± standard deviation over sequences.",
+        "the largest exponent of every sequence, their mean and the sample standard deviation.",
         plots.exponents(numbers.layers),
     ))  # fmt: skip
     if numbers.clipping is not None:
         sections.append(_section(
             "Clipping in training",
-            f"{numbers.clipping.clip_fraction:.1%} of the logged steps were clipped, "
-            f"{numbers.clipping.skip_count} skipped.",
+            f"{numbers.clipping.clip_fraction:.1%} of the steps were clipped, {numbers.clipping.skip_count} skipped. "
+            "The norm is that of logged steps.",
             plots.clipping(numbers.clipping),
         ))  # fmt: skip
     title = html.escape(f"Diagnosis: {subject.name}")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f'<p class="dim">after {subject.step:,} training steps, on {html.escape(subject.inputs)}</p>\n'
+        f'<p class="dim">after {subject.step:,} training steps, on {html.escape(subject.seen.inputs)}</p>\n'
         f"<p><code>{html.escape(repr(subject.model))}</code></p>\n"
         f"{_findings(found)}\n{''.join(sections)}</body>\n</html>\n"
     )

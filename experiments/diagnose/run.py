@@ -22,7 +22,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         config = tyro.cli(Config, prog=PROGRAM, args=args)
         looked_at, folder = subject.load(config)
-        CONSOLE.print(f"{looked_at.model} on {looked_at.inputs}", highlight=False, markup=False, soft_wrap=True)
+        seen = looked_at.seen
+        what = f"{looked_at.model} on {seen.inputs}; the loss is {seen.objective}"
+        CONSOLE.print(what, highlight=False, markup=False, soft_wrap=True)
         numbers = measure(looked_at)
         found = findings(numbers)
         for finding in found:

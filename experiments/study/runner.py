@@ -11,19 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
-import numpy as np
 
+from experiments.study import kept
 from experiments.study.files import read_json, write_json
 from experiments.study.task import Evaluator, Variant
 from experiments.study.typed import build
 from seqjax import training
 from seqjax.base import Params
-from seqjax.training import Batch
 
 RESULT = "result.json"
 """Written last: a folder that has it is finished."""
-INPUTS = "inputs.npy"
-"""What the model read in its first step, without padding: for who looks into it later, as `diagnose` does."""
 FINAL = "final"
 """Folder, beside the checkpoints, of the finished params of a task that has a `finish`."""
 
@@ -210,20 +207,10 @@ def _train(
         skipped=history[-1]["skipped_steps"],
         diverged=diverged,
     )
-    np.save(folder / INPUTS, unpadded(task.make_batch(replicate, 0)))
-    kept = {"steps": variant.steps, "model": repr(variant.model), "outcome": dataclasses.asdict(outcome)}
-    write_json(folder / RESULT, kept)
+    kept.keep(folder, task.make_batch(replicate, outcome.steps - 1), task.loss)  # of the last step
+    result = {"steps": variant.steps, "model": repr(variant.model), "outcome": dataclasses.asdict(outcome)}
+    write_json(folder / RESULT, result)
     return outcome
-
-
-def unpadded(batch: Batch) -> np.ndarray:
-    """The inputs of a time-major batch up to the first step that is padding in any sequence; all if none is left."""
-    xs = np.asarray(batch.xs)
-    if batch.mask is None:
-        return xs
-    valid = np.asarray(batch.mask).reshape(len(xs), -1).min(axis=1)
-    steps = int(np.logical_and.accumulate(valid).sum())
-    return xs[:steps] if steps else xs
 
 
 def _after(finish: Callable[[Params], Params] | None, evaluate: Evaluator) -> Evaluator:

@@ -13,7 +13,7 @@ import numpy as np
 
 FILE = "metrics.jsonl"
 Line = dict[str, Any]
-"""`{"step": 100, "loss": 0.02, "grad_norm": 0.3, "clipped": False, "skipped": False, "skipped_steps": 0, ...}`."""
+"""`{"step": 100, "loss": 0.02, "grad_norm": 0.3, "clipped": False, "clipped_steps": 7, ...}`."""
 
 
 def as_line(step: int, metrics: Mapping[str, Any]) -> Line:

@@ -21,6 +21,7 @@ class TrainState(NamedTuple):
       opt_state: the optimizer's.
       skipped: int32 `()`: steps that were not finite and left params, opt_state and carry unchanged.
       skipped_in_row: int32 `()`: how many of them since the last good step.
+      clipped: int32 `()`: steps whose gradient a `clip` in the optimizer changed.
       carry: what the next batch continues from if training is stateful; () if every batch starts anew.
     """
 
@@ -29,6 +30,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     skipped: Array
     skipped_in_row: Array
+    clipped: Array
     carry: Carry = ()
 
 
@@ -54,7 +56,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, carry: C
     zero = jnp.zeros((), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):  # as in a training step
         opt_state = optimizer.init(params)
-    state = TrainState(zero, params, opt_state, zero, zero, carry)
+    state = TrainState(zero, params, opt_state, zero, zero, zero, carry)
     # Without weak types, which a checkpoint would lose, so that a resumed step would be traced again; and as copies,
     # so that no two leaves share a buffer (optimizers may start from the params) and the state can be donated.
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), state)

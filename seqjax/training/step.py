@@ -27,7 +27,7 @@ from seqjax.training.optimizers import check_optimizer, forget_clipping, was_cli
 from seqjax.training.state import TrainState, check_state
 
 Metrics = dict[str, Array]
-METRICS = ("loss", "grad_norm", "clipped", "skipped", "skipped_steps")
+METRICS = ("loss", "grad_norm", "clipped", "clipped_steps", "skipped", "skipped_steps")
 """What a training step reports."""
 
 
@@ -73,8 +73,9 @@ def make_train_step(
         without the model's carry, or a state with a carry although training is not stateful.
 
     Returns:
-      The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped`
-      (bool: a `clip` in the optimizer changed the gradient), `skipped` (bool) and `skipped_steps` (int32, so far).
+      The step. Its metrics are `loss`, `grad_norm` (global L2 norm before clipping), `clipped` (bool: a `clip` in the
+      optimizer changed the gradient), `skipped` (bool), and how many of each there were so far: `clipped_steps` and
+      `skipped_steps` (int32).
 
     >>> import seqjax
     >>> from seqjax.training import clipped, init_state, mean_squared_error
@@ -207,7 +208,9 @@ def _train(
     )
     bad = (~finite).astype(jnp.int32)
     skipped = state.skipped + bad
-    told = value, grad_norm, was_clipped(opt_state) & finite, ~finite, skipped
+    clipped = was_clipped(opt_state) & finite
+    clipped_steps = state.clipped + clipped.astype(jnp.int32)
+    told = value, grad_norm, clipped, clipped_steps, ~finite, skipped
     metrics = dict(zip(METRICS, told, strict=True))
     return TrainState(
         step=state.step + 1,
@@ -215,6 +218,7 @@ def _train(
         opt_state=kept_opt_state,
         skipped=skipped,
         skipped_in_row=(state.skipped_in_row + 1) * bad,
+        clipped=clipped_steps,
         carry=carry,
     ), metrics
 

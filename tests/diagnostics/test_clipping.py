@@ -11,14 +11,12 @@ from seqjax import training
 from seqjax.diagnostics import clip_history
 
 
-def line(step, norm, clipped=False, skipped=False, so_far=0):
-    flags = {"clipped": clipped, "skipped": skipped, "skipped_steps": so_far}
-    return {"step": step, "loss": 1.0, "grad_norm": norm, **flags}
+def line(step, norm, clipped=0, skipped=0):
+    return {"step": step, "loss": 1.0, "grad_norm": norm, "clipped_steps": clipped, "skipped_steps": skipped}
 
 
 def test_blocks_of_a_run():
-    lines = [line(1, 5.0, True), line(2, None, skipped=True, so_far=1), line(3, 1.0, so_far=1)]
-    lines += [line(4, 3.0, True, so_far=1), line(5, 2.0, True, so_far=1)]
+    lines = [line(1, 5.0, 1), line(2, None, 1, 1), line(3, 1.0, 1, 1), line(4, 3.0, 2, 1), line(5, 2.0, 3, 1)]
     history = clip_history(lines, blocks=2)
     assert history.steps.tolist() == [3, 5]
     np.testing.assert_allclose(history.clipped, [1 / 3, 1])
@@ -28,8 +26,8 @@ def test_blocks_of_a_run():
 
 
 def test_more_blocks_than_lines():
-    history = clip_history([line(7, None, skipped=True), {"step": 8, "valid": 1.0}])
-    assert history.steps.tolist() == [7]
+    history = clip_history([line(7, None, 0, 7), {"step": 8, "valid": 1.0}])
+    assert (history.steps.tolist(), history.skipped.tolist()) == ([7], [1])
     assert np.isnan(history.norms).tolist() == [True]
 
 
@@ -47,15 +45,23 @@ def test_metrics_of_a_training_run_are_read(tmp_path):
     assert clip_history(lines, blocks=2).clipped.tolist() == [1, 0]
 
 
-def test_steps_that_were_skipped_between_lines_count():
+@pytest.mark.parametrize("every", [1, 7, 20])
+def test_steps_between_lines_count(every):
+    """Of every ten steps one is skipped, and three have an error of 1 and a gradient that is clipped."""
+
     def make_batch(seed, t):
         xs = jnp.full((4, 2, 1), np.nan if t % 10 == 3 else 1, jnp.float32)
-        return training.Batch(xs, jnp.zeros((4, 2, 1), jnp.float32))
+        return training.Batch(xs, jnp.full((4, 2, 1), t % 10 in (1, 2, 6), jnp.float32))
 
-    run = training.fit(
-        seqjax.Dense(1), make_batch, steps=40, loss=training.mean_squared_error, optimizer=optax.sgd(0.1), log_every=20
-    )
-    assert clip_history(run.history).skip_count == int(run.state.skipped) == 4
+    model, optimizer = seqjax.Dense(1, kernel_init="zeros"), training.clipped(optax.sgd(0.0), norm=1.0)
+    loss = training.mean_squared_error
+    run = training.fit(model, make_batch, steps=40, loss=loss, optimizer=optimizer, log_every=every)
+    history = clip_history(run.history)
+    assert (history.clip_fraction, history.skip_count) == (12 / 40, 4)
+    blocks = np.diff(history.steps, prepend=0)
+    for parts, count in ((history.clipped, 12), (history.skipped, 4)):
+        np.testing.assert_allclose(np.sum(parts * blocks), count)
+    np.testing.assert_allclose(clip_history(run.history, blocks=1).clipped, 0.3)
 
 
 @pytest.mark.parametrize(("lines", "blocks"), [([], 3), ([{"step": 1}], 3), ([line(1, 1.0)], 0)])

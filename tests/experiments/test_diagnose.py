@@ -3,7 +3,6 @@
 
 import base64
 import html.parser
-import shutil
 import xml.etree.ElementTree
 
 import jax
@@ -13,14 +12,15 @@ import optax
 import pytest
 
 import seqjax
-from experiments.diagnose import findings, run, subject
+from experiments.diagnose import data, findings, run, subject
 from experiments.diagnose.config import Config
-from experiments.diagnose.measure import measure
+from experiments.diagnose.measure import LayerNumbers, measure
 from experiments.forecast import run as forecast
 from experiments.selective_copy.task import task as selective_copy
 from experiments.study import runner
 from experiments.study.task import Variant
 from seqjax import training
+from seqjax.cells.gru import GRUCarry
 from seqjax.cells.simple import SimpleParams
 
 # -- findings: the level, and the number in the sentence
@@ -135,6 +135,16 @@ def test_exponents_are_chaotic_neutral_or_forgetful(value, level, words):
     assert f"{value:+.4f}" in found.number
 
 
+@pytest.mark.parametrize(
+    ("exponents", "told"),
+    [([-0.1, -0.2, -0.3], "-0.2000 ± 0.1000 "), ([-0.1], "-0.1000 nats"), ([-0.1, -np.inf], "-inf nats")],
+)
+def test_the_spread_over_sequences_is_the_samples_and_one_sequence_has_none(exponents, told):
+    nothing = np.zeros(1)
+    layer = LayerNumbers("a", nothing, nothing, {}, nothing, 1.0, nothing, nothing, np.array(exponents))
+    assert told in findings.exponent("a", *layer.exponent).number
+
+
 def test_steps_that_all_shrink():
     assert findings.contraction("a", 1.0) == []
     (found,) = findings.contraction("a", 0.9999)
@@ -194,7 +204,7 @@ def test_report_holds_findings_and_pictures_and_loads_nothing(trained, capsys):
         assert expected in words
     assert words.count("largest Lyapunov exponent") == 2
     assert f"The report is in {trained / 'conv-gru' / '0' / 'diagnosis.html'}" in said
-    assert "validation windows of load" in said
+    assert "on the last batch of its training: [8, 4, 1]; the loss is the run's own, mean_squared_error" in said
 
 
 def test_forecasts_are_looked_into_on_other_data_in_the_units_of_training(trained, tmp_path):
@@ -202,12 +212,14 @@ def test_forecasts_are_looked_into_on_other_data_in_the_units_of_training(traine
     other.write_text("load\n" + "".join(f"{i}\n" for i in range(20)))
     found, folder = subject.load(Config(trained, data=str(other), column="load"))
     assert folder == trained / "conv-gru" / "0"
-    assert found.xs.shape == (8, 3, 1)  # 20 values are three windows of 8 + 10
-    assert found.targets.shape == (3, 3, 10)
+    xs, targets, *_ = found.seen.batch
+    assert xs.shape == (8, 3, 1)  # 20 values are three windows of 8 + 10
+    assert targets.shape == (3, 3, 10)
+    assert found.seen.loss is training.mean_squared_error
     scaler = training.load(folder / "final").metadata["config"]["windows"]["scaler"]
-    np.testing.assert_allclose(found.xs[:, 2, 0], (np.arange(2, 10) - scaler["mean"]) / scaler["std"], rtol=1e-6)
+    np.testing.assert_allclose(xs[:, 2, 0], (np.arange(2, 10) - scaler["mean"]) / scaler["std"], rtol=1e-6)
     np.testing.assert_allclose(
-        found.targets[0, 0], (np.arange(4, 14) - scaler["mean"]) / scaler["std"], rtol=1e-6
+        targets[0, 0], (np.arange(4, 14) - scaler["mean"]) / scaler["std"], rtol=1e-6
     )  # behind x_3
 
 
@@ -227,27 +239,111 @@ def other(tmp_path_factory):
 
 def test_any_run_of_fit_is_looked_into(other, tmp_path):
     found, folder = subject.load(Config(other))
-    assert (folder, found.model, found.targets) == (other, seqjax.RNN(seqjax.Simple(2)), None)
-    assert found.xs.shape == (5, 3, 1)
-    assert "random" in found.inputs
+    assert (folder, found.model, found.seen.batch.ys) == (other, seqjax.RNN(seqjax.Simple(2)), None)
+    assert found.seen.batch.xs.shape == (5, 3, 1)
+    assert "random" in found.seen.inputs
+    assert "no targets" in found.seen.objective
     given = np.random.default_rng(0).normal(size=(9, 7, 1))
     np.save(tmp_path / "xs.npy", given)
     found, _ = subject.load(Config(other, data=str(tmp_path / "xs.npy"), sequences=4))
-    np.testing.assert_array_equal(found.xs, given.astype(np.float32).swapaxes(0, 1)[:, :4])
+    np.testing.assert_array_equal(found.seen.batch.xs, given.astype(np.float32).swapaxes(0, 1)[:, :4])
     assert jax.tree.structure(found.params) == jax.tree.structure(
         jax.eval_shape(found.model.init, jax.random.key(0), jax.ShapeDtypeStruct((5, 3, 1), jnp.float32))
     )
 
 
 def test_a_study_keeps_what_its_models_are_looked_into_with(tmp_path):
-    """Ids, which could not be made up: the task's own first batch is there."""
+    """Ids, which could not be made up: the task's own last batch and loss are there."""
     task = selective_copy(length=6, recalled=2)
-    variant = Variant("mingru", lambda seed: task, task.model(seqjax.MinGRU(4)), optax.sgd(0.1), steps=1)
+    variant = Variant("mingru", lambda seed: task, task.model(seqjax.MinGRU(4)), optax.sgd(0.1), steps=2)
     runner.run([variant], [3], tmp_path / "run", config={}, told=lambda text: None)
-    found, _ = subject.load(Config(tmp_path / "run", sequences=5))
-    np.testing.assert_array_equal(found.xs, task.make_batch(3, 0).xs[:, :5])
-    assert "first batch of its training" in found.inputs
+    found, folder = subject.load(Config(tmp_path / "run", sequences=5))
+    expected = task.make_batch(3, 1)
+    np.testing.assert_array_equal(found.seen.batch.xs, expected.xs[:, :5])
+    np.testing.assert_array_equal(found.seen.batch.ys, expected.ys[:, :5])
+    assert found.seen.loss == task.loss
+    assert found.name == "mingru of run"
     assert run.main(["--checkpoint", str(tmp_path / "run"), "--sequences", "2"]) == 0
+    words = " ".join(Page((folder / "diagnosis.html").read_text()).words)
+    own = "the run's own, AtLastStep(cross_entropy, 2)"
+    for expected in ("last batch of its training", own, "moves with the vector of an id"):
+        assert expected in words
+
+
+# -- what is measured
+
+
+def subject_of(model, params, batch, loss=data.mean_square):
+    return subject.Subject("", model, params, 0, data.Seen("", batch, loss, ""), ())
+
+
+LAYER = seqjax.RNN(seqjax.GRU(3))
+MODEL = seqjax.Serial(LAYER, seqjax.Dense(2))
+
+
+def drawn(T, B, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(T, B, 1)).astype(np.float32), rng.normal(size=(T, B, 2)).astype(np.float32)
+
+
+def test_the_gradient_is_that_of_the_runs_own_loss_and_of_what_the_last_output_has_in_it():
+    """By hand: the states' gradient is that of the loss in the outputs, pulled back through the layer."""
+    xs, ys = drawn(7, 4)
+    params = MODEL.init(jax.random.key(0), xs)
+    weights, (kernel, bias) = params
+    (layer,) = measure(subject_of(MODEL, params, training.Batch(xs, ys), training.huber)).layers
+    _, hs = LAYER.apply(weights, LAYER.initial_carry(weights, (4,)), xs)
+    own = jax.grad(lambda hs: training.huber(hs @ kernel + bias, ys))(hs)
+
+    def after(h, t, pull):  # the loss as a function of the state after step t
+        return jnp.sum(pull[t] * h) + jnp.sum(pull[t + 1 :] * LAYER.apply(weights, GRUCarry(h), xs[t + 1 :])[1])
+
+    for norms, pull in ((layer.flow_all, own), (layer.flow_last, own.at[:-1].set(0))):
+        expected = [jnp.linalg.norm(jax.grad(after)(hs[t], t, pull)) for t in range(6)]
+        np.testing.assert_allclose(norms[:-1], expected, rtol=1e-4)
+
+
+def test_padding_changes_nothing_and_sequences_end_together():
+    xs, ys = drawn(9, 2)
+    params = MODEL.init(jax.random.key(0), xs)
+    mask = seqjax.mask_from_lengths(jnp.array([4, 7]), 9)
+    padded = measure(subject_of(MODEL, params, training.Batch(xs, ys, mask), training.huber))
+    alone = [
+        measure(subject_of(MODEL, params, training.Batch(xs[:n, i : i + 1], ys[:n, i : i + 1]), training.huber))
+        for i, n in enumerate((4, 7))
+    ]
+    (layer,), (short, long) = padded.layers, (found.layers[0] for found in alone)
+    for name, lengths in (("flow_last", 11), ("flow_all", 11)):
+        a, b = getattr(short, name) * 4 / lengths, getattr(long, name) * 7 / lengths  # the loss is a mean over steps
+        expected = np.hypot(np.concatenate([np.zeros(3), a]), b)
+        np.testing.assert_allclose(getattr(layer, name), expected, rtol=1e-4)
+    a, b = (found.profile for found in alone)
+    np.testing.assert_allclose(padded.profile[:4], np.sqrt((a**2 + b[:4] ** 2) / 2), rtol=1e-4)
+    np.testing.assert_allclose(padded.profile[4:], b[4:], rtol=1e-4)
+    assert layer.stretch == pytest.approx(max(short.stretch, long.stretch), rel=1e-5)
+    assert layer.spectrum_steps.tolist() == list(range(7))
+    assert np.isfinite(layer.singular).all()
+
+
+def test_memory_of_ids_is_that_of_what_they_are_embedded_as():
+    embed, rest = seqjax.Embed(5, 1), MODEL
+    model, ids = seqjax.Serial(embed, *rest.layers), np.array([[1, 2], [3, 4], [0, 1], [2, 2]])
+    params = model.init(jax.random.key(0), ids)
+    _, xs = embed.apply(params[0], (), ids)
+    found = measure(subject_of(model, params, training.Batch(ids, None)))
+    expected = measure(subject_of(rest, params[1:], training.Batch(xs, None)))
+    np.testing.assert_allclose(found.profile, expected.profile, rtol=1e-5)
+
+
+def test_what_comes_before_a_reset_is_not_heard():
+    xs, ys = drawn(6, 2)
+    resets = np.zeros((6, 2), bool)
+    resets[3] = True
+    params = MODEL.init(jax.random.key(0), xs)
+    found = measure(subject_of(MODEL, params, training.Batch(xs, ys, resets=resets), training.huber))
+    assert (found.profile[:3] > 0).all()
+    assert (found.profile[3:] == 0).all()
+    assert (found.layers[0].flow_last > 0).tolist() == [False] * 3 + [True] * 3
 
 
 def test_one_sequence_that_is_stretched_is_enough():
@@ -255,10 +351,12 @@ def test_one_sequence_that_is_stretched_is_enough():
     weights = SimpleParams(*(jnp.asarray(a, jnp.float32) for a in (np.ones((1, 2)), 1.5 * np.eye(2), np.zeros(2))))
     xs = np.zeros((20, 5, 1), np.float32)
     xs[:, 1:] = 3
-    found = measure(subject.Subject("", seqjax.RNN(seqjax.Simple(2)), weights, 0, "", xs, None, ()))
-    (layer,) = found.layers
+    (layer,) = measure(subject_of(seqjax.RNN(seqjax.Simple(2)), weights, training.Batch(xs, None))).layers
     assert layer.stretch == pytest.approx(1.5)
     assert layer.singular[1:].max() < 0.1
+
+
+# -- what is refused
 
 
 def test_bad_input_is_an_error_of_one_line(other, capsys):
@@ -301,15 +399,17 @@ def test_data_of_another_shape_is_refused(other, tmp_path, capsys):
         (lambda file: np.save(file, np.full((9, 7, 1), 1e300)), "not finite as float32"),
     ],
 )
-@pytest.mark.parametrize("given", [True, False], ids=["given", "kept"])
-def test_arrays_that_are_no_inputs_are_refused_by_their_path(other, tmp_path, write, message, given):
-    folder = tmp_path / "run"
-    shutil.copytree(other, folder)
-    path = tmp_path / "xs.npy" if given else folder / runner.INPUTS
+def test_arrays_that_are_no_inputs_are_refused_by_their_path(other, tmp_path, write, message):
+    path = tmp_path / "xs.npy"
     with path.open("wb") as file:
         write(file)
     with pytest.raises(ValueError, match=rf"{path} .*{message}"):
-        subject.load(Config(folder, data=str(path) if given else None))
+        subject.load(Config(other, data=str(path)))
+
+
+def test_a_column_without_data_is_refused(trained):
+    with pytest.raises(ValueError, match="--column goes with --data"):
+        subject.load(Config(trained, column="load"))
 
 
 @pytest.fixture(scope="module")
@@ -344,5 +444,5 @@ def test_ids_that_there_are_not_are_refused(of_ids, tmp_path, ids, message):
 def test_ids_of_any_integer_type_are_taken(of_ids, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(10, dtype=np.uint8).reshape(5, 2))
     found, _ = subject.load(Config(of_ids, data=str(tmp_path / "ids.npy")))
-    np.testing.assert_array_equal(found.xs, np.arange(10, dtype=np.int32).reshape(5, 2))
-    assert found.xs.dtype == np.int32
+    np.testing.assert_array_equal(found.seen.batch.xs, np.arange(10, dtype=np.int32).reshape(5, 2))
+    assert found.seen.batch.xs.dtype == np.int32

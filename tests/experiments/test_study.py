@@ -3,6 +3,7 @@
 
 import dataclasses
 import doctest
+import functools
 import json
 import math
 import pathlib
@@ -17,11 +18,13 @@ import pytest
 import rich.console
 
 import seqjax
-from experiments.study import conduct, files, plots, report, runner, style, typed
+from experiments.spikes.likelihood import Surprise
+from experiments.study import conduct, files, kept, plots, report, runner, style, typed
 from experiments.study.cells import CELLS, cells
 from experiments.study.command import Command
 from experiments.study.runner import Outcome, Row
 from experiments.study.task import Task, Variant
+from experiments.watch import judge as watch
 from seqjax import training
 
 
@@ -122,12 +125,57 @@ def test_what_is_finished_is_not_trained_again_and_more_steps_go_on_from_it(tmp_
     assert row.outcomes[0].steps == 8
 
 
-def test_inputs_are_kept_without_padding():
-    xs = jnp.arange(12.0).reshape(6, 2, 1)
-    mask = seqjax.mask_from_lengths(jnp.array([6, 4]), 6)
-    np.testing.assert_array_equal(runner.unpadded(training.Batch(xs, xs, mask)), xs[:4])
-    np.testing.assert_array_equal(runner.unpadded(training.Batch(xs, xs)), xs)
-    np.testing.assert_array_equal(runner.unpadded(training.Batch(xs, xs, ~mask)), xs)  # nothing is left to cut to
+@pytest.mark.parametrize("rate", [0.1, 1e30], ids=["trained", "diverged"])
+def test_the_batch_of_the_last_step_is_kept_with_the_loss(tmp_path, rate):
+    (row,) = run(tmp_path, [variant("a", rate, steps=40)], (3,))
+    assert row.outcomes[0].diverged == (rate > 1)
+    batch, loss = kept.read(tmp_path / "a" / "3")
+    expected = make_batch(3, row.outcomes[0].steps - 1)
+    np.testing.assert_array_equal(batch.xs, expected.xs)
+    np.testing.assert_array_equal(batch.ys, expected.ys)
+    assert (batch.mask, batch.resets, loss) == (None, None, training.mean_squared_error)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        training.cross_entropy,
+        training.AtLastStep(training.huber),
+        training.AtLastStep(training.cross_entropy, 3),
+        Surprise(-0.1),
+        watch.last_step,
+    ],
+)
+def test_losses_are_kept_by_the_names_of_their_parts(tmp_path, loss):
+    xs, flags = np.ones((3, 2, 1), np.float32), np.ones((3, 2), bool)
+    kept.keep(tmp_path, training.Batch(xs, xs[:1], mask=flags, resets=~flags), loss)
+    batch, found = kept.read(tmp_path)
+    assert found == loss
+    np.testing.assert_array_equal(batch.mask, flags)
+    np.testing.assert_array_equal(batch.resets, ~flags)
+
+
+def test_a_loss_without_a_name_is_not_kept(tmp_path):
+    def inside(predictions, targets, mask):
+        return jnp.zeros(())
+
+    for loss in (lambda *args: 0.0, inside, functools.partial(training.huber, mask=None), math.fsum):
+        kept.keep(tmp_path, make_batch(0, 0), loss)
+        assert kept.read(tmp_path).loss is None
+
+
+def test_what_is_kept_and_cannot_be_read_is_named(tmp_path):
+    assert kept.read(tmp_path) is None
+    kept.keep(tmp_path, make_batch(0, 0), training.huber)
+    for content in ({"parts": ["os:system"], "loss": {"function": "system"}}, {"parts": ["seqjax.gone:huber"]}, 7):
+        files.write_json(tmp_path / kept.LOSS, content)
+        with pytest.raises(ValueError, match=r"loss\.json is damaged"):
+            kept.read(tmp_path)
+    for write in (lambda file: np.savez(file, xs=1), lambda file: file.write(b"PK"), lambda file: np.save(file, 1)):
+        with (tmp_path / kept.BATCH).open("wb") as file:
+            write(file)
+        with pytest.raises(ValueError, match=r"batch\.npz is damaged"):
+            kept.read(tmp_path)
 
 
 def test_sgd_on_one_weight_is_what_the_measure_says(tmp_path):

@@ -48,7 +48,7 @@ def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path):
         "a/b": (jnp.ones(2, jnp.complex64), None, ()),
         "key": jax.random.key(3),
     }
-    state = TrainState(jnp.int32(1), params, (), jnp.int32(2), jnp.int32(3))
+    state = TrainState(jnp.int32(1), params, (), jnp.int32(2), jnp.int32(3), jnp.int32(4))
     write(tmp_path, state, 1)
     like = state._replace(params={**params, "key": jax.random.key(0)})
     assert_same_bits(restore(tmp_path, like, model=MODEL), state)
@@ -231,7 +231,7 @@ def test_a_checkpoint_for_other_inputs_is_named(tmp_path, state):
 
 def large(step):
     weights = jnp.asarray(np.random.default_rng(0).normal(size=50_000))
-    return TrainState(jnp.int32(step), weights, (), jnp.int32(0), jnp.int32(0))
+    return TrainState(jnp.int32(step), weights, (), jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
 
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_whole(tmp_path, full_disk):

@@ -40,6 +40,7 @@ def test_fit_is_the_step_in_a_loop(whole):
             "loss": float(metrics["loss"]),
             "grad_norm": float(metrics["grad_norm"]),
             "clipped": bool(metrics["clipped"]),
+            "clipped_steps": int(metrics["clipped_steps"]),
             "skipped": False,
             "skipped_steps": 0,
         }

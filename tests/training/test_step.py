@@ -70,6 +70,9 @@ def test_grad_norm_is_the_one_before_clipping_and_clipping_is_reported(share, ex
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-12)
     np.testing.assert_allclose(after.params.kernel, kernel - 0.1 * min(share, 1) * gradient, rtol=1e-12)
     assert bool(metrics["clipped"]) is expected
+    assert int(after.clipped) == int(metrics["clipped_steps"]) == expected
+    again, _ = step(after, batch, None)
+    assert int(again.clipped) == 2 * expected
 
 
 def test_an_update_that_waits_for_more_gradients_clips_nothing():
@@ -79,8 +82,8 @@ def test_an_update_that_waits_for_more_gradients_clips_nothing():
     step, told = make_train_step(LINEAR, mean_squared_error, optimizer), []
     for _ in range(4):
         state, metrics = step(state, batch, None)
-        told.append(bool(metrics["clipped"]))
-    assert told == [False, True, False, True]
+        told.append((bool(metrics["clipped"]), int(metrics["clipped_steps"])))
+    assert told == [(False, 0), (True, 1), (False, 1), (True, 2)]
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -97,6 +100,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_and_is_counted(poison):
         if batch is bad:
             assert_same_bits((state.params, state.opt_state), (before.params, before.opt_state))
             assert not metrics["clipped"]
+            assert int(state.clipped) == int(before.clipped) == 1
     assert counts == [(2, 1, 1, True), (3, 2, 2, True), (4, 2, 0, False)]
     assert not np.array_equal(state.params[0].w_in, before.params[0].w_in)
 
