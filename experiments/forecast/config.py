@@ -29,7 +29,8 @@ class Config:
       batch_size: windows in a batch.
       hidden_dim: units of each of the two recurrent layers.
       optimizer: Adam, or gradient descent with a momentum of 0.9.
-      learning_rate: by default that of Adam in `models.py`, 0.01 for `simple` and `simple-layer`, 0.001 otherwise.
+      learning_rate: by default that of each model: 0.01 for `simple`, `simple-layer`, `simple-relu`, `simple-he`
+        and all of `cells`, 0.001 for the others.
       clip_norm: the global norm that gradients are clipped to, or None.
       limit: use so many windows of each part at most; None uses all.
       run_dir: where to write; by default a new folder in runs/forecast.

@@ -80,6 +80,7 @@ def learn(
         data=known.describe(),
         baselines={name: found[METRIC] for name, found in last},
         also={
+            "test_mse_last": {name: found["test_mse_last"] for name, found in last},
             "valid_mae_last": {name: found["valid_mae_last"] for name, found in last},
             "valid_mse": {name: found["valid_mse"] for name, found in every.items()},
         },

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole study: runs it, and reports what there is even when it was stopped."""
 
+import dataclasses
 import pathlib
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import rich.console
 from experiments.study import report, runner
 from experiments.study.files import keep_same
 from experiments.study.runner import Row
-from experiments.study.task import Variant
+from experiments.study.task import Task, Variant
 
 
 def conduct(
@@ -27,7 +29,8 @@ def conduct(
 
     Args:
       console: where progress and the table are printed.
-      variants: of one metric; the first one's task gives the table its title and baselines.
+      variants: of one metric; the first one's task gives the table its title and, on average over its finished
+        replicates, its baselines.
       replicates, run_dir, config, every: see `runner.run`.
       then: what else is made of the rows, pictures say.
 
@@ -49,6 +52,21 @@ def conduct(
     finally:
         rows = runner.partial(variants, replicates, run_dir)
         if rows:
-            report.summarize(console, variants[0].task(replicates[0]), rows, run_dir, config=config)
+            seen = {outcome.replicate for row in rows for outcome in row.outcomes}
+            task = _averaged([variants[0].task(replicate) for replicate in replicates if replicate in seen])
+            report.summarize(console, task, rows, run_dir, config=config)
             then(rows)
     return rows
+
+
+def _averaged(tasks: Sequence[Task]) -> Task:
+    """The first of some replicates' tasks, with the means of what baselines reach: folds differ in it."""
+
+    def mean(reached: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: statistics.fmean(found[name] for found in reached) for name in reached[0]}
+
+    return dataclasses.replace(
+        tasks[0],
+        baselines=mean([task.baselines for task in tasks]),
+        also={measure: mean([task.also[measure] for task in tasks]) for measure in tasks[0].also},
+    )

@@ -5,9 +5,9 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments.study.command import Command, check_numbers
+from experiments.study.command import Command, check_names, check_numbers
 from experiments.watch.data import FOLDS
-from experiments.watch.models import STUDIES
+from experiments.watch.models import HEADLINES, STUDIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,10 +15,11 @@ class Config:
     """Smartwatch recordings of unseen people: which of seven exercises is it?
 
     Args:
-      preset: smoke (seconds, to see that it runs), default (crops, five folds, 3 minutes), whole (full-length
-        training, 13 minutes), paper (crops, all models, five folds, three seeds).
+      preset: smoke (seconds, to see that it runs), default (crops, one model, five folds, 3 minutes), whole
+        (full-length training, all models, 13 minutes), paper (crops, all models, five folds, three seeds).
       study: learn from crops of ten seconds, or from whole recordings.
-      models: which, separated by commas; all of the study by default.
+      models: which, separated by commas, or all; by default the study's headline, conv-gru-mirrored for crops
+        and cure-mirrored for whole recordings.
       judge: by the people of the fold's test pair, or by a pair of the others, who are then not learnt from
         (validation: what is chosen in this way has not seen the test pair).
       folds: which, of 0 to 4, separated by commas.
@@ -55,12 +56,7 @@ class Config:
             counts=("seeds", "steps", "hidden_dim", "evaluate_every"),
             positive=("learning_rate", "clip_norm"),
         )
-        known = STUDIES[self.study]
-        unknown = [name for name in self.names if name not in known]
-        if unknown:
-            raise ValueError(
-                f"The study of {self.study} has no model {', '.join(unknown)!r}; it has {', '.join(known)}."
-            )
+        check_names("--models", self.names, STUDIES[self.study])
         choices = [str(fold) for fold in range(FOLDS)]
         chosen = self.folds.split(",")
         if any(fold not in choices for fold in chosen) or len(set(chosen)) < len(chosen):
@@ -69,7 +65,10 @@ class Config:
     @property
     def names(self) -> list[str]:
         """Of the models."""
-        return list(STUDIES[self.study]) if self.models is None else self.models.split(",")
+        if self.models == "all":
+            return list(STUDIES[self.study])
+        asked = HEADLINES[self.study] if self.models is None else self.models
+        return [name.strip() for name in asked.split(",")]
 
     @property
     def replicates(self) -> list[int]:
@@ -85,10 +84,10 @@ class Config:
 COMMAND = Command(
     "watch",
     {
-        "smoke": Config(preset="smoke", models="conv-gru-mirrored", folds="0", steps=5, hidden_dim=8, evaluate_every=5),
-        "default": Config(models="conv-gru-mirrored"),
-        "whole": Config(preset="whole", study="whole", evaluate_every=50),
-        "paper": Config(preset="paper", seeds=3),
+        "smoke": Config(preset="smoke", folds="0", steps=5, hidden_dim=8, evaluate_every=5),
+        "default": Config(),
+        "whole": Config(preset="whole", study="whole", models="all", evaluate_every=50),
+        "paper": Config(preset="paper", models="all", seeds=3),
     },
     extendable=("seeds",),
 )

@@ -60,7 +60,6 @@ def variant(config: Config, name: str, recipe: Recipe) -> Variant:
         recipe.model(recipe.cell(config.hidden_dim)),
         training.clipped(adam, norm=config.clip_norm) if recipe.clip else adam,
         config.updates,
-        published={"accuracy": recipe.published} if recipe.published else {},
         note=recipe.note,
     )
 

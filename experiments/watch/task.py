@@ -2,14 +2,14 @@
 """The task of a fold: learn from eight people, be judged by whole recordings of two others."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax.numpy as jnp
 
 import seqjax
 from experiments.study.task import Task
-from experiments.watch import data
+from experiments.watch import data, forest
 from experiments.watch.crops import AS_RECORDED, Variation, crops
 from experiments.watch.judge import every_step, judge, last_step
 from seqjax.base import Cell, Layer
@@ -20,7 +20,6 @@ STEPS, COUNT = 500, 32
 """Of a batch of crops: ten seconds of 32 recordings."""
 WHOLE = 16
 """Recordings in a batch of whole ones: seven batches are an epoch of eight people."""
-BASELINES = {"chance": 1 / len(data.EXERCISES)}
 
 
 def plain(cell: Cell) -> Layer:
@@ -73,7 +72,7 @@ def task(
         evaluator=lambda model: judge(model, xs, lengths, judged.labels),
         metric="accuracy",
         better="higher",
-        baselines=BASELINES,
+        baselines=_baselines(replicate % data.FOLDS, validation),
     )
 
 
@@ -84,6 +83,16 @@ def _parts(fold: int, validation: bool, mirrored: bool) -> tuple[data.Recordings
     recordings = data.load().as_right() if mirrored else data.load()
     learnt, judged = (recordings.of(people) for people in split)
     return learnt, judged, data.Scaler.fit(learnt)
+
+
+@functools.lru_cache(maxsize=2 * data.FOLDS)
+def _baselines(fold: int, validation: bool) -> Mapping[str, float]:
+    """What is reached on a fold by guessing, and by a forest that learns from the same people."""
+    forests = {
+        name: forest.accuracy(*_parts(fold, validation, mirrored)[:2])
+        for name, mirrored in (("random forest", False), ("random forest, mirrored", True))
+    }
+    return {"chance": 1 / len(data.EXERCISES), **forests}
 
 
 def _crop_batches(learnt: data.Recordings, scaler: data.Scaler, variation: Variation) -> Callable[[int, int], Batch]:

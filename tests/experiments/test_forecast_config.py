@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command's flags: presets, what overrides them, and what is refused."""
 
+import dataclasses
 import json
 
 import pytest
 
+import seqjax
 from experiments.forecast.config import COMMAND, Config
 from experiments.forecast.models import CELLS, GROUPS, MODELS, STANDARD
 
@@ -41,6 +43,13 @@ def test_ablation_has_each_normalization_with_each_activation_clipped_and_not():
     made = {(cell.normalize, cell.activation, entry.clip) for cell, entry in zip(cells, entries, strict=True)}
     assert made == {(n, a, c) for n in (None, "batch", "layer") for a in ("tanh", "relu") for c in (True, False)}
     assert len(entries) == 12
+
+
+def test_cells_behind_convolutions_are_trained_alike():
+    names = ("gru", "lstm", "indrnn", "diagonal-gru", "diagonal-lstm")
+    entries = [dataclasses.replace(MODELS[f"{name}-conv"], cell=None) for name in names]
+    assert all(entry == entries[0] for entry in entries)
+    assert MODELS["gru-conv"].build(4).layers[0] == seqjax.Conv1D(4, width=8, padding="causal")
 
 
 def test_explosion_differs_from_its_cure_by_clipping_alone():

@@ -97,6 +97,8 @@ def test_run_writes_what_it_promises(trained, source):
     summary = json.loads((trained / "summary.json").read_text())
     assert [row["name"] for row in summary["rows"]] == ["simple"]
     assert summary["config"]["data"] == str(source)
+    assert list(summary["also"]) == ["test_mse_last", "valid_mae_last", "valid_mse"]
+    assert summary["also"]["test_mse_last"].keys() == {"persistence", "least squares"}
 
 
 def test_resume_of_a_finished_run_trains_nothing_and_shows_the_table(trained, monkeypatch, capsys):

@@ -338,6 +338,17 @@ def test_a_report_comes_after_an_interruption_too(tmp_path):
     assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_baselines_that_differ_by_fold_are_averaged_over_those_that_are_finished(tmp_path):
+    def fold(replicate):
+        return dataclasses.replace(TASK, baselines={"zero": 4.0 + replicate}, also={"loss": {"zero": 2.0 * replicate}})
+
+    row = dataclasses.replace(VARIANTS[0], task=fold)
+    with rich.console.Console(file=(tmp_path / "out").open("w")) as console:
+        conduct.conduct(console, [row], (1, 2), tmp_path / "run", config={})
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["baselines"], summary["also"]) == ({"zero": 5.5}, {"loss": {"zero": 3.0}})
+
+
 @pytest.mark.parametrize(
     ("names", "message"), [("gru,elman", "elman.*choose from"), ("gru,gru", "twice"), ("", "choose")]
 )

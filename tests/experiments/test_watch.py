@@ -3,6 +3,7 @@
 
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ import pytest
 pytest.importorskip("seglearn")
 
 import seqjax
-from experiments.watch import crops, data, judge, run, task
-from experiments.watch.config import Config
+from experiments.watch import crops, data, forest, judge, run, task
+from experiments.watch.config import COMMAND, Config
+from experiments.watch.models import STUDIES
 from seqjax import training
 
 # -- data
@@ -175,6 +177,52 @@ def test_whole_batches_walk_through_every_recording_of_an_epoch():
     assert sorted(lengths) == sorted(len(signal) for signal in learnt.signals)
 
 
+# -- the baseline
+
+
+def test_forest_is_scikit_learns_on_seven_statistics_of_each_channel():
+    from sklearn.ensemble import RandomForestClassifier
+
+    learnt, judged = (data.load().of(people) for people in data.split(1))
+
+    def described(signal):
+        columns = [sorted(channel) for channel in signal.T.astype(np.float64)]
+        places = [share * (len(signal) - 1) for share in (0, 0.25, 0.5, 0.75, 1)]
+        ordered = [[np.interp(place, range(len(column)), column) for column in columns] for place in places]
+        return np.concatenate([signal.mean(0), signal.std(0), *ordered])
+
+    np.testing.assert_allclose(forest.statistics(judged.signals[0]), described(judged.signals[0]), rtol=1e-5)
+    xs = [np.array([forest.statistics(signal) for signal in part.signals]) for part in (learnt, judged)]
+    said = RandomForestClassifier(random_state=0).fit(xs[0], learnt.labels).predict(xs[1])
+    assert forest.accuracy(learnt, judged) == np.mean(said == judged.labels)
+
+
+def test_forest_tells_apart_what_differs_in_level_and_not_what_differs_in_order():
+    def recordings(signals):
+        return data.Recordings(tuple(signals), np.arange(8, dtype=np.int32) % 2, np.ones(8, np.int32), np.ones(8, bool))
+
+    draw = np.random.default_rng(0)
+    levels = [recordings(draw.normal(10 * (i % 2), 1, (50, 6)) for i in range(8)) for _ in range(2)]
+    assert forest.accuracy(*levels) == 1
+    ramp = np.repeat(np.arange(-24.0, 25)[:, None], 6, axis=1)  # whose sums are exact in any order
+    rising_or_falling = recordings(ramp[:: 1 - 2 * (i % 2)] for i in range(8))
+    assert forest.accuracy(rising_or_falling, rising_or_falling) == 0.5
+
+
+def test_baselines_of_a_fold_learn_from_its_learners_and_know_the_arm_where_it_says_so():
+    for fold, validation in ((0, False), (4, True)):
+        split = data.split(fold, validation=validation)
+        for name, recordings in (("", data.load()), (", mirrored", data.load().as_right())):
+            expected = forest.accuracy(*(recordings.of(people) for people in split))
+            assert task.task(5 + fold, validation=validation).baselines["random forest" + name] == expected
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    with pytest.raises(ValueError, match=r"scikit-learn, which is not installed.*seqjax\[watch\]"):
+        forest.accuracy(data.load(), data.load())
+
+
 # -- the command
 
 TINY = ("--models", "conv-gru-varied", "--folds", "3", "--steps", "1", "--hidden-dim", "2")
@@ -210,7 +258,9 @@ def test_command_writes_what_it_found_and_goes_on_where_it_stopped(tmp_path, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"models": "gru,plane"}, "has no model 'plane'"),
+        ({"models": "gru,plane"}, "--models: there is no 'plane'; choose from gru, conv-gru"),
+        ({"study": "whole", "models": "gru"}, "--models: there is no 'gru'; choose from plain, clip"),
+        ({"models": "gru,gru"}, "--models: one is named twice"),
         ({"folds": "0,5"}, "--folds are some of 0,1,2,3,4"),
         ({"folds": "1,1"}, "--folds are some of 0,1,2,3,4"),
         ({"steps": 0}, "--steps must be at least 1"),
@@ -231,6 +281,14 @@ def test_folder_in_use_is_one_line_and_status_2(tmp_path, capsys):
 
 
 def test_whole_study_has_a_row_for_each_repair():
-    config = Config(study="whole")
+    config = COMMAND.presets["whole"]
     assert config.names[0] == "plain"
     assert {"layer", "strided", "clip", "chrono", "mingru", "rglru", "lru"} < set(config.names)
+
+
+def test_models_are_the_headline_of_the_study_unless_others_are_asked_for():
+    assert COMMAND.parse([]).names == ["conv-gru-mirrored"]
+    assert COMMAND.parse(["--study", "whole"]).names == ["cure-mirrored"]
+    assert COMMAND.parse(["--models", "gru, conv-gru"]).names == ["gru", "conv-gru"]
+    for study, rows in STUDIES.items():
+        assert COMMAND.parse(["--study", study, "--models", "all"]).names == list(rows)
