@@ -79,6 +79,11 @@ class Checkpointed(SequentialEngine):
     ) -> tuple[Carry, Array]:
         return run_segments(cell, self.inner, self.sizes(steps.x.shape[0]), params, initial, carry, steps)
 
+    def run_without_rule(
+        self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+    ) -> tuple[Carry, Array]:
+        return self.inner.run_without_rule(cell, params, initial, carry, steps)
+
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]
         sizes = self.sizes(T)
