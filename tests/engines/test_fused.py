@@ -258,12 +258,6 @@ def test_a_smaller_chip_has_room_for_smaller_weights(monkeypatch):
     assert rooms == [[True, True], [True, False]]
 
 
-def test_sizes_of_a_program_are_powers_of_two():
-    for options in ({"rows": 8}, {"rows": 24}, {"warps": 3}, {"warps": 0}, {"warps": True}):
-        with pytest.raises(ValueError, match=r"power of two|positive integer"):
-            Fused(**options)
-
-
 def test_a_training_step_lowers_for_cuda_with_one_launch_each_way(monkeypatch):
     monkeypatch.setattr(fused, "available", lambda: True)
     cell = seqjax.LSTM(20, dtypes=seqjax.DTypes(compute="bfloat16", carry="float32"))
