@@ -17,8 +17,7 @@ from seqjax.engines.stepping import Steps, visible
 from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles
 from seqjax.kernels.triton import recurrence
 from seqjax.kernels.triton.blocks import Blocks
-from seqjax.kernels.triton.launch import available
-from seqjax.machine import platform
+from seqjax.kernels.triton.launch import missing
 from seqjax.plan import Plan
 from seqjax.sequences import hide
 from seqjax.spread import is_spread
@@ -97,11 +96,10 @@ class Fused(SequentialEngine):
         why = unsupported(cell)
         if why is not None:
             raise ValueError(f"{self!r} has no kernel for {cell!r}: {why}; {OTHERS}.")
-        if not self.interpret and not available():
+        what = None if self.interpret else missing()
+        if what is not None:
             raise ValueError(
-                f"{self!r} needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, but runs here on "
-                f"{platform()!r} with jax {jax.__version__}; {OTHERS}, or try the kernels "
-                "in the interpreter with Fused(interpret=True)."
+                f"{self!r} needs {what}; {OTHERS}, or try the kernels in the interpreter with Fused(interpret=True)."
             )
 
     def runs(self, cell: Cell, params: Params) -> bool:

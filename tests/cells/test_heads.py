@@ -104,7 +104,7 @@ def test_statistics_are_those_of_each_head():
 def test_heads_fit_where_the_whole_does_not(monkeypatch):
     from seqjax.engines import fused
 
-    monkeypatch.setattr(fused, "available", lambda: True)
+    monkeypatch.setattr(fused, "missing", lambda: None)
     cell = MultiHead(seqjax.LSTM(128, dtypes=seqjax.DTypes(compute="float32")), 4)
     model = seqjax.RNN(cell, Auto())
     xs = jax.ShapeDtypeStruct((1024, 64, 512), jnp.float32)

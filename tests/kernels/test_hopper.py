@@ -209,7 +209,7 @@ def emulate(body, name, kind, tiles, w_rec, inputs, outputs, *, transposed):
 def by_bodies_and_by_loop(monkeypatch, cell, T, flagged):
     """Values and gradients with the products of a cluster emulated, and by the loop differentiated by JAX."""
     monkeypatch.setattr(hopper, "available", lambda: True)
-    monkeypatch.setattr(fused, "available", lambda: True)
+    monkeypatch.setattr(fused, "missing", lambda: None)
     monkeypatch.setattr(hopper, "_launch", emulate)
     monkeypatch.setitem(FACTORS, "float32", jnp.float32)  # the equations, not the rounding
     drawn = testing.example(cell, T=T, batch_shape=(3, 6), in_dim=5, masked=flagged, with_resets=flagged)
@@ -273,7 +273,7 @@ def test_tanh_of_float32_is_good_near_zero_and_far_from_it():
 
 
 def test_auto_takes_the_kernel_on_one_gpu_and_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(fused, "available", lambda: True)
+    monkeypatch.setattr(fused, "missing", lambda: None)
 
     def choose(cell, T):
         params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))
