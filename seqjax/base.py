@@ -55,16 +55,14 @@ def code(value: Any) -> str:
     >>> print(seqjax.RNN(seqjax.GRU(20, normalize="layer")))
     RNN(GRU(20, normalize='layer'))
     """
-    arguments, positional = [], True
+    arguments = []
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)
-        if field.default is dataclasses.MISSING and positional:
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and not field.kw_only:
             arguments.append(repr(given))
-        elif field.default is dataclasses.MISSING or given != field.default:
+        elif given != field.default:
             arguments.append(f"{field.name}={given!r}")
-            positional = False
-        else:
-            positional = False
     return f"{type(value).__name__}({', '.join(arguments)})"
 
 

@@ -157,6 +157,15 @@ def test_a_model_prints_as_the_code_that_makes_it(model):
     assert hash(again) == hash(model)
 
 
+def test_a_field_that_takes_no_position_prints_with_its_name():
+    @dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+    class Named(seqjax.base.Described):
+        size: int
+        rate: float = 0.5
+
+    assert repr(Named(size=3)) == "Named(size=3)"
+
+
 def test_zoneout_needs_the_output_in_the_carry():
     cell = seqjax.cells.Zoneout(seqjax.LRU(8), 0.1)
     params = init(cell)
