@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.activations import Activation, activation_function, gate_function, has_slopes, sigmoid, slopes
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Carry, Cell, Key, Shape
 from seqjax.cells import gates
 from seqjax.cells.gru import GRUCarry
 from seqjax.dtypes import DTypes
@@ -128,6 +128,10 @@ class DiagonalFamily(Cell):
     def project(self, params: DiagonalParams, x: Array) -> gates.Gates:
         return gates.project_gates(self, params, x, 1, 1, 1)
 
+    def step(self, params: DiagonalParams, carry: Carry, z: gates.Gates, key: Key = None) -> tuple[Carry, Array]:
+        after, y, _ = self.step_residuals(params, carry, z)
+        return after, y
+
     def _zeros(self, params: DiagonalParams, batch_shape: Shape) -> Array:
         return jnp.zeros((*batch_shape, params.w_rec.shape[1]), self.dtypes.of_carry(params.w_in))
 
@@ -178,10 +182,6 @@ class DiagonalGRU(DiagonalFamily):
 
     def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> GRUCarry:
         return GRUCarry(self._zeros(params, batch_shape))
-
-    def step(self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates, key: Key = None) -> tuple[GRUCarry, Array]:
-        after, y, _ = self.step_residuals(params, carry, z)
-        return after, y
 
     def step_residuals(
         self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates
@@ -261,12 +261,6 @@ class DiagonalLSTM(DiagonalFamily):
 
     def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> DiagonalLSTMCarry:
         return DiagonalLSTMCarry(self._zeros(params, batch_shape))
-
-    def step(
-        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates, key: Key = None
-    ) -> tuple[DiagonalLSTMCarry, Array]:
-        after, y, _ = self.step_residuals(params, carry, z)
-        return after, y
 
     def step_residuals(
         self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates
