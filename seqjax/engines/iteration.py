@@ -66,7 +66,6 @@ def iterate(
       linear: whether `evaluate` is affine, so that every direction is followed in full.
     """
     T, batch_ndim = guess.shape[0], guess.ndim - 1 - packing.trailing
-    limit = engine.max_iterations or 100
     features = tuple(range(1 + batch_ndim, guess.ndim))
 
     def before(states: Array) -> Array:
@@ -89,7 +88,7 @@ def iterate(
         return jnp.where(over_features(within), direction, defects)
 
     def unfinished(state: State) -> Array:
-        return (state.iterations < limit) & state.active.any()
+        return (state.iterations < engine.max_iterations) & state.active.any()
 
     def line_search(state: State, direction: Array) -> tuple:
         _, states, defects, merit, active = state

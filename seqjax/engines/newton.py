@@ -54,7 +54,7 @@ class Newton(Engine):
       window: how many steps to solve at once, window after window; `None`: all.
       tol: largest residual, relative to the largest carry up to that step, from the last reset or the beginning of
         the window on; `None`: the carry dtype's default, 1e-6 for float32 and 1e-13 for float64.
-      max_iterations: the most iterations in a window; `None`: 100.
+      max_iterations: the most iterations in a window.
       on_failure: `"sequential"`: keep the steps before the first that has not converged and run the
         rest with the loop; `"raise"`: raise a `FloatingPointError` (under `jit`, JAX's runtime error with
         its message); `"nan"`: make the whole answer NaN.
@@ -79,12 +79,12 @@ class Newton(Engine):
     jacobian: str = "auto"
     window: int | None = None
     tol: float | None = None
-    max_iterations: int | None = None
+    max_iterations: int = 100
     on_failure: str = "sequential"
 
     def __post_init__(self):
-        limits = {"window": self.window, "max_iterations": self.max_iterations}
-        check_options(self, self.tol, self.on_failure, **limits)
+        check_options(self, self.tol, self.on_failure, window=self.window)
+        require.positive("Newton", max_iterations=self.max_iterations)
         require.one_of("Newton", jacobian=(self.jacobian, ("auto", "dense", "diagonal")))
 
     def run(
