@@ -126,8 +126,9 @@ class Fused(SequentialEngine):
         self.check(cell)
         self._check_room(cell, params)
         if isinstance(cell, MultiHead):
-            params, carry = jax.eval_shape(cell.each_head, params, carry)[0]
-            plan = self.plan(cell.cell, params, carry, xs)
+            head = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), params)
+            start = jax.eval_shape(lambda params: cell.cell.initial_carry(params, xs.shape[1:-1]), head)
+            plan = self.plan(cell.cell, head, start, xs)
             return plan._replace(layer=repr(cell), memory=cell.heads * plan.memory)
         zs = jax.eval_shape(lambda params, xs: gates.project_input(cell, params, xs), params, xs)
         kind = kernel(cell).kind
