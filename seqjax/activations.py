@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activations by name, and the slopes that a hand-written reverse pass can compute from their outputs."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -35,6 +36,18 @@ _SLOPES: dict[str, Callable[[Array], Array]] = {
     "softplus": lambda y: -jnp.expm1(-y),
 }
 
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "tanh": (-1.0, 1.0),
+    "hard_tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "hard_sigmoid": (0.0, 1.0),
+    "relu": (0.0, math.inf),
+    "softplus": (0.0, math.inf),
+    "elu": (-1.0, math.inf),
+    "selu": (-1.7580993408473766, math.inf),
+}
+
 
 def activation_function(activation: Activation) -> Callable[[Array], Array]:
     """The function behind an activation field: a name, or any elementwise function.
@@ -62,6 +75,16 @@ def slope_from_output(activation: Activation) -> Callable[[Array], Array] | None
     0.75
     """
     return _SLOPES.get(activation) if isinstance(activation, str) else None
+
+
+def bounds(activation: Activation) -> tuple[float, float] | None:
+    """The values that φ approaches where its slope vanishes, infinite on a side where it does not; `None` if it has
+    none, or is a function of your own.
+
+    >>> bounds("tanh"), bounds("relu"), bounds("identity")
+    ((-1.0, 1.0), (0.0, inf), None)
+    """
+    return _BOUNDS.get(activation) if isinstance(activation, str) else None
 
 
 def has_slopes(*activations: Activation) -> bool:

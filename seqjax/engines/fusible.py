@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which cells have kernels, which of them, and where."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.activations import activation_function, slope_from_output
+from seqjax.activations import Activation, activation_function, bounds, slope_from_output
 from seqjax.base import Cell, Params
 from seqjax.cells.gru import GRU
 from seqjax.cells.heads import MultiHead
@@ -18,7 +19,6 @@ from seqjax.kernels.hopper import tiles
 from seqjax.kernels.triton import recurrence as triton
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
-BOUNDED = ("tanh", "sigmoid")
 COARSE = (None, "default", "bfloat16", "high", "tensorfloat32", "BF16_BF16_F32", "F16_F16_F32", "TF32_TF32_F32")
 """Values of `jax.default_matmul_precision` by which a GPU multiplies float32 as TF32 or more coarsely."""
 
@@ -101,8 +101,13 @@ def _inexact(cell: Any) -> str | None:
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     if precision not in COARSE:
         return f"multiply no more exactly than TF32, where jax.default_matmul_precision is {precision!r}"
-    free = [f"{name}={activation!r}" for name, activation in _activations(cell).items() if activation not in BOUNDED]
+    free = [f"{name}={given!r}" for name, given in _activations(cell).items() if not _bounded(given)]
     return f"take bounded states alone in float32, and not {', '.join(free)}" if free else None
+
+
+def _bounded(activation: Activation) -> bool:
+    low, high = bounds(activation) or (-math.inf, math.inf)
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _activations(cell: Any) -> dict[str, Any]:
