@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Cell
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import widen
 
 Activation = str | Callable[[Array], Array]
 
@@ -111,7 +111,7 @@ def sigmoid(x: Array) -> Array:
     Its absolute error is that of a number near 1: in float32 a gate of 1e-4 has three correct digits, one below 3e-8
     none. Its slope is computed from the output, so autodiff stores nothing else.
     """
-    wide = x.astype(at_least_float32(x.dtype))
+    wide = widen(x)
     return (0.5 * jnp.tanh(0.5 * wide) + 0.5).astype(x.dtype)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import widen
 from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import Packing, solve_recurrence
 from seqjax.engines.pieces import delayed
@@ -73,7 +73,7 @@ def iterate(
 
     def measure(states: Array) -> tuple[Array, Array]:
         defects = evaluate(before(states)) - states
-        return defects, jnp.square(defects.astype(at_least_float32(defects.dtype))).sum((0, *features))
+        return defects, jnp.square(widen(defects)).sum((0, *features))
 
     def judged(states: Array, defects: Array) -> tuple[Array, Array]:
         return judge(packing.unpack(defects), packing.unpack(states), cuts, engine.tol, batch_ndim)
