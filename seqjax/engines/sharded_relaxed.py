@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Params
-from seqjax.engines.convergence import Solution, judge, underived
+from seqjax.engines.convergence import Solution, judge, refuse_derivatives
 from seqjax.engines.cotangents import without_float0
 from seqjax.engines.devices import Layout, solution_specs
 from seqjax.engines.jacobians import copies
@@ -90,7 +90,7 @@ def run_relaxed(
 
 
 def _forward(engine, inner, cell, params, initial, carry, steps):
-    params, initial, carry, steps = underived(repr(engine), (params, initial, carry, steps))
+    params, initial, carry, steps = refuse_derivatives(repr(engine), (params, initial, carry, steps))
     layout = engine.layout
 
     def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Solution, Carry]:
@@ -132,7 +132,7 @@ def _reverse(engine, inner, cell, kept, cotangents):
         piece,
         in_specs=((everywhere, batch, split, layout.steps), batch, split),
         out_specs=(everywhere, batch, batch, split),
-    )(kept, *underived(repr(engine), (cotangents.carry, cotangents.ys)))
+    )(kept, *refuse_derivatives(repr(engine), (cotangents.carry, cotangents.ys)))
 
 
 run_relaxed.defvjp(_forward, _reverse)
