@@ -89,7 +89,8 @@ def no_room(cell: Any, params: Params) -> str | None:
 def on_hopper(cell: Any, dtype: Any) -> bool:
     """Whether the Hopper kernels run a cell that is supported: there is a Hopper, and the weights fit.
 
-    In float32 they multiply float16: that is as exact as TF32 if states cannot grow, and not for who wants more.
+    In float32 they multiply scaled float16 numbers. That is as exact as TF32 as long as states are bounded, so cells
+    whose states may grow, and runs that ask JAX for more than TF32, are left to the other kernels.
     """
     if not hopper.available() or not tiles.fits(kernel(cell).kind, cell.hidden_dim, dtype):
         return False
@@ -102,7 +103,7 @@ def _inexact(cell: Any) -> str | None:
     if precision not in COARSE:
         return f"multiply no more exactly than TF32, where jax.default_matmul_precision is {precision!r}"
     free = [f"{name}={given!r}" for name, given in _activations(cell).items() if not _bounded(given)]
-    return f"take bounded states alone in float32, and not {', '.join(free)}" if free else None
+    return f"need bounded states in float32, unlike those of {', '.join(free)}" if free else None
 
 
 def _bounded(activation: Activation) -> bool:

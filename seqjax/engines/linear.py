@@ -48,6 +48,8 @@ def linear_recurrence(
 
     >>> linear_recurrence(jnp.array([[2.0], [3.0]]), jnp.array([[1.0], [1.0]])).tolist()
     [[1.0], [4.0]]
+
+    Source: Blelloch 1990, section 1.4, for the tree; Martin and Cundy 2018 for the reverse pass.
     """
     decay, drive, initial, cut = jax.tree.map(jnp.asarray, (decay, drive, initial, cut))
     decay = check(decay, drive, initial, cut, method)

@@ -102,7 +102,7 @@ def test_in_float32_only_what_is_bounded_and_no_more_exact_than_tf32_runs_on_a_h
     assert not fusible.on_hopper(relu, "float32")
     params = lstm.init(jax.random.key(0), 3)
     assert fusible.no_room(lstm, params) is None
-    assert "bounded states alone in float32, and not activation='relu'" in fusible.no_room(relu, params)
+    assert "bounded states in float32, unlike those of activation='relu'" in fusible.no_room(relu, params)
     for precision, runs in (("tensorfloat32", True), ("highest", False), ("TF32_TF32_F32_X3", False)):
         with jax.default_matmul_precision(precision):
             assert fusible.on_hopper(lstm, "float32") == runs
