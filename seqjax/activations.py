@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activations by name, and the slopes that a hand-written reverse pass can compute from their outputs."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Cell
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import widen
 
 Activation = str | Callable[[Array], Array]
 
@@ -33,6 +34,18 @@ _SLOPES: dict[str, Callable[[Array], Array]] = {
     "sigmoid": lambda y: y * (1 - y),
     "relu": lambda y: (y > 0).astype(y.dtype),
     "softplus": lambda y: -jnp.expm1(-y),
+}
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "tanh": (-1.0, 1.0),
+    "hard_tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "hard_sigmoid": (0.0, 1.0),
+    "relu": (0.0, math.inf),
+    "softplus": (0.0, math.inf),
+    "elu": (-1.0, math.inf),
+    "selu": (-1.7580993408473766, math.inf),
 }
 
 
@@ -64,6 +77,16 @@ def slope_from_output(activation: Activation) -> Callable[[Array], Array] | None
     return _SLOPES.get(activation) if isinstance(activation, str) else None
 
 
+def bounds(activation: Activation) -> tuple[float, float] | None:
+    """The values that φ approaches where its slope vanishes, infinite on a side where it does not; `None` if it has
+    none, or is a function of your own.
+
+    >>> bounds("tanh"), bounds("relu"), bounds("identity")
+    ((-1.0, 1.0), (0.0, inf), None)
+    """
+    return _BOUNDS.get(activation) if isinstance(activation, str) else None
+
+
 def has_slopes(*activations: Activation) -> bool:
     """Whether the hand-written reverse pass can compute every slope from the stored outputs."""
     return all(slope_from_output(activation) is not None for activation in activations)
@@ -88,7 +111,7 @@ def sigmoid(x: Array) -> Array:
     Its absolute error is that of a number near 1: in float32 a gate of 1e-4 has three correct digits, one below 3e-8
     none. Its slope is computed from the output, so autodiff stores nothing else.
     """
-    wide = x.astype(at_least_float32(x.dtype))
+    wide = widen(x)
     return (0.5 * jnp.tanh(0.5 * wide) + 0.5).astype(x.dtype)
 
 

@@ -57,17 +57,15 @@ def code(value: Any) -> str:
     >>> print(seqjax.training.AtLastStep(seqjax.training.cross_entropy))
     AtLastStep(cross_entropy)
     """
-    arguments, positional = [], True
+    arguments = []
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)
         told = getattr(given, "__name__", repr(given))  # functions print as an address
-        if field.default is dataclasses.MISSING and positional:
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and not field.kw_only:
             arguments.append(told)
-        elif field.default is dataclasses.MISSING or given != field.default:
+        elif given != field.default:
             arguments.append(f"{field.name}={told}")
-            positional = False
-        else:
-            positional = False
     return f"{type(value).__name__}({', '.join(arguments)})"
 
 
@@ -90,7 +88,8 @@ class Cell(Described):
     - `"jacobian"`: `step_jacobian`, ∂carry_t/∂carry_{t-1} in closed form, along with `jacobian_structure`;
     - `"seen"`: `step_seen`, whose recurrent products see a given h instead of the carry's, for recurrent dropout.
 
-    Every method accepts arrays with any number of leading batch axes.
+    Every method accepts arrays with any number of leading batch axes. `help(seqjax.cells)` shows a cell with the affine
+    capability and one with the adjoint, and `seqjax.testing.check_cell` holds a cell of your own to all of this.
     """
 
     @property
@@ -140,28 +139,56 @@ class Cell(Described):
 
         Where a residual is the output itself, or the leaf of `carry` that was the previous step's output, return
         that very object: engines recognize it by identity and store outputs only once.
+
+        Args:
+          params, carry, z: as for `step`.
+
+        Returns:
+          The new carry, y, and the residuals, a pytree of arrays `[..., n]`.
         """
         raise self.not_offered("adjoint")
 
     def step_transpose(
         self, params: Params, residuals: Residuals, d_carry: Carry, d_y: Array
     ) -> tuple[Carry, Any, Any]:
-        """Cotangents of one step's inputs: `(d_carry, d_z, extra)`. Where z is a tuple, `d_z` holds the
-        cotangents of its arrays side by side on the last axis, ready for one matmul, or whatever the cell's
-        own `project_transpose` and `accumulate` take.
+        """Cotangents of one step's inputs, without any weight gradient.
 
-        No weight gradient is computed here; `extra` is whatever `accumulate` needs
-        besides `d_z` (a pytree, `()` if nothing).
+        Args:
+          params: as for `step`.
+          residuals: those of the step.
+          d_carry, d_y: the cotangents of the new carry and of y, like these.
+
+        Returns:
+          `(d_carry, d_z, extra)`: the cotangent of the carry before the step, that of z, and a pytree of whatever
+          `accumulate` needs besides, `()` if nothing. Where z is a tuple, `d_z` holds the cotangents of its arrays
+          side by side on the last axis, ready for one matmul, or whatever the cell's own `project_transpose` and
+          `accumulate` take.
         """
         raise self.not_offered("adjoint")
 
     def accumulate(self, params: Params, residuals: Residuals, d_zs: Any, extras: Any) -> Params:
-        """The params' cotangent from all steps at once; residuals, `d_zs` and `extras` are stacked on
-        axis 0. Params that enter through `project` are left at zero: `project_transpose` handles them."""
+        """The params' cotangent from many steps at once.
+
+        Args:
+          params: as for `step`.
+          residuals, d_zs, extras: what `step_residuals` and `step_transpose` returned, stacked: `[T, ..., n]`.
+
+        Returns:
+          Cotangents like `params`; zeros for those that enter through `project`, which `project_transpose` handles.
+        """
         raise self.not_offered("adjoint")
 
     def project_transpose(self, params: Params, x: Array, d_z: Any) -> tuple[Params, Array]:
-        """Cotangents of the inputs of `project`, by autodiff unless a cell has something better."""
+        """Cotangents of the inputs of `project`, by autodiff unless a cell has something better.
+
+        Args:
+          params: as for `project`.
+          x: `[..., D]`, of one step or of many.
+          d_z: the cotangent of z, as `step_transpose` returns it.
+
+        Returns:
+          Cotangents like `params`, summed over all steps, and like x.
+        """
         z, transpose = jax.vjp(self.project, params, x)
         arrays, structure = jax.tree.flatten(z)
         ends = list(itertools.accumulate(array.shape[-1] for array in arrays[:-1]))
@@ -170,11 +197,28 @@ class Cell(Described):
     # -- affine ----------------------------------------------------------------------------
 
     def coefficients(self, params: Params, z: Any) -> tuple[Carry, Carry]:
-        """`(decay, drive)` of `carry_t = decay_t * carry_{t-1} + drive_t`, leaf by leaf."""
+        """`decay_t` and `drive_t` of `carry_t = decay_t * carry_{t-1} + drive_t`, leaf by leaf.
+
+        Args:
+          params: as for `step`.
+          z: of one step, or of many on a leading axis.
+
+        Returns:
+          Two pytrees like the carry, in its dtypes; a leaf of the decay may be constant, `[n]`, that of the drive is
+          `[..., n]`.
+        """
         raise self.not_offered("affine")
 
     def readout(self, params: Params, carry: Carry, z: Any) -> Array:
-        """The output of the step that produced `carry`."""
+        """The output of the step that produced `carry`.
+
+        Args:
+          params: as for `step`.
+          carry, z: that after the step and that of the step, or those of many steps on a leading axis.
+
+        Returns:
+          y `[..., H]`.
+        """
         raise self.not_offered("affine")
 
     # -- jacobian --------------------------------------------------------------------------
@@ -189,27 +233,46 @@ class Cell(Described):
         return "dense"
 
     def step_jacobian(self, params: Params, carry: Carry, z: Any) -> Any:
-        """∂carry_t/∂carry_{t-1}, by structure. Diagonal: a pytree like the carry; block: `[..., H, k, k]`
-        for k leaves; dense: `[..., N, N]`, with the features of all leaves concatenated."""
+        """∂carry_t/∂carry_{t-1}, in the dtype of the carry.
+
+        Args:
+          params, carry, z: as for `step`.
+
+        Returns:
+          By `jacobian_structure`. Diagonal: a pytree like the carry; block: `[..., H, k, k]` for k leaves; dense:
+          `[..., N, N]`, with the features of all leaves concatenated.
+        """
         raise self.not_offered("jacobian")
 
     # -- seen -----------------------------------------------------------------------------
 
     def step_seen(self, params: Params, carry: Carry, h: Array, z: Any) -> tuple[Carry, Array]:
-        """Like `step`, but the recurrent products see `h` in place of `carry.h`."""
+        """Like `step`, but the recurrent products see `h`, which is like `carry.h`, in its place."""
         raise self.not_offered("seen")
 
     # -- diagnostics -----------------------------------------------------------------------
 
     def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, tuple[Array, Any]]:
-        """A step's gates and activations `[..., H]` by name, each with the function that made it; `{}` if the cell
-        names none."""
+        """A step's gates and activations by name.
+
+        Args:
+          params, carry, z: as for `step`.
+
+        Returns:
+          Values `[..., H]`, each with the function that made them, as its field has it; `{}` if the cell names none.
+        """
         return {}
 
     # -- batch normalization ---------------------------------------------------------------
 
     def calibrate(self, params: Params, carry: Carry, xs: Array) -> Params:
-        """Params with the population statistics of `xs [T, ..., D]`; unchanged if the cell has none."""
+        """Params with the population statistics of a sequence; unchanged if the cell has none.
+
+        Args:
+          params: as drawn by `init`.
+          carry: what step 0 starts from.
+          xs: `[T, ..., D]`.
+        """
         return params
 
     def not_offered(self, capability: str) -> ValueError:

@@ -19,7 +19,8 @@ class DTypes(Described):
       params: what `init` draws.
       compute: what inputs and weights are cast to. `None`: the params' own dtype, and
         inputs of any other dtype are rejected rather than cast.
-      carry: what passes from step to step. `None`: the compute dtype.
+      carry: what passes from step to step. `None`: the compute dtype, but at least float32 in cells that are affine
+        in their carry (`MinGRU`, `MinLSTM`, `LRU`, `RGLRU`).
 
     Raises:
       ValueError: a dtype that is not floating point.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from seqjax.base import Array
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import widen
 
 
 def global_norm(tree: Any) -> Array:
@@ -24,7 +24,7 @@ def global_norm(tree: Any) -> Array:
 def scaled(tree: Any) -> tuple[Array, Any, Array]:
     """`(largest, tree / largest, norm of tree / largest)`, where `largest` is the largest absolute value; the norm is
     at least 1, or NaN if `largest` is infinite."""
-    wide = jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), tree)
+    wide = jax.tree.map(widen, tree)
     peaks = jax.tree.map(lambda leaf: jnp.max(jnp.abs(leaf), initial=0), wide)
     largest = jax.tree.reduce(jnp.maximum, peaks, jnp.asarray(0.0))
     parts = jax.tree.map(lambda leaf: leaf / jnp.where(largest == 0, 1, largest), wide)

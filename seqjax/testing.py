@@ -211,7 +211,7 @@ def check_cell(cell: Cell, *, in_dim: int = 2, engine: Engine = Scan(), toleranc
       cell: the cell, with params in float32 or float64.
       in_dim: number of input features to test with.
       engine: the engine to run it under.
-      tolerance: absolute and relative; by default 1e-5, or 1e-10 for float64 params.
+      tolerance: that of `assert_close`; by default 1e-5, or 1e-10 for float64 params.
 
     Raises:
       AssertionError: a law does not hold; the message shows what differs.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.activations import Activation, activation_function, gate_function, has_slopes, sigmoid, slopes
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Carry, Cell, Key, Option, Shape
 from seqjax.cells import gates
 from seqjax.cells.gru import GRUCarry
 from seqjax.dtypes import DTypes
@@ -18,15 +18,24 @@ from seqjax.initializers import Initializer, KeepGate, Uniform, resolve
 
 
 class DiagonalParams(NamedTuple):
-    """H units, D inputs; gates in the order z, r, g for the GRU and f, g, o for the LSTM."""
+    """Params of `DiagonalGRU`, gates side by side in the order z, r, g, and of `DiagonalLSTM`, in the order f, g, o:
+    H units, D inputs; `None` where an option is off.
 
-    w_in: Array  # [D, 3*H]
-    w_rec: Array  # [3, H]
-    bias: Array | None  # [3*H]
+    Attributes:
+      w_in: `[D, 3*H]`.
+      w_rec: `[3, H]`.
+      bias: `[3*H]`.
+    """
+
+    w_in: Array
+    w_rec: Array
+    bias: Option
 
 
 class DiagonalLSTMCarry(NamedTuple):
-    c: Array  # [..., H]
+    """c `[..., H]`, the memory cell."""
+
+    c: Array
 
 
 class DiagonalGRUResiduals(NamedTuple):
@@ -128,6 +137,10 @@ class DiagonalFamily(Cell):
     def project(self, params: DiagonalParams, x: Array) -> gates.Gates:
         return gates.project_gates(self, params, x, 1, 1, 1)
 
+    def step(self, params: DiagonalParams, carry: Carry, z: gates.Gates, key: Key = None) -> tuple[Carry, Array]:
+        after, y, _ = self.step_residuals(params, carry, z)
+        return after, y
+
     def _zeros(self, params: DiagonalParams, batch_shape: Shape) -> Array:
         return jnp.zeros((*batch_shape, params.w_rec.shape[1]), self.dtypes.of_carry(params.w_in))
 
@@ -166,6 +179,8 @@ class DiagonalGRU(DiagonalFamily):
       w_in_init, w_rec_init, bias_init: initializers; by default recurrent weights start within [-1, 1].
       dtypes: params, compute and carry.
 
+    Its params are `DiagonalParams`.
+
     Raises:
       ValueError: an unknown option, or a size that is not a positive integer.
 
@@ -178,10 +193,6 @@ class DiagonalGRU(DiagonalFamily):
 
     def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> GRUCarry:
         return GRUCarry(self._zeros(params, batch_shape))
-
-    def step(self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates, key: Key = None) -> tuple[GRUCarry, Array]:
-        after, y, _ = self.step_residuals(params, carry, z)
-        return after, y
 
     def step_residuals(
         self, params: DiagonalParams, carry: GRUCarry, z: gates.Gates
@@ -243,6 +254,8 @@ class DiagonalLSTM(DiagonalFamily):
         and the forget gate's bias at 1.
       dtypes: params, compute and carry.
 
+    Its params are `DiagonalParams`.
+
     Raises:
       ValueError: an unknown option, or a size that is not a positive integer.
 
@@ -261,12 +274,6 @@ class DiagonalLSTM(DiagonalFamily):
 
     def initial_carry(self, params: DiagonalParams, batch_shape: Shape) -> DiagonalLSTMCarry:
         return DiagonalLSTMCarry(self._zeros(params, batch_shape))
-
-    def step(
-        self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates, key: Key = None
-    ) -> tuple[DiagonalLSTMCarry, Array]:
-        after, y, _ = self.step_residuals(params, carry, z)
-        return after, y
 
     def step_residuals(
         self, params: DiagonalParams, carry: DiagonalLSTMCarry, z: gates.Gates

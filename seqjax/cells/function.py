@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
 
 
@@ -39,9 +40,12 @@ class LambdaCell(Cell):
     carry_fn: Callable[[Params, Shape], Carry]
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if not callable(getattr(self, field.name)):
-                raise ValueError(f"LambdaCell: {field.name} must be a function, got {getattr(self, field.name)!r}.")
+        require.functions(
+            "LambdaCell",
+            init_fn=(self.init_fn, "init_fn(key, in_dim)"),
+            step_fn=(self.step_fn, "step_fn(params, carry, x)"),
+            carry_fn=(self.carry_fn, "carry_fn(params, batch_shape)"),
+        )
 
     def init(self, key: Array, in_dim: int) -> Params:
         return self.init_fn(key, in_dim)

@@ -127,14 +127,6 @@ class MultiHead(Cell):
         heads = jax.vmap(run, (0, HEADS, HEADS), HEADS)
         return join(heads(params, self.split(initial), self.split(carry)))
 
-    def each_head(self, params: Params, carry: Carry) -> list[tuple[Params, Carry]]:
-        """Params and carry `[..., K]` of each head."""
-        carries = self.split(carry)
-        return [
-            (jax.tree.map(lambda a, n=n: a[n], params), jax.tree.map(lambda a, n=n: a[..., n, :], carries))
-            for n in range(self.heads)
-        ]
-
     def split(self, tree: Any) -> Any:
         """Arrays `[..., N*K]` as `[..., N, K]`."""
         return jax.tree.map(lambda a: a.reshape(*a.shape[:-1], self.heads, a.shape[-1] // self.heads), tree)

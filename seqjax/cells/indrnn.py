@@ -10,22 +10,30 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.activations import Activation, activation_function, has_slopes, slopes
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, Uniform, resolve
 
 
 class IndRNNParams(NamedTuple):
-    """H units, D inputs."""
+    """Params of `IndRNN`: H units, D inputs; `None` where an option is off.
 
-    w_in: Array  # [D, H]
-    w_rec: Array  # [H]
-    bias: Array | None  # [H]
+    Attributes:
+      w_in: `[D, H]`.
+      w_rec: `[H]`, u.
+      bias: `[H]`.
+    """
+
+    w_in: Array
+    w_rec: Array
+    bias: Option
 
 
 class IndRNNCarry(NamedTuple):
-    h: Array  # [..., H]
+    """h `[..., H]`, the output of the step before."""
+
+    h: Array
 
 
 class IndRNNResiduals(NamedTuple):
@@ -74,6 +82,8 @@ class IndRNN(Cell):
       w_in_init, w_rec_init, bias_init: initializers; by default u starts within [0, 1]. Where |u| > 1
         a relu unit may grow without bound; the source's choice is `Uniform(0.0, 2 ** (1 / T))`.
       dtypes: params, compute and carry.
+
+    Its params are `IndRNNParams`.
 
     Raises:
       ValueError: an unknown option, or a size that is not a positive integer.

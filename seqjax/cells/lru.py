@@ -9,35 +9,51 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells.affine import affine_step, check_state, state_dtype
 from seqjax.dtypes import DTypes
 from seqjax.initializers import Initializer, Ring, resolve
 
 
 class LRUParams(NamedTuple):
-    """D inputs, N complex states, H outputs; all real."""
+    """Params of `LRU`: D inputs, N complex states, H outputs; all real; `None` where an option is off.
 
-    nu_log: Array  # [N], log of -log |λ|
-    theta_log: Array  # [N], log of the phase of λ
-    gamma_log: Array  # [N], log of the input's normalization
-    b_re: Array  # [D, N]
-    b_im: Array  # [D, N]
-    c_re: Array  # [N, H]
-    c_im: Array  # [N, H]
-    d: Array | None  # [D, H]
+    Attributes:
+      nu_log: `[N]`, the log of -log |λ|.
+      theta_log: `[N]`, the log of the phase of λ.
+      gamma_log: `[N]`, the log of the input's normalization.
+      b_re, b_im: `[D, N]`.
+      c_re, c_im: `[N, H]`.
+      d: `[D, H]`.
+    """
+
+    nu_log: Array
+    theta_log: Array
+    gamma_log: Array
+    b_re: Array
+    b_im: Array
+    c_re: Array
+    c_im: Array
+    d: Option
 
 
 class LRUCarry(NamedTuple):
-    h: Array  # [..., N], complex
+    """h `[..., N]`, complex."""
+
+    h: Array
 
 
 class LRUInput(NamedTuple):
-    """The projected input: the real and imaginary parts of B x, and D x."""
+    """The projected input.
 
-    re: Array  # [..., N]
-    im: Array  # [..., N]
-    skip: Array | None  # [..., H]
+    Attributes:
+      re, im: `[..., N]`, the real and imaginary parts of B x.
+      skip: `[..., H]`, D x, if there is a D.
+    """
+
+    re: Array
+    im: Array
+    skip: Option
 
 
 def lru_eigenvalues(params: LRUParams, dtype: jnp.dtype) -> Array:
@@ -48,14 +64,43 @@ def lru_eigenvalues(params: LRUParams, dtype: jnp.dtype) -> Array:
 
 
 def lru_coefficients(params: LRUParams, z: LRUInput, *, dtype: jnp.dtype) -> tuple[LRUCarry, LRUCarry]:
-    """`(decay, drive)` = (λ `[N]`, γ ⊗ B x `[..., N]`), in the complex dtype made of the real `dtype`."""
+    """`(decay, drive)` = (λ, γ ⊗ B x) of one step or of many; see `LRU` for the recurrence.
+
+    Args:
+      params: as returned by `LRU.init`.
+      z: as returned by `LRU.project`.
+      dtype: the real dtype of which the state's complex one is made.
+
+    Returns:
+      Two carries, with h `[N]` for the decay, which is the same at all steps, and `[..., N]` for the drive.
+
+    >>> cell = LRU(4, state_dim=6)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> decay, drive = lru_coefficients(params, cell.project(params, jnp.ones((2, 3))), dtype=jnp.float32)
+    >>> decay.h.shape, drive.h.shape, drive.h.dtype
+    ((6,), (2, 6), dtype('complex64'))
+    """
     gamma = jnp.exp(params.gamma_log.astype(dtype))
     drive = jax.lax.complex(gamma * z.re.astype(dtype), gamma * z.im.astype(dtype))
     return LRUCarry(lru_eigenvalues(params, dtype)), LRUCarry(drive)
 
 
 def lru_readout(params: LRUParams, carry: LRUCarry, z: LRUInput) -> Array:
-    """Re(C h) + D x in the dtype of the projected input."""
+    """y = Re(C h) + D x of one step or of many.
+
+    Args:
+      params: as returned by `LRU.init`.
+      carry: h `[..., N]`, after the step.
+      z: as returned by `LRU.project`.
+
+    Returns:
+      y `[..., H]`, in the dtype of z.
+
+    >>> cell = LRU(4, state_dim=6)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> lru_readout(params, cell.initial_carry(params, (2,)), cell.project(params, jnp.ones((2, 3)))).shape
+    (2, 4)
+    """
     dtype = z.re.dtype
     y = carry.h.real.astype(dtype) @ params.c_re.astype(dtype) - carry.h.imag.astype(dtype) @ params.c_im.astype(dtype)
     return y if z.skip is None else y + z.skip
@@ -81,6 +126,8 @@ class LRU(Cell):
       c_init: initializer of the real and imaginary parts of C.
       d_init: initializer of D.
       dtypes: params, compute and carry; `carry` is the real dtype of which the complex one is made.
+
+    Its params are `LRUParams`.
 
     Raises:
       ValueError: a 16-bit carry, or a size that is not a positive integer.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates
 from seqjax.cells.affine import affine_step, check_state, state_dtype
 from seqjax.dtypes import DTypes
@@ -18,21 +18,33 @@ MODES = ("direct", "log")
 
 
 class MinGRUParams(NamedTuple):
-    """H units, D inputs; gates in the order z, g."""
+    """Params of `MinGRU`: H units, D inputs; gates side by side in the order z, g; `None` where an option is off.
 
-    w_in: Array  # [D, 2*H]
-    bias: Array | None  # [2*H]
+    Attributes:
+      w_in: `[D, 2*H]`.
+      bias: `[2*H]`.
+    """
+
+    w_in: Array
+    bias: Option
 
 
 class MinLSTMParams(NamedTuple):
-    """H units, D inputs; gates in the order i, f, g."""
+    """Params of `MinLSTM`: H units, D inputs; gates side by side in the order i, f, g; `None` where an option is off.
 
-    w_in: Array  # [D, 3*H]
-    bias: Array | None  # [3*H]
+    Attributes:
+      w_in: `[D, 3*H]`.
+      bias: `[3*H]`.
+    """
+
+    w_in: Array
+    bias: Option
 
 
 class MinCarry(NamedTuple):
-    h: Array  # [..., H]
+    """h `[..., H]`, the state and, in the compute dtype, the output of the step before."""
+
+    h: Array
 
 
 def positive_candidate(x: Array) -> Array:
@@ -45,14 +57,38 @@ def positive_candidate(x: Array) -> Array:
 
 
 def min_gru_coefficients(z: Array, *, mode: str = "direct") -> tuple[MinCarry, MinCarry]:
-    """`(decay, drive)` = (1 - z, z ⊗ g) from the projected input `[..., 2*H]`; see `MinGRU`."""
+    """`(decay, drive)` = (1 - z, z ⊗ g) of one step or of many; see `MinGRU` for the recurrence.
+
+    Args:
+      z: `[..., 2*H]`, W_x x + b, in the dtype that the state shall have.
+      mode: the candidate, `"direct"` or `"log"`.
+
+    Returns:
+      Two carries with h `[..., H]`.
+
+    >>> decay, drive = min_gru_coefficients(jnp.array([0.0, 4.0]))
+    >>> decay.h.tolist(), drive.h.tolist()
+    ([0.5], [2.0])
+    """
     z_x, g = gates.split_gates(z, 2)
     g = positive_candidate(g) if mode == "log" else g
     return MinCarry(jax.nn.sigmoid(-z_x)), MinCarry(jax.nn.sigmoid(z_x) * g)  # σ(-x) = 1 - σ(x), without cancellation
 
 
 def min_lstm_coefficients(z: Array, *, mode: str = "direct") -> tuple[MinCarry, MinCarry]:
-    """`(decay, drive)` = (f', i' ⊗ g) from the projected input `[..., 3*H]`; see `MinLSTM`."""
+    """`(decay, drive)` = (f', i' ⊗ g) of one step or of many; see `MinLSTM` for the recurrence.
+
+    Args:
+      z: `[..., 3*H]`, W_x x + b, in the dtype that the state shall have.
+      mode: the candidate, `"direct"` or `"log"`.
+
+    Returns:
+      Two carries with h `[..., H]`.
+
+    >>> decay, drive = min_lstm_coefficients(jnp.array([1.0, 1.0, 4.0]))
+    >>> decay.h.tolist(), drive.h.tolist()
+    ([0.5], [2.0])
+    """
     i_x, f_x, g = gates.split_gates(z, 3)
     g = positive_candidate(g) if mode == "log" else g
     balance = jax.nn.softplus(-i_x) - jax.nn.softplus(-f_x)  # log f - log i, finite where both gates underflow
@@ -116,6 +152,8 @@ class MinGRU(MinimalFamily):
       w_in_init, bias_init: initializers.
       dtypes: params, compute and carry.
 
+    Its params are `MinGRUParams`.
+
     Raises:
       ValueError: an unknown mode, a 16-bit carry, or a size that is not a positive integer.
 
@@ -160,6 +198,8 @@ class MinLSTM(MinimalFamily):
       bias_init: initializer of the bias, drawn like an LSTM's as `[4, H]` and used without o, so
         that `ForgetGate` and `Chrono` mean the same as for an `LSTM`.
       dtypes: params, compute and carry.
+
+    Its params are `MinLSTMParams`.
 
     Raises:
       ValueError: an unknown mode, a 16-bit carry, or a size that is not a positive integer.

@@ -13,7 +13,36 @@ from seqjax.spread import alike
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Zoneout(Cell):
+class Noise(Cell):
+    """What the wrappers share: all but the step is that of the cell inside."""
+
+    cell: Cell
+    rate: float
+
+    def __post_init__(self):
+        owner = type(self).__name__
+        require.cell(owner, self.cell)
+        require.rate(owner, rate=self.rate)
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def init(self, key: Array, in_dim: int) -> Params:
+        return self.cell.init(key, in_dim)
+
+    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
+        return self.cell.initial_carry(params, batch_shape)
+
+    def project(self, params: Params, x: Array) -> Any:
+        return self.cell.project(params, x)
+
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, tuple[Array, Any]]:
+        return self.cell.gate_values(params, carry, z)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Zoneout(Noise):
     """Keeps each unit of the carry at its previous value with probability `rate`.
 
     carry_t = m ⊗ carry_{t-1} + (1 - m) ⊗ step(carry_{t-1}, x_t), m ~ Bernoulli(rate); in
@@ -35,35 +64,16 @@ class Zoneout(Cell):
     Source: Krueger et al. 2017, equations 5 and 6.
     """
 
-    cell: Cell
-    rate: float
     c_rate: float | None = None
 
     def __post_init__(self):
-        require.cell("Zoneout", self.cell)
-        require.rate("Zoneout", rate=self.rate)
+        super().__post_init__()
         require.rate_if_given("Zoneout", c_rate=self.c_rate)
         if self.cell.couples_batch:
             raise ValueError(
                 f"Zoneout wraps no cell with batch normalization, got {self.cell!r}: its population statistics would "
                 "be those of another recurrence; use normalize='layer'."
             )
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    def init(self, key: Array, in_dim: int) -> Params:
-        return self.cell.init(key, in_dim)
-
-    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
-        return self.cell.initial_carry(params, batch_shape)
-
-    def project(self, params: Params, x: Array) -> Array:
-        return self.cell.project(params, x)
-
-    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, tuple[Array, Any]]:
-        return self.cell.gate_values(params, carry, z)
 
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
         names = [name for name in getattr(carry, "_fields", ()) for _ in jax.tree.leaves(getattr(carry, name))]
@@ -87,7 +97,7 @@ class Zoneout(Cell):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class RecurrentDropout(Cell):
+class RecurrentDropout(Noise):
     """Drops units of h_{t-1} at each step, but only where the recurrent products see it.
 
     h̃ = m ⊗ h_{t-1} / (1 - rate), m ~ Bernoulli(1 - rate), enters W_h h̃ only: what the cell
@@ -107,32 +117,12 @@ class RecurrentDropout(Cell):
     Source: Moon et al. 2015; Semeniuta, Severyn and Barth 2016, section 4.
     """
 
-    cell: Cell
-    rate: float
-
     def __post_init__(self):
-        require.cell("RecurrentDropout", self.cell)
-        require.rate("RecurrentDropout", rate=self.rate)
+        super().__post_init__()
         if "seen" not in self.cell.capabilities:
             raise ValueError(
                 f"RecurrentDropout needs a cell with recurrent products that offers 'seen'; {self.cell!r} does not."
             )
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    def init(self, key: Array, in_dim: int) -> Params:
-        return self.cell.init(key, in_dim)
-
-    def initial_carry(self, params: Params, batch_shape: Shape) -> Carry:
-        return self.cell.initial_carry(params, batch_shape)
-
-    def project(self, params: Params, x: Array) -> Array:
-        return self.cell.project(params, x)
-
-    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, tuple[Array, Any]]:
-        return self.cell.gate_values(params, carry, z)
 
     def step(self, params: Params, carry: Carry, z: Array, key: Key = None) -> tuple[Carry, Array]:
         if key is None:

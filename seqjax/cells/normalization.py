@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Option
 from seqjax.cells.gates import leading_sum
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import widen
 
 EPSILON = 1e-5
 """Default for the `epsilon` that normalizations inside cells add to the variance."""
@@ -30,7 +30,7 @@ def normalize(x: Array, scale: Array, offset: Array, epsilon: float = EPSILON) -
 
     y = scale ⊗ (x - mean(x)) / sqrt(var(x) + ε) + offset. Source: Ba, Kiros and Hinton 2016.
     """
-    wide = x.astype(at_least_float32(x.dtype))
+    wide = widen(x)
     centred = wide - wide.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
     unit = (centred * inverse).astype(x.dtype)
@@ -40,7 +40,7 @@ def normalize(x: Array, scale: Array, offset: Array, epsilon: float = EPSILON) -
 def normalize_transpose(scale: Array, kept: Normalized, d_y: Array) -> Array:
     """The cotangent of `normalize`'s input."""
     d_unit = scale.astype(d_y.dtype) * d_y
-    wide = d_unit.astype(at_least_float32(d_y.dtype))
+    wide = widen(d_unit)
     unit = kept.unit.astype(wide.dtype)
     centred = wide - wide.mean(-1, keepdims=True) - unit * (wide * unit).mean(-1, keepdims=True)
     return (centred * kept.inverse).astype(d_y.dtype)

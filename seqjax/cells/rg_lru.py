@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import require
-from seqjax.base import Array, Cell, Key, Shape
+from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates
 from seqjax.cells.affine import affine_step, check_state, state_dtype
 from seqjax.dtypes import DTypes, at_least_float32
@@ -19,23 +19,37 @@ POWER = 8.0
 
 
 class RGLRUParams(NamedTuple):
-    """H units, D inputs; gates in the order r, i. `w_x` exists if the input is projected."""
+    """Params of `RGLRU`: H units, D inputs; gates side by side in the order r, i; `None` where an option is off.
 
-    w_in: Array  # [D, 2*H]
-    bias: Array | None  # [2*H]
-    decay_logit: Array  # [H], Λ
-    w_x: Array | None  # [D, H]
+    Attributes:
+      w_in: `[D, 2*H]`.
+      bias: `[2*H]`.
+      decay_logit: `[H]`, Λ.
+      w_x: `[D, H]`, W_u.
+    """
+
+    w_in: Array
+    bias: Option
+    decay_logit: Array
+    w_x: Option
 
 
 class RGLRUCarry(NamedTuple):
-    h: Array  # [..., H]
+    """h `[..., H]`, the state and, in the compute dtype, the output of the step before."""
+
+    h: Array
 
 
 class RGLRUInput(NamedTuple):
-    """The part of a step that does not depend on the state."""
+    """The projected input.
 
-    gates: Array  # [..., 2*H], before the sigmoid
-    x: Array  # [..., H], what enters the recurrence
+    Attributes:
+      gates: `[..., 2*H]`, before the sigmoid.
+      x: `[..., H]`, u, which enters the recurrence.
+    """
+
+    gates: Array
+    x: Array
 
 
 def complement_root(log_a: Array) -> Array:
@@ -55,7 +69,21 @@ def complement_root(log_a: Array) -> Array:
 
 
 def rg_lru_coefficients(decay_logit: Array, z: RGLRUInput) -> tuple[RGLRUCarry, RGLRUCarry]:
-    """`(decay, drive)` = (a, sqrt(1 - a²) ⊗ i ⊗ x) in the dtype of `decay_logit`; see `RGLRU`."""
+    """`(decay, drive)` = (a, sqrt(1 - a²) ⊗ i ⊗ u) of one step or of many; see `RGLRU` for the recurrence.
+
+    Args:
+      decay_logit: Λ `[H]`, in the dtype that the state shall have.
+      z: as returned by `RGLRU.project`.
+
+    Returns:
+      Two carries with h `[..., H]`.
+
+    >>> cell = RGLRU(4)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> decay, drive = rg_lru_coefficients(params.decay_logit, cell.project(params, jnp.ones((2, 3))))
+    >>> decay.h.shape, drive.h.shape
+    ((2, 4), (2, 4))
+    """
     dtype = decay_logit.dtype
     r, i = gates.split_gates(jax.nn.sigmoid(z.gates.astype(dtype)), 2)
     log_a = -POWER * r * jax.nn.softplus(-decay_logit)
@@ -82,6 +110,8 @@ class RGLRU(Cell):
       use_bias: whether the gates' biases exist.
       w_in_init, bias_init, w_x_init: initializers of the gates and of W_u.
       dtypes: params, compute and carry.
+
+    Its params are `RGLRUParams`.
 
     Raises:
       ValueError: decays that violate 0 < min < max < 1, a 16-bit carry, a size that is not a

@@ -12,7 +12,7 @@ from seqjax import require
 from seqjax.activations import Activation, activation_function, has_slopes, slopes
 from seqjax.base import Array, Cell, Key, Option, Shape
 from seqjax.cells import gates, normalization
-from seqjax.dtypes import DTypes
+from seqjax.dtypes import DTypes, widen
 from seqjax.initializers import Initializer
 
 
@@ -100,7 +100,7 @@ def simple_step(
 
 
 def batch_moments(a: Array) -> tuple[Array, Array]:
-    """Mean and variance of `a [..., H]` over its batch axes.
+    """Mean and variance of `a [..., H]` over its batch axes, in at least float32.
 
     Raises:
       ValueError: fewer than two sequences.
@@ -110,7 +110,8 @@ def batch_moments(a: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"batch normalization in training needs at least two sequences, got a batch of {a.shape[:-1]}."
         )
-    return a.mean(axes), a.var(axes)
+    wide = widen(a)
+    return wide.mean(axes), wide.var(axes)
 
 
 def batch_normalized_step(
@@ -124,9 +125,10 @@ def batch_normalized_step(
 ) -> tuple[SimpleCarry, Array]:
     """One step, normalized over the batch (`training`) or by the population statistics."""
     a = z + gates.recur(carry.h, params.w_rec, z.dtype)
+    wide = widen(a)
     moments = batch_moments(a) if training else jax.lax.stop_gradient((params.mean, params.var))
-    mean, var = (m.astype(a.dtype) for m in moments)
-    unit = (a - mean) * jax.lax.rsqrt(var + float(epsilon))
+    mean, var = (m.astype(wide.dtype) for m in moments)
+    unit = ((wide - mean) * jax.lax.rsqrt(var + float(epsilon))).astype(a.dtype)
     y = activation(params.scale.astype(a.dtype) * unit + params.offset.astype(a.dtype))
     return SimpleCarry(y.astype(carry.h.dtype)), y
 

@@ -4,6 +4,7 @@
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array
 from seqjax.diagnostics.jacobians import push
 from seqjax.diagnostics.trajectory import Trajectory, check_trajectory
@@ -32,7 +33,7 @@ def lyapunov_exponents(
       is off), NaN where a sequence has no step after `discard`.
 
     Raises:
-      ValueError: a count larger than the state or below 1, or no step left after `discard`.
+      ValueError: a count that is not a positive integer or is larger than the state, or no step left after `discard`.
 
     >>> import seqjax
     >>> from seqjax.cells import LambdaCell
@@ -50,7 +51,8 @@ def lyapunov_exponents(
     """
     check_trajectory("lyapunov_exponents", trajectory)
     layout, T = trajectory.layout, len(trajectory.xs)
-    if not 1 <= count <= layout.size:
+    require.positive("lyapunov_exponents", count=count)
+    if count > layout.size:
         raise ValueError(f"count must be from 1 to the {layout.size} numbers of the state, got {count}.")
     if not 0 <= discard < T:
         raise ValueError(f"discard must leave a step of the {T} there are, got {discard}.")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.layers.batch_major import time_major
-from seqjax.layers.inner import check_layers
+from seqjax.layers.inner import check_inputs, check_layers
 from seqjax.norms import row_norms
 from seqjax.sequences import last_step
 
@@ -61,6 +61,8 @@ def memory_profile(
     """
     check_layers("memory_profile", model)
     model, xs, mask, resets = time_major(model, xs, mask, resets)
+    check_inputs(model, xs, mask, resets)
+    xs = jnp.asarray(xs)
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise ValueError(
             f"xs are {xs.dtype}, and outputs have no derivative in ids; look at the layers after Embed: "

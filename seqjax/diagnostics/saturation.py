@@ -1,27 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saturation: how often gates and activations are at their bounds, where their slopes vanish."""
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from seqjax.activations import Activation
+from seqjax.activations import Activation, bounds
 from seqjax.base import Array
 from seqjax.diagnostics.trajectory import Trajectory, check_trajectory
-
-BOUNDS: dict[str, tuple[float, float]] = {
-    "tanh": (-1.0, 1.0),
-    "hard_tanh": (-1.0, 1.0),
-    "softsign": (-1.0, 1.0),
-    "sigmoid": (0.0, 1.0),
-    "hard_sigmoid": (0.0, 1.0),
-    "relu": (0.0, math.inf),
-    "softplus": (0.0, math.inf),
-    "elu": (-1.0, math.inf),
-    "selu": (-1.7580993408473766, math.inf),
-}
-"""The values that an activation approaches where its slope vanishes."""
 
 
 class GateValues(NamedTuple):
@@ -121,9 +107,9 @@ def saturation(trajectory: Trajectory, epsilon: float = 0.05) -> dict[str, Satur
         raise ValueError(f"saturation: epsilon must be from 0 to below 0.5, half of a gate's range, got {epsilon!r}.")
     found = {}
     for name, gate in gate_values(trajectory).items():
-        bounds = BOUNDS.get(gate.activation) if isinstance(gate.activation, str) else None
-        if bounds is not None:
-            low, high = bounds
+        between = bounds(gate.activation)
+        if between is not None:
+            low, high = between
             near = 0.0 if gate.activation == "relu" else epsilon  # its slope vanishes at the bound, not near it
             found[name] = Saturation(
                 _fraction(gate.values <= low + near, trajectory.mask),

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.cotangents import add, no_cotangents, only_where, without_float0
+from seqjax.engines.cotangents import add, only_where, without_float0, zero_cotangents
 from seqjax.engines.loops import scan_pieces
 from seqjax.engines.pieces import near_divisor
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
+from seqjax.engines.sequential import SequentialEngine, check_known_length, check_sequential
 from seqjax.engines.stepping import Steps, input_and_output_bytes
 from seqjax.plan import Plan, tree_bytes
 
@@ -69,7 +69,7 @@ class Checkpointed(SequentialEngine):
     def __post_init__(self):
         require.positive("Checkpointed", levels=self.levels)
         require.positive_if_given("Checkpointed", segment=self.segment)
-        require_sequential("Checkpointed", self.inner)
+        check_sequential("Checkpointed", self.inner)
 
     def check(self, cell: Cell) -> None:
         self.inner.check(cell)
@@ -78,6 +78,11 @@ class Checkpointed(SequentialEngine):
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
     ) -> tuple[Carry, Array]:
         return run_segments(cell, self.inner, self.sizes(steps.x.shape[0]), params, initial, carry, steps)
+
+    def run_without_rule(
+        self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
+    ) -> tuple[Carry, Array]:
+        return self.inner.run_without_rule(cell, params, initial, carry, steps)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]
@@ -92,7 +97,7 @@ class Checkpointed(SequentialEngine):
         >>> Checkpointed().sizes(100_000), Checkpointed().sizes(997), Checkpointed(levels=2).sizes(1_000_000)
         ((160,), (32,), (10000, 100))
         """
-        require_known(self, T)
+        check_known_length(self, T)
         root = T ** (1 / (self.levels + 1))
         inner = min(self.segment or near_divisor(T, max(root / 2, min(root, SHORT))), T)
         count = -(-T // inner)
@@ -172,7 +177,7 @@ def _reverse(cell, inner, sizes, cut, kept, cotangents):
             d_carry = only_where(is_first, d_carry)
         return (d_carry, add(d_params, more_params), add(d_initial, more_initial)), (without_float0(d_piece), None)
 
-    state, beside = (d_carry, no_cotangents(params), no_cotangents(initial)), (jnp.arange(count) == 0, carries)
+    state, beside = (d_carry, zero_cotangents(params), zero_cotangents(initial)), (jnp.arange(count) == 0, carries)
     state, (d_steps, _) = scan_pieces(segment, state, (steps, d_ys), sizes[0], beside, reverse=True)
     d_carry, d_params, d_initial = state
     return *without_float0((d_params, d_initial, d_carry)), d_steps

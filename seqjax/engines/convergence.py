@@ -143,7 +143,7 @@ def first_inexact(defects: Any, states: Any, cuts: Array | None, batch_ndim: int
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def underived(owner: str, tree: Any) -> Any:
+def refuse_derivatives(owner: str, tree: Any) -> Any:
     """`tree`, on its way into an iteration that JAX must not differentiate, because it ends when the answer has
     converged, whether or not the derivative has.
 
@@ -153,7 +153,7 @@ def underived(owner: str, tree: Any) -> Any:
     return tree
 
 
-@underived.defjvp
+@refuse_derivatives.defjvp
 def _refuse(owner: str, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     raise ValueError(
         f"{owner} refuses derivatives of its gradient: its iteration ends when the answer has converged, whether or "

@@ -14,7 +14,7 @@ def zeros_like(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
-def no_cotangents(tree: Any) -> Any:
+def zero_cotangents(tree: Any) -> Any:
     """Zero cotangents to add to; for leaves that are not differentiable, JAX's float0."""
 
     def zero(leaf: Array) -> Any:

@@ -17,8 +17,7 @@ from seqjax.engines.stepping import Steps, visible
 from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles
 from seqjax.kernels.triton import recurrence
 from seqjax.kernels.triton.blocks import Blocks
-from seqjax.kernels.triton.launch import SMALLEST, available
-from seqjax.machine import platform
+from seqjax.kernels.triton.launch import missing
 from seqjax.plan import Plan
 from seqjax.sequences import hide
 from seqjax.spread import is_spread
@@ -43,7 +42,7 @@ class Fused(SequentialEngine):
     come from the cache at every step. Where a processor has less shared memory, all of this shrinks with it.
 
     Larger layers fit as heads, `cells.MultiHead(LSTM(128), 4)`, where each head is run by its own programs.
-    Sequences are padded to a multiple of 16 or `rows`, so `jax.vmap` over single ones takes 16 times the room and
+    Sequences are padded to a multiple of 16, so `jax.vmap` over single ones takes 16 times the room and
     time of a batch. XLA cannot split the kernel over devices: run it inside `jax.shard_map`.
 
     Inputs are projected before the kernel and weight gradients contracted after it, each by one matmul over all
@@ -52,14 +51,12 @@ class Fused(SequentialEngine):
     `"identity"`, without normalization or projection, whose carry is as wide as the computation, or float32.
 
     Args:
-      rows: except on Hopper, sequences per program, a power of two from 16; more of them share each read of weights.
-      warps: except on Hopper, warps per program, a power of two.
       interpret: run the kernels in Pallas' interpreter, on any device and without the limit on H; slow,
         for tests. Inside `jax.shard_map` it needs `check_vma=False`.
 
     Raises:
-      ValueError: sizes that are not powers of two; in `run`, a cell without a kernel or too large for it, a
-        machine without a GPU, or inputs that a mesh with explicit axes splits.
+      ValueError: an `interpret` that is neither True nor False; in `run`, a cell without a kernel or too
+        large for it, a machine without a GPU, or inputs that a mesh with explicit axes splits.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> cell = seqjax.Simple(4)
@@ -71,17 +68,10 @@ class Fused(SequentialEngine):
     Source: Diamos et al. 2016 (persistent RNNs); Pöppel et al. 2024 (FlashRNN).
     """
 
-    rows: int = SMALLEST
-    warps: int = 8
     interpret: bool = False
 
     def __post_init__(self):
-        require.positive("Fused", rows=self.rows, warps=self.warps)
         require.boolean("Fused", interpret=self.interpret)
-        for name, least in (("rows", SMALLEST), ("warps", 1)):
-            given = getattr(self, name)
-            if given < least or given & (given - 1):
-                raise ValueError(f"Fused: {name} must be a power of two from {least}, got {given!r}.")
 
     def run_steps(
         self, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps
@@ -98,7 +88,7 @@ class Fused(SequentialEngine):
         zs = gates.project_input(cell, params, visible(steps))
         if not zs.size:
             return fused_by_loop(cell, params, initial, carry, steps._replace(x=zs))
-        how = recurrence.Launch(self.rows, self.warps, self.interpret)
+        how = recurrence.Launch(self.interpret)
         carry, ys = fused(cell, how, params, initial, carry, steps._replace(x=zs))
         return carry, hide(ys, steps.mask)
 
@@ -106,11 +96,10 @@ class Fused(SequentialEngine):
         why = unsupported(cell)
         if why is not None:
             raise ValueError(f"{self!r} has no kernel for {cell!r}: {why}; {OTHERS}.")
-        if not self.interpret and not available():
+        what = None if self.interpret else missing()
+        if what is not None:
             raise ValueError(
-                f"{self!r} needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, but runs here on "
-                f"{platform()!r} with jax {jax.__version__}; {OTHERS}, or try the kernels "
-                "in the interpreter with Fused(interpret=True)."
+                f"{self!r} needs {what}; {OTHERS}, or try the kernels in the interpreter with Fused(interpret=True)."
             )
 
     def runs(self, cell: Cell, params: Params) -> bool:
@@ -137,8 +126,9 @@ class Fused(SequentialEngine):
         self.check(cell)
         self._check_room(cell, params)
         if isinstance(cell, MultiHead):
-            params, carry = jax.eval_shape(cell.each_head, params, carry)[0]
-            plan = self.plan(cell.cell, params, carry, xs)
+            head = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), params)
+            start = jax.eval_shape(lambda params: cell.cell.initial_carry(params, xs.shape[1:-1]), head)
+            plan = self.plan(cell.cell, head, start, xs)
             return plan._replace(layer=repr(cell), memory=cell.heads * plan.memory)
         zs = jax.eval_shape(lambda params, xs: gates.project_input(cell, params, xs), params, xs)
         kind = kernel(cell).kind
@@ -149,7 +139,7 @@ class Fused(SequentialEngine):
             rows, units = tiles.clusters * ROWS, tiles.parts * UNITS
             how = f"{tiles.parts} thread blocks together hold the weights for {ROWS} sequences"
         else:
-            blocks = Blocks(T, B, H, self.rows)
+            blocks = Blocks(T, B, H)
             rows, units = blocks.batch, blocks.hidden
             stay = recurrence.resident(kind.gates, H, zs.dtype)
             how = "weights stay on chip" if stay else "weights are read from the cache at every step"

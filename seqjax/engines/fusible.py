@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which cells have kernels, which of them, and where."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.activations import activation_function, slope_from_output
+from seqjax.activations import Activation, activation_function, bounds, slope_from_output
 from seqjax.base import Cell, Params
 from seqjax.cells.gru import GRU
 from seqjax.cells.heads import MultiHead
@@ -18,7 +19,6 @@ from seqjax.kernels.hopper import tiles
 from seqjax.kernels.triton import recurrence as triton
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "identity")
-BOUNDED = ("tanh", "sigmoid")
 COARSE = (None, "default", "bfloat16", "high", "tensorfloat32", "BF16_BF16_F32", "F16_F16_F32", "TF32_TF32_F32")
 """Values of `jax.default_matmul_precision` by which a GPU multiplies float32 as TF32 or more coarsely."""
 
@@ -89,7 +89,8 @@ def no_room(cell: Any, params: Params) -> str | None:
 def on_hopper(cell: Any, dtype: Any) -> bool:
     """Whether the Hopper kernels run a cell that is supported: there is a Hopper, and the weights fit.
 
-    In float32 they multiply float16: that is as exact as TF32 if states cannot grow, and not for who wants more.
+    In float32 they multiply scaled float16 numbers. That is as exact as TF32 as long as states are bounded, so cells
+    whose states may grow, and runs that ask JAX for more than TF32, are left to the other kernels.
     """
     if not hopper.available() or not tiles.fits(kernel(cell).kind, cell.hidden_dim, dtype):
         return False
@@ -101,8 +102,13 @@ def _inexact(cell: Any) -> str | None:
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     if precision not in COARSE:
         return f"multiply no more exactly than TF32, where jax.default_matmul_precision is {precision!r}"
-    free = [f"{name}={activation!r}" for name, activation in _activations(cell).items() if activation not in BOUNDED]
-    return f"take bounded states alone in float32, and not {', '.join(free)}" if free else None
+    free = [f"{name}={given!r}" for name, given in _activations(cell).items() if not _bounded(given)]
+    return f"need bounded states in float32, unlike those of {', '.join(free)}" if free else None
+
+
+def _bounded(activation: Activation) -> bool:
+    low, high = bounds(activation) or (-math.inf, math.inf)
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _activations(cell: Any) -> dict[str, Any]:

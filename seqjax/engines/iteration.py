@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.dtypes import at_least_float32
+from seqjax.dtypes import widen
 from seqjax.engines.convergence import first_inexact, judge
 from seqjax.engines.jacobians import Packing, solve_recurrence
 from seqjax.engines.pieces import delayed
@@ -66,7 +66,6 @@ def iterate(
       linear: whether `evaluate` is affine, so that every direction is followed in full.
     """
     T, batch_ndim = guess.shape[0], guess.ndim - 1 - packing.trailing
-    limit = engine.max_iterations or 100
     features = tuple(range(1 + batch_ndim, guess.ndim))
 
     def before(states: Array) -> Array:
@@ -74,7 +73,7 @@ def iterate(
 
     def measure(states: Array) -> tuple[Array, Array]:
         defects = evaluate(before(states)) - states
-        return defects, jnp.square(defects.astype(at_least_float32(defects.dtype))).sum((0, *features))
+        return defects, jnp.square(widen(defects)).sum((0, *features))
 
     def judged(states: Array, defects: Array) -> tuple[Array, Array]:
         return judge(packing.unpack(defects), packing.unpack(states), cuts, engine.tol, batch_ndim)
@@ -89,7 +88,7 @@ def iterate(
         return jnp.where(over_features(within), direction, defects)
 
     def unfinished(state: State) -> Array:
-        return (state.iterations < limit) & state.active.any()
+        return (state.iterations < engine.max_iterations) & state.active.any()
 
     def line_search(state: State, direction: Array) -> tuple:
         _, states, defects, merit, active = state

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from seqjax.base import Array
 from seqjax.engines.loops import loop
 from seqjax.engines.pieces import delayed
-from seqjax.kernels.triton import launch
 from seqjax.kernels.triton import linear as kernel
-from seqjax.machine import platform
+from seqjax.kernels.triton.launch import missing
 from seqjax.sequences import expand
 
 METHODS = ("scan", "tree", "kernel", "interpreter")
@@ -49,6 +48,8 @@ def linear_recurrence(
 
     >>> linear_recurrence(jnp.array([[2.0], [3.0]]), jnp.array([[1.0], [1.0]])).tolist()
     [[1.0], [4.0]]
+
+    Source: Blelloch 1990, section 1.4, for the tree; Martin and Cundy 2018 for the reverse pass.
     """
     decay, drive, initial, cut = jax.tree.map(jnp.asarray, (decay, drive, initial, cut))
     decay = check(decay, drive, initial, cut, method)
@@ -125,11 +126,9 @@ def check_kernel() -> None:
     Raises:
       ValueError: naming the methods that would work.
     """
-    if not launch.available():
-        raise ValueError(
-            "method 'kernel' needs an NVIDIA GPU and a jax whose Pallas has a Triton backend, but runs here on "
-            f"{platform()!r} with jax {jax.__version__}; use 'scan' or 'tree', or 'interpreter' to try it."
-        )
+    what = missing()
+    if what is not None:
+        raise ValueError(f"method 'kernel' needs {what}; use 'scan' or 'tree', or 'interpreter' to try it.")
 
 
 def solver(method: str) -> Callable[..., Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, underived
+from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, refuse_derivatives
 from seqjax.engines.cotangents import without_float0
 from seqjax.engines.devices import on_automatic_axes, solution_specs
 from seqjax.engines.iteration import iterate
@@ -54,7 +54,7 @@ class Newton(Engine):
       window: how many steps to solve at once, window after window; `None`: all.
       tol: largest residual, relative to the largest carry up to that step, from the last reset or the beginning of
         the window on; `None`: the carry dtype's default, 1e-6 for float32 and 1e-13 for float64.
-      max_iterations: the most iterations in a window; `None`: 100.
+      max_iterations: the most iterations in a window.
       on_failure: `"sequential"`: keep the steps before the first that has not converged and run the
         rest with the loop; `"raise"`: raise a `FloatingPointError` (under `jit`, JAX's runtime error with
         its message); `"nan"`: make the whole answer NaN.
@@ -79,12 +79,12 @@ class Newton(Engine):
     jacobian: str = "auto"
     window: int | None = None
     tol: float | None = None
-    max_iterations: int | None = None
+    max_iterations: int = 100
     on_failure: str = "sequential"
 
     def __post_init__(self):
-        limits = {"window": self.window, "max_iterations": self.max_iterations}
-        check_options(self, self.tol, self.on_failure, **limits)
+        check_options(self, self.tol, self.on_failure, window=self.window)
+        require.positive("Newton", max_iterations=self.max_iterations)
         require.one_of("Newton", jacobian=(self.jacobian, ("auto", "dense", "diagonal")))
 
     def run(
@@ -196,7 +196,7 @@ def _forward(engine: Newton, cell: Cell, params: Params, initial: Carry | None, 
     batch_ndim = steps.x.ndim - 2
     packing = engine.packing(cell, carry, batch_ndim)
     if not packing.exact(cell):
-        params, initial, carry, steps = underived(repr(engine), (params, initial, carry, steps))
+        params, initial, carry, steps = refuse_derivatives(repr(engine), (params, initial, carry, steps))
 
     def evaluate(packed: Array) -> Array:
         return packing.pack(batched_step(cell, params, initial, packing.unpack(packed), steps)[0])
@@ -229,7 +229,7 @@ def _reverse(engine: Newton, cell: Cell, kept: tuple, cotangents: Solution):
     T = steps.x.shape[0]
     packing = engine.packing(cell, d_carry, steps.x.ndim - 2)
     if not packing.exact(cell):
-        d_carry, d_ys = underived(repr(engine), (d_carry, d_ys))
+        d_carry, d_ys = refuse_derivatives(repr(engine), (d_carry, d_ys))
 
     run = functools.partial(batched_step, cell)
     _, pull = jax.vjp(lambda before: run(params, initial, before, steps), before)

@@ -58,8 +58,7 @@ def relax(
     def propose(starts: Carry, ends: Carry) -> Carry:
         if products is not None:
             return jax.tree.map(coupled, starts, ends, products)
-        proposed = jax.tree.map(lambda s, e: jnp.concatenate([s[:1], e[:-1]]), starts, ends)
-        return proposed if idle is None else jax.tree.map(functools.partial(skip, idle), proposed)
+        return handed_on(starts, ends, idle)
 
     def coupled(start: Array, end: Array, product: Array) -> Array:
         moved = solve_recurrence(product[:-1], end[:-1] - start[1:])  # of start[1:]
@@ -75,9 +74,6 @@ def relax(
         )
         hopeful = ~good.all(0) & jnp.take_along_axis(numbers, bad, 0)[0]
         return (state.sweeps == 0) | ((state.sweeps < limit) & hopeful.any())
-
-    def misfits(starts: Carry, ends: Carry) -> Carry:
-        return jax.tree.map(lambda s, e: e - jnp.concatenate([s[1:], e[-1:]]), starts, ends)
 
     def body(state: State) -> State:
         starts = propose(state.starts, state.ends)
@@ -104,6 +100,17 @@ def relax(
     if engine.on_failure == "sequential":
         answer = jax.lax.cond(converged.all(), lambda *answer: answer, finish, *answer)
     return Relaxation(*answer, found.sweeps, found.residual, converged)
+
+
+def misfits(starts: Carry, ends: Carry) -> Carry:
+    """How far each chunk's end `[K, ...]` is from the start of the next one; nothing, for the last chunk."""
+    return jax.tree.map(lambda s, e: e - jnp.concatenate([s[1:], e[-1:]]), starts, ends)
+
+
+def handed_on(starts: Carry, ends: Carry, idle: Array | None) -> Carry:
+    """Starts `[K, ...]` for the next sweep: each chunk that is not idle hands on its end."""
+    proposed = jax.tree.map(lambda s, e: jnp.concatenate([s[:1], e[:-1]]), starts, ends)
+    return proposed if idle is None else jax.tree.map(functools.partial(skip, idle), proposed)
 
 
 def idle_chunks(steps: Steps) -> Array | None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, underived
+from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, refuse_derivatives
 from seqjax.engines.cotangents import without_float0
 from seqjax.engines.devices import on_automatic_axes, solution_specs
 from seqjax.engines.jacobians import Packing, batched_step, copies, packed_jacobians
@@ -192,7 +192,7 @@ def _solve(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, c
 
 
 def _forward(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None, carry: Carry, steps: Steps):
-    params, initial, carry, steps = underived(repr(engine), (params, initial, carry, steps))
+    params, initial, carry, steps = refuse_derivatives(repr(engine), (params, initial, carry, steps))
     batch_ndim = steps.x.ndim - 3
     guess = copies(carry, steps.x.shape[1])
     coupled = engine.coupling == "diagonal" and steps.x.shape[1] > 1
@@ -217,7 +217,7 @@ def _forward(engine: Relaxed, cell: Cell, params: Params, initial: Carry | None,
 def _reverse(engine: Relaxed, cell: Cell, kept: tuple, cotangents: Solution):
     """The same relaxation, on the cotangents at the boundaries, last chunk first."""
     params, initial, steps, starts, products = kept
-    d_carry, d_ys = underived(repr(engine), (cotangents.carry, cotangents.ys))
+    d_carry, d_ys = refuse_derivatives(repr(engine), (cotangents.carry, cotangents.ys))
     batch_ndim, count = steps.x.ndim - 3, steps.x.shape[1]
 
     def flip(tree: Any) -> Any:

@@ -44,6 +44,8 @@ class Scan(SequentialEngine):
     >>> carry, ys = Scan().run(cell, params, cell.initial_carry(params, (2,)), jnp.ones((5, 2, 3)))
     >>> ys.shape
     (5, 2, 4)
+
+    Source: Werbos 1990; Appleyard, Kočiský and Blunsom 2016 for one product over many steps.
     """
 
     unroll: int = 1

@@ -47,7 +47,7 @@ class SequentialEngine(Engine):
         return self.run_steps(cell, params, initial, carry, steps)
 
 
-def require_known(engine: Engine, T: int) -> None:
+def check_known_length(engine: Engine, T: int) -> None:
     """Rejects a symbolic length, as in an export, for engines that cut a sequence.
 
     Raises:
@@ -57,7 +57,7 @@ def require_known(engine: Engine, T: int) -> None:
         raise ValueError(f"{engine!r} cuts a sequence whose length it knows, got T = {T}; export with Scan().")
 
 
-def require_sequential(owner: str, inner: Engine) -> None:
+def check_sequential(owner: str, inner: Engine) -> None:
     """Rejects an engine that cannot run pieces of a sequence.
 
     Raises:

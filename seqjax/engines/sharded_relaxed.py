@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Params
-from seqjax.engines.convergence import Solution, judge, underived
+from seqjax.engines.convergence import Solution, judge, refuse_derivatives
 from seqjax.engines.cotangents import without_float0
-from seqjax.engines.devices import Layout
+from seqjax.engines.devices import Layout, solution_specs
 from seqjax.engines.jacobians import copies
-from seqjax.engines.relaxation import cut_chunks, idle_chunks, skip
+from seqjax.engines.relaxation import cut_chunks, handed_on, idle_chunks, misfits
 from seqjax.engines.sequential import run_prepared
 from seqjax.engines.stepping import Steps
 
@@ -63,10 +63,8 @@ def settle(
         start = jax.tree.map(lambda s: s[place], state.starts)
         end, outputs = sweep(start)
         ends = in_order(jax.lax.all_gather(end, layout.axis), reverse)
-        following = jax.tree.map(lambda s, e: jnp.concatenate([s[1:], e[-1:]]), state.starts, ends)
-        good, residual = judge(jax.tree.map(jnp.subtract, ends, following), ends, cuts, tol, batch_ndim)
-        starts = jax.tree.map(lambda s, e: jnp.concatenate([s[:1], e[:-1]]), state.starts, ends)
-        starts = starts if idle is None else jax.tree.map(functools.partial(skip, idle), starts)
+        good, residual = judge(misfits(state.starts, ends), ends, cuts, tol, batch_ndim)
+        starts = handed_on(state.starts, ends, idle)
         last = jax.tree.map(lambda e: e[-1], ends)
         # over all axes: devices with different batches must still exchange equally often
         done = jax.lax.pmin(good.all().astype(jnp.int32), layout.mesh.axis_names) == 1
@@ -92,7 +90,7 @@ def run_relaxed(
 
 
 def _forward(engine, inner, cell, params, initial, carry, steps):
-    params, initial, carry, steps = underived(repr(engine), (params, initial, carry, steps))
+    params, initial, carry, steps = refuse_derivatives(repr(engine), (params, initial, carry, steps))
     layout = engine.layout
 
     def piece(params: Params, initial: Carry | None, carry: Carry, steps: Steps) -> tuple[Solution, Carry]:
@@ -105,7 +103,7 @@ def _forward(engine, inner, cell, params, initial, carry, steps):
     solution, starts = layout.map(
         piece,
         in_specs=(everywhere, batch, batch, layout.steps),
-        out_specs=(Solution(batch, split, everywhere, batch, batch, everywhere), split),
+        out_specs=(solution_specs(batch, split), split),
     )(params, initial, carry, steps)
     return solution, (params, initial, starts, steps)
 
@@ -134,7 +132,7 @@ def _reverse(engine, inner, cell, kept, cotangents):
         piece,
         in_specs=((everywhere, batch, split, layout.steps), batch, split),
         out_specs=(everywhere, batch, batch, split),
-    )(kept, *underived(repr(engine), (cotangents.carry, cotangents.ys)))
+    )(kept, *refuse_derivatives(repr(engine), (cotangents.carry, cotangents.ys)))
 
 
 run_relaxed.defvjp(_forward, _reverse)

@@ -9,7 +9,7 @@ from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.checkpointed import run_segments, segment_bytes
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine, require_known, require_sequential
+from seqjax.engines.sequential import SequentialEngine, check_known_length, check_sequential
 from seqjax.engines.stepping import prepare
 from seqjax.plan import Plan
 
@@ -53,7 +53,7 @@ class Truncated(Engine):
 
     def __post_init__(self):
         require.positive("Truncated", window=self.window)
-        require_sequential("Truncated", self.inner)
+        check_sequential("Truncated", self.inner)
 
     def plan(self, cell: Cell, params: Params, carry: Carry, xs: jax.ShapeDtypeStruct) -> Plan:
         T = xs.shape[0]
@@ -73,5 +73,5 @@ class Truncated(Engine):
     ) -> tuple[Carry, Array]:
         self.inner.check(cell)
         params, initial, carry, steps = prepare(cell, params, carry, xs, mask, resets, key)
-        require_known(self, xs.shape[0])
+        check_known_length(self, xs.shape[0])
         return run_segments(cell, self.inner, (self.window,), params, initial, carry, steps, cut=True)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences of any length: a streaming model run segment by segment, with its outputs reduced along the way."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.engines.loops import flat_pieces
 from seqjax.layers.inner import check_inputs, check_layers
@@ -76,9 +76,9 @@ def fold(
     T = xs.shape[0]
     if not model.streams:
         raise ValueError(f"fold needs a model that streams; {model!r} does not: run it whole with apply.")
-    whole_number = isinstance(segment, numbers.Integral) and not isinstance(segment, bool)
-    if not whole_number or segment < 1 or segment % model.stride:
-        raise ValueError(f"segment must be a positive multiple of the model's stride {model.stride}, got {segment!r}.")
+    require.positive("fold", segment=segment)
+    if segment % model.stride:
+        raise ValueError(f"fold: segment must be a multiple of the model's stride {model.stride}, got {segment!r}.")
     segment = min(int(segment), -(-T // model.stride) * model.stride)
     count, rest = divmod(T, segment)
     out_steps = [_output_steps(model, params, carry, xs, steps) for steps in (segment, rest)]

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from seqjax import activations, require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Resets
-from seqjax.dtypes import DTypes, add_bias, at_least_float32
+from seqjax.dtypes import DTypes, add_bias, widen
 from seqjax.initializers import Initializer, resolve
 from seqjax.sequences import as_sequence, check_sequence, hide
 from seqjax.spread import is_spread
@@ -175,7 +175,7 @@ class LayerNorm(Layer):
         require.params(self, params, LayerNormParams, scale=scale, offset=offset)
         xs = as_sequence(xs, mask, resets)
         xs = self._cast(params, xs)
-        wide = hide(xs, mask).astype(at_least_float32(xs.dtype))
+        wide = widen(hide(xs, mask))
         centred = wide - wide.mean(-1, keepdims=True)
         ys = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
         if params.scale is not None:

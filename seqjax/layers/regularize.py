@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.dtypes import DTypes, at_least_float32
+from seqjax.dtypes import DTypes, widen
 from seqjax.layers.batch_major import time_major
 from seqjax.layers.inner import check_inputs
 from seqjax.layers.pointwise import check_floating
@@ -171,7 +171,7 @@ class BatchNorm(Layer):
         require.params(self, params, BatchNormParams, scale=("D",), offset=("D",), mean=("D",), var=("D",))
         xs = as_sequence(xs, mask, resets)
         xs = self.dtypes.cast(self, xs, params.scale[:, None])
-        return xs, hide(xs, mask).astype(at_least_float32(xs.dtype))
+        return xs, widen(hide(xs, mask))
 
     def _statistics(self, xs: Array, mask: Mask) -> tuple[Array, Array]:
         """Mean and biased variance `[D]` of the unmasked steps of `xs`, which must be zero elsewhere."""

@@ -75,6 +75,20 @@ def test_simple_with_batch_statistics_in_training_and_population_statistics_in_e
     np.testing.assert_allclose(cell.step(params, carry, z)[1], evaluated, atol=1e-12)
 
 
+def test_batch_statistics_of_bfloat16_are_those_of_float32():
+    # bfloat16 has 8 bits: the mean, 259, is none of its numbers
+    xs = jnp.array([[[256.0], [258.0], [260.0], [262.0]]], "bfloat16")
+    cell = seqjax.Simple(1, "identity", normalize="batch", w_in_init="ones", dtypes=seqjax.DTypes(compute="bfloat16"))
+    params = cell.init(jax.random.key(0), 1)
+    carry = cell.initial_carry(params, (4,))
+    params = cell.calibrate(params, carry, xs)
+    assert (params.mean.tolist(), params.var.tolist(), params.mean.dtype) == ([259], [5], jnp.float32)
+    for key in (None, jax.random.key(0)):
+        _, y = cell.step(params, carry, cell.project(params, xs[0]), key)
+        assert y.dtype == jnp.bfloat16
+        np.testing.assert_allclose(y[:, 0].astype(float), np.array([-3.0, -1.0, 1.0, 3.0]) / np.sqrt(5), rtol=2**-8)
+
+
 @pytest.mark.parametrize("proj_dim", [None, 2])
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("normalize", [None, "layer"])

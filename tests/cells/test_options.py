@@ -116,7 +116,7 @@ def test_a_wrong_number_of_features_is_named(cell):
         (lambda: seqjax.LSTM(8, epsilon="small"), "epsilon must be positive and finite, got 'small'"),
         (lambda: seqjax.RGLRU(8, min_decay="slow"), "0 < min_decay < max_decay < 1, got min_decay='slow'"),
         (lambda: seqjax.engines.Relaxed(tol="tight"), "tol must be positive"),
-        (lambda: seqjax.cells.LambdaCell(1, 2, 3), "init_fn must be a function, got 1"),
+        (lambda: seqjax.cells.LambdaCell(1, 2, 3), r"init_fn must be a function, called as init_fn\(.*got 1"),
         (lambda: init(seqjax.GRU(8, bias_init=seqjax.initializers.ForgetGate())), "KeepGate fills a bias"),
         (lambda: seqjax.initializers.Chrono(float("inf")), "Chrono: max_steps must be a finite number, got inf"),
         (lambda: seqjax.initializers.Uniform(-1, float("inf")), "Uniform: high must be a finite number, got inf"),
@@ -155,6 +155,15 @@ def test_a_model_prints_as_the_code_that_makes_it(model):
     again = eval(repr(model), dict(names))
     assert again == model
     assert hash(again) == hash(model)
+
+
+def test_a_field_that_takes_no_position_prints_with_its_name():
+    @dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+    class Named(seqjax.base.Described):
+        size: int
+        rate: float = 0.5
+
+    assert repr(Named(size=3)) == "Named(size=3)"
 
 
 def test_zoneout_needs_the_output_in_the_carry():

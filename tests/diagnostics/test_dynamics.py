@@ -210,6 +210,9 @@ def test_bad_counts_are_refused():
     (seen,) = trajectories(seqjax.RNN(cell), params, jnp.ones((3, 1)))
     with pytest.raises(ValueError, match="count must be from 1 to the 1 numbers"):
         lyapunov_exponents(seen, 2)
+    for count in (0, 1.0):
+        with pytest.raises(ValueError, match=f"count must be a positive integer, got {count}"):
+            lyapunov_exponents(seen, count)
     with pytest.raises(ValueError, match="discard must leave a step"):
         lyapunov_exponents(seen, discard=3)
 

@@ -104,6 +104,8 @@ def test_bad_input_is_refused():
     model, ids = seqjax.Serial(seqjax.Embed(5, 2), seqjax.RNN(LEAKY)), jnp.zeros((3, 1), jnp.int32)
     with pytest.raises(ValueError, match="no derivative in ids"):
         memory_profile(model, None, ids)
+    with pytest.raises(ValueError, match="xs must be an array, got list"):
+        memory_profile(seqjax.RNN(LEAKY), leaky(0.5), [[1.0]])
     with pytest.raises(ValueError, match="need a key; give projection_key="):
         memory_profile(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), projections=3)
     with pytest.raises(ValueError, match="projections must be a positive integer"):

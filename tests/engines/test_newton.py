@@ -275,7 +275,7 @@ def test_a_derivative_of_the_gradient_is_nan_where_the_answer_is(engine):
     cell = GRU(3, dtypes=F64)
     params = jax.tree.map(lambda a: 6 * a, cell.init(jax.random.key(0), 2))
     xs = 3 * jax.random.normal(jax.random.key(0), (20, 2), "float64")
-    converges = engine.max_iterations is None
+    converges = engine.max_iterations > 1
     found = hessian_product(engine, cell, cell.init(jax.random.key(0), 2) if converges else params, xs)
     assert jnp.isfinite(found).all() if converges else jnp.isnan(found).all()
 

@@ -46,6 +46,19 @@ def test_truncated_gradients_are_those_of_a_detached_loop(options, window, adjoi
     assert_close(gradients(engine, LSTM, params, carry, xs, **flags), expected, 1e-10)
 
 
+@pytest.mark.parametrize("cut", [Checkpointed, Truncated])
+def test_hessian_vector_products_pass_through_segments_inside_segments(cut):
+    params, carry, xs, *_ = example(LSTM, T=13)
+
+    def product(engine):
+        def loss(xs):
+            return jnp.sum(jnp.sin(engine.run(LSTM, params, carry, xs)[1]))
+
+        return jax.jit(lambda xs: jax.jvp(jax.grad(loss), (xs,), (jnp.cos(xs),))[1])(xs)
+
+    assert_close(product(cut(6, inner=Checkpointed(2))), product(cut(6, inner=Scan(adjoint=False))), 1e-10)
+
+
 def temporaries(engine, T, cell=None, reduce=False):
     """Bytes of temporaries of a compiled gradient of the sum of all outputs."""
     cell = cell or seqjax.GRU(32)

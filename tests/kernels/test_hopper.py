@@ -102,7 +102,7 @@ def test_in_float32_only_what_is_bounded_and_no_more_exact_than_tf32_runs_on_a_h
     assert not fusible.on_hopper(relu, "float32")
     params = lstm.init(jax.random.key(0), 3)
     assert fusible.no_room(lstm, params) is None
-    assert "bounded states alone in float32, and not activation='relu'" in fusible.no_room(relu, params)
+    assert "bounded states in float32, unlike those of activation='relu'" in fusible.no_room(relu, params)
     for precision, runs in (("tensorfloat32", True), ("highest", False), ("TF32_TF32_F32_X3", False)):
         with jax.default_matmul_precision(precision):
             assert fusible.on_hopper(lstm, "float32") == runs
@@ -209,7 +209,7 @@ def emulate(body, name, kind, tiles, w_rec, inputs, outputs, *, transposed):
 def by_bodies_and_by_loop(monkeypatch, cell, T, flagged):
     """Values and gradients with the products of a cluster emulated, and by the loop differentiated by JAX."""
     monkeypatch.setattr(hopper, "available", lambda: True)
-    monkeypatch.setattr(fused, "available", lambda: True)
+    monkeypatch.setattr(fused, "missing", lambda: None)
     monkeypatch.setattr(hopper, "_launch", emulate)
     monkeypatch.setitem(FACTORS, "float32", jnp.float32)  # the equations, not the rounding
     drawn = testing.example(cell, T=T, batch_shape=(3, 6), in_dim=5, masked=flagged, with_resets=flagged)
@@ -273,7 +273,7 @@ def test_tanh_of_float32_is_good_near_zero_and_far_from_it():
 
 
 def test_auto_takes_the_kernel_on_one_gpu_and_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(fused, "available", lambda: True)
+    monkeypatch.setattr(fused, "missing", lambda: None)
 
     def choose(cell, T):
         params = jax.eval_shape(lambda key: cell.init(key, 8), jax.random.key(0))

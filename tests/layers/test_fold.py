@@ -113,9 +113,9 @@ def test_a_cell_is_no_layer():
     [
         (seqjax.Bidirectional(MODEL), {"segment": 4}, "does not"),
         (STRIDED, {"segment": 3}, "multiple of the model's stride 2"),
-        (MODEL, {"segment": 0}, "positive multiple"),
-        (MODEL, {"segment": True}, "positive multiple"),
-        (MODEL, {"segment": 2.0}, "positive multiple"),
+        (MODEL, {"segment": 0}, "positive integer"),
+        (MODEL, {"segment": True}, "positive integer"),
+        (MODEL, {"segment": 2.0}, "positive integer"),
         (MODEL, {"segment": 4, "extras": 2.0}, "expected 12 steps"),
         (MODEL, {"segment": 4, "extras": jnp.ones((5, 2))}, "expected 12 steps"),
     ],

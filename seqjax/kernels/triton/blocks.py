@@ -10,6 +10,8 @@ from seqjax.base import Array
 from seqjax.kernels.operands import pad
 from seqjax.kernels.triton.launch import SMALLEST, Part
 
+ROWS = SMALLEST
+"""Sequences per program: as few as the tensor cores take."""
 Parts = Any
 """A `Part`, a tuple of them, or `None` where an option is off."""
 
@@ -24,21 +26,20 @@ def padded(H: int) -> int:
 
 
 class Blocks(NamedTuple):
-    """`T` steps of `B` sequences with `H` units, where each program owns `rows` sequences."""
+    """`T` steps of `B` sequences with `H` units, where each program owns `ROWS` sequences."""
 
     T: int
     B: int
     H: int
-    rows: int
 
     @property
     def grid(self) -> tuple[int, ...]:
-        return (-(-self.B // self.rows),)
+        return (-(-self.B // ROWS),)
 
     @property
     def batch(self) -> int:
         """B, padded."""
-        return self.grid[0] * self.rows
+        return self.grid[0] * ROWS
 
     @property
     def hidden(self) -> int:
@@ -47,7 +48,7 @@ class Blocks(NamedTuple):
 
     def states(self, *arrays: Array) -> Parts:
         """Parts for states, `[B, H]` each."""
-        spec = pl.BlockSpec((self.rows, self.hidden), lambda i: (i, 0))
+        spec = pl.BlockSpec((ROWS, self.hidden), lambda i: (i, 0))
         return tuple(Part(pad(pad(a, 0, self.batch), 1, self.hidden), spec) for a in arrays)
 
     def sequences(self, *arrays: Array) -> Parts:
@@ -63,7 +64,7 @@ class Blocks(NamedTuple):
         """The part for flags, `[T, B]`."""
         if flags is None:
             return None
-        return Part(pad(flags, 1, self.batch), pl.BlockSpec((self.T, self.rows), lambda i: (0, i)))
+        return Part(pad(flags, 1, self.batch), pl.BlockSpec((self.T, ROWS), lambda i: (0, i)))
 
     def weights(self, w_rec: Array, gates: int, *, transposed: bool = False) -> Parts:
         """The part for weights `[H, G*H]`, with one matrix per gate."""
@@ -82,7 +83,7 @@ class Blocks(NamedTuple):
     def new_states(self, count: int, dtype: Any) -> Parts:
         """Room for `count` results `[B, H]`."""
         shape = jax.ShapeDtypeStruct((self.batch, self.hidden), dtype)
-        return (Part(shape, pl.BlockSpec((self.rows, self.hidden), lambda i: (i, 0))),) * count
+        return (Part(shape, pl.BlockSpec((ROWS, self.hidden), lambda i: (i, 0))),) * count
 
     def new_sequences(self, count: int, dtype: Any) -> Parts:
         """Room for `count` results `[T, B, H]`."""
@@ -104,5 +105,5 @@ class Blocks(NamedTuple):
         return tree if (self.batch, self.hidden) == (self.B, self.H) else jax.tree.map(unpadded, tree)
 
     def _sequence(self, *count: int) -> pl.BlockSpec:
-        shape = (self.T, self.rows, *count, self.hidden)
+        shape = (self.T, ROWS, *count, self.hidden)
         return pl.BlockSpec(shape, lambda i: (0, i, 0, 0)[: len(shape)])

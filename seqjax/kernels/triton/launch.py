@@ -23,19 +23,19 @@ class Part(NamedTuple):
     spec: pl.BlockSpec
 
 
-def available() -> bool:
-    """Whether the default device is a GPU for which this JAX can compile these kernels.
+def missing() -> str | None:
+    """What these kernels need and do not have on the default device; `None` if they run there.
 
-    >>> available()
-    False
+    >>> missing()
+    "an NVIDIA GPU, and the device here is 'cpu'"
     """
     if machine.platform() not in ("cuda", "gpu"):
-        return False
+        return f"an NVIDIA GPU, and the device here is {machine.platform()!r}"
     try:
         from jax.experimental.pallas import triton  # noqa: F401
     except ImportError:
-        return False
-    return True
+        return f"a jax whose Pallas has a Triton backend, as 0.10 has, and jax {jax.__version__} has none"
+    return None
 
 
 def room(on_hopper: int) -> int:
@@ -53,11 +53,7 @@ def launch(
     interpret: bool,
     name: str,
 ) -> Any:
-    """Runs `body(inputs, outputs)` at every point of the grid, with pytrees of `Part`s turned into refs.
-
-    Raises:
-      ValueError: this JAX has no Triton backend for Pallas.
-    """
+    """Runs `body(inputs, outputs)` at every point of the grid, with pytrees of `Part`s turned into refs."""
 
     def split(parts: Any) -> tuple[Any, Any]:
         return tuple(jax.tree.map(lambda part, f=f: part[f], parts, is_leaf=_is_part) for f in (0, 1))
@@ -83,11 +79,6 @@ def _is_part(node: Any) -> bool:
 
 def _compiler_params(warps: int) -> Any:
     """Parameters that select the backend; a single stage, as each step waits for the one before."""
-    try:
-        from jax.experimental.pallas import triton
-    except ImportError:
-        raise ValueError(
-            f"jax {jax.__version__} has no Triton backend for Pallas, for which these kernels are written; "
-            "use a jax that has it (0.10 does), or another engine: Scan, Checkpointed or Associative."
-        ) from None
+    from jax.experimental.pallas import triton
+
     return triton.CompilerParams(num_warps=warps, num_stages=1)

@@ -21,19 +21,19 @@ from seqjax.kernels import step
 from seqjax.kernels.equations import Functions, Kind, States
 from seqjax.kernels.operands import Cotangents, Given, Left, pick
 from seqjax.kernels.triton.blocks import Blocks, padded
-from seqjax.kernels.triton.launch import SMALLEST, launch, room
+from seqjax.kernels.triton.launch import launch, room
 
 ON_CHIP = 192 * 2**10
 """Bytes of recurrent weights that one processor of a Hopper can keep besides all else."""
 ONE_GATE = 128 * 2**10
 """Bytes of one gate's weights that can pass through it at a time."""
+WARPS = 8
+"""Warps per program."""
 
 
 class Launch(NamedTuple):
     """How the kernels are launched."""
 
-    rows: int = SMALLEST  # sequences per program
-    warps: int = 8
     interpret: bool = False  # run in the interpreter, on any device
 
 
@@ -96,7 +96,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
       keep: whether a reverse pass follows.
     """
     T, B, width = z.shape
-    blocks = Blocks(T, B, width // kind.gates, how.rows)
+    blocks = Blocks(T, B, width // kind.gates)
     dtype, carry = z.dtype, given.states[0].dtype
     wide = at_least_float32(dtype)
     stay = resident(kind.gates, blocks.H, dtype)
@@ -139,7 +139,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
     )
     left = launch(
         body, inputs, outputs,
-        grid=blocks.grid, warps=how.warps, interpret=how.interpret, name=f"{kind.name}_forward",
+        grid=blocks.grid, warps=WARPS, interpret=how.interpret, name=f"{kind.name}_forward",
     )  # fmt: skip
     return Left(blocks.unpad(left.sequences, 1), blocks.unpad(left.kept, 1), blocks.unpad(left.last, 0))
 
@@ -161,7 +161,7 @@ def reverse(
       d_last: `[B, H]` each, the cotangents of the last states.
     """
     T, B, H = d_hs.shape
-    blocks = Blocks(T, B, H, how.rows)
+    blocks = Blocks(T, B, H)
     dtype, carry = d_hs.dtype, given.states[0].dtype
     wide = at_least_float32(dtype)
     stay = resident(kind.gates, blocks.H, dtype)
@@ -209,7 +209,7 @@ def reverse(
     )
     out = launch(
         body, inputs, outputs,
-        grid=blocks.grid, warps=how.warps, interpret=how.interpret, name=f"{kind.name}_reverse",
+        grid=blocks.grid, warps=WARPS, interpret=how.interpret, name=f"{kind.name}_reverse",
     )  # fmt: skip
     d_z = blocks.unpad(out.d_z, 1).reshape(T, B, kind.gates * H)
     return Cotangents(d_z, blocks.unpad(out.d_states, 0), blocks.unpad(out.d_initial, 0))
