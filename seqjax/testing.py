@@ -11,8 +11,8 @@ import numpy as np
 
 from seqjax.base import CAPABILITIES, Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.dtypes import widest
-from seqjax.engines.cotangents import without_float0
 from seqjax.engines.scan import Scan
+from seqjax.engines.steps.cotangents import without_float0
 
 __all__ = ["assert_close", "check_cell", "example", "jitter", "reference_loop", "value_and_gradients"]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.diagnostics.trajectory import Trajectory, check_trajectory
-from seqjax.engines.jacobians import columns
+from seqjax.engines.solving.jacobians import columns
 
 
 def push(trajectory: Trajectory, state: Array, x: Array, tangents: Array) -> Array:

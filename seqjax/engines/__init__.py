@@ -4,13 +4,13 @@
 from seqjax.engines.associative import Associative
 from seqjax.engines.auto import Auto
 from seqjax.engines.checkpointed import Checkpointed
-from seqjax.engines.convergence import Solution
 from seqjax.engines.fused import Fused
 from seqjax.engines.linear import linear_recurrence
 from seqjax.engines.newton import Newton, newton_solve
 from seqjax.engines.relaxed import Relaxed, relaxed_solve
 from seqjax.engines.scan import Scan
 from seqjax.engines.sharded import Sharded, sharded_solve
+from seqjax.engines.solving.convergence import Solution
 from seqjax.engines.truncated import Truncated
 
 __all__ = [

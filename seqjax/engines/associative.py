@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines import linear
-from seqjax.engines.loops import loop
-from seqjax.engines.pieces import join, split_at, split_steps
-from seqjax.engines.stepping import Steps, prepare, visible
+from seqjax.engines.steps.loops import loop
+from seqjax.engines.steps.pieces import join, split_at, split_steps
+from seqjax.engines.steps.stepping import Steps, prepare, visible
 from seqjax.machine import platform
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 from seqjax.sequences import expand, hide

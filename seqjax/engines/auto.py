@@ -8,10 +8,10 @@ import jax
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.associative import Associative
 from seqjax.engines.checkpointed import Checkpointed
-from seqjax.engines.checks import check_run
 from seqjax.engines.fused import Fused
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine
+from seqjax.engines.steps.checks import check_run
+from seqjax.engines.steps.sequential import SequentialEngine
 from seqjax.machine import platform
 from seqjax.plan import Plan, is_known
 from seqjax.spread import is_spread

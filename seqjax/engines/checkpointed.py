@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.cotangents import add, only_where, without_float0, zero_cotangents
-from seqjax.engines.loops import scan_pieces
-from seqjax.engines.pieces import near_divisor
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine, check_known_length, check_sequential
-from seqjax.engines.stepping import Steps, input_and_output_bytes
+from seqjax.engines.steps.cotangents import add, only_where, without_float0, zero_cotangents
+from seqjax.engines.steps.loops import scan_pieces
+from seqjax.engines.steps.pieces import near_divisor
+from seqjax.engines.steps.sequential import SequentialEngine, check_known_length, check_sequential
+from seqjax.engines.steps.stepping import Steps, input_and_output_bytes
 from seqjax.plan import Plan, tree_bytes
 
 SHORT = 100

@@ -10,10 +10,10 @@ from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.cells import gates
 from seqjax.cells.heads import MultiHead
-from seqjax.engines.fusible import kernel, no_room, on_hopper, unsupported
-from seqjax.engines.fusion import fused, fused_by_loop
-from seqjax.engines.sequential import SequentialEngine
-from seqjax.engines.stepping import Steps, visible
+from seqjax.engines.fusing.fusible import kernel, no_room, on_hopper, unsupported
+from seqjax.engines.fusing.rules import fused, fused_by_loop
+from seqjax.engines.steps.sequential import SequentialEngine
+from seqjax.engines.steps.stepping import Steps, visible
 from seqjax.kernels.hopper.tiles import ROWS, UNITS, Tiles
 from seqjax.kernels.triton import recurrence
 from seqjax.kernels.triton.blocks import Blocks

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.engines.loops import loop
-from seqjax.engines.pieces import delayed
+from seqjax.engines.steps.loops import loop
+from seqjax.engines.steps.pieces import delayed
 from seqjax.kernels.triton import linear as kernel
 from seqjax.kernels.triton.launch import missing
 from seqjax.sequences import expand

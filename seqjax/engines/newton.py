@@ -10,14 +10,21 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, refuse_derivatives
-from seqjax.engines.cotangents import without_float0
-from seqjax.engines.devices import on_automatic_axes, solution_specs
-from seqjax.engines.iteration import iterate
-from seqjax.engines.jacobians import TOGETHER, Packing, batched_step, packed_jacobians
-from seqjax.engines.pieces import delayed, join, split_steps
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, masked_step, prepare
+from seqjax.engines.sharding.devices import on_automatic_axes, solution_specs
+from seqjax.engines.solving.convergence import (
+    Solution,
+    check_options,
+    check_solvable,
+    enforce,
+    finite,
+    refuse_derivatives,
+)
+from seqjax.engines.solving.iteration import iterate
+from seqjax.engines.solving.jacobians import TOGETHER, Packing, batched_step, packed_jacobians
+from seqjax.engines.steps.cotangents import without_float0
+from seqjax.engines.steps.pieces import delayed, join, split_steps
+from seqjax.engines.steps.stepping import Steps, masked_step, prepare
 from seqjax.plan import Plan, tree_bytes
 
 

@@ -11,14 +11,21 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.convergence import Solution, check_options, check_solvable, enforce, finite, refuse_derivatives
-from seqjax.engines.cotangents import without_float0
-from seqjax.engines.devices import on_automatic_axes, solution_specs
-from seqjax.engines.jacobians import Packing, batched_step, copies, packed_jacobians
-from seqjax.engines.pieces import join, near_divisor, split_steps
-from seqjax.engines.relaxation import cut_chunks, idle_chunks, relax
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, input_and_output_bytes, prepare
+from seqjax.engines.sharding.devices import on_automatic_axes, solution_specs
+from seqjax.engines.solving.convergence import (
+    Solution,
+    check_options,
+    check_solvable,
+    enforce,
+    finite,
+    refuse_derivatives,
+)
+from seqjax.engines.solving.jacobians import Packing, batched_step, copies, packed_jacobians
+from seqjax.engines.solving.relaxation import cut_chunks, idle_chunks, relax
+from seqjax.engines.steps.cotangents import without_float0
+from seqjax.engines.steps.pieces import join, near_divisor, split_steps
+from seqjax.engines.steps.stepping import Steps, input_and_output_bytes, prepare
 from seqjax.plan import Plan, tree_bytes
 
 

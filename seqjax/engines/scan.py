@@ -8,11 +8,11 @@ import jax
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.adjoint import scan_adjoint, scan_blocks, stored_step
-from seqjax.engines.blocks import block_size
-from seqjax.engines.loops import loop
-from seqjax.engines.sequential import SequentialEngine
-from seqjax.engines.stepping import Steps, masked_step
+from seqjax.engines.steps.adjoint import scan_adjoint, scan_blocks, stored_step
+from seqjax.engines.steps.blocks import block_size
+from seqjax.engines.steps.loops import loop
+from seqjax.engines.steps.sequential import SequentialEngine
+from seqjax.engines.steps.stepping import Steps, masked_step
 from seqjax.plan import Plan, residual_bytes, tree_bytes
 from seqjax.spread import constants
 

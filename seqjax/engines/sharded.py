@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines import devices
 from seqjax.engines.associative import Associative, check_affine
 from seqjax.engines.auto import Auto
-from seqjax.engines.convergence import Solution, check_solvable, check_tolerance, finite
-from seqjax.engines.pieces import pad_steps
-from seqjax.engines.sharded_affine import run_affine_on_devices
-from seqjax.engines.sharded_relaxed import run_relaxed
-from seqjax.engines.stepping import Steps, prepare
+from seqjax.engines.sharding import devices
+from seqjax.engines.sharding.affine import run_affine_on_devices
+from seqjax.engines.sharding.relaxed import run_relaxed
+from seqjax.engines.solving.convergence import Solution, check_solvable, check_tolerance, finite
+from seqjax.engines.steps.pieces import pad_steps
+from seqjax.engines.steps.stepping import Steps, prepare
 from seqjax.engines.truncated import Truncated
 from seqjax.plan import Plan, tree_bytes
 

@@ -9,8 +9,8 @@ from seqjax import require
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
 from seqjax.engines.checkpointed import run_segments, segment_bytes
 from seqjax.engines.scan import Scan
-from seqjax.engines.sequential import SequentialEngine, check_known_length, check_sequential
-from seqjax.engines.stepping import prepare
+from seqjax.engines.steps.sequential import SequentialEngine, check_known_length, check_sequential
+from seqjax.engines.steps.stepping import prepare
 from seqjax.plan import Plan
 
 

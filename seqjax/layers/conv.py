@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from seqjax import activations, require
 from seqjax.base import Array, Key, Layer, Mask, Resets, Shape
 from seqjax.dtypes import DTypes, at_least_float32
-from seqjax.engines.checks import check_carry
+from seqjax.engines.steps.checks import check_carry
 from seqjax.initializers import Initializer, resolve
 from seqjax.layers.pointwise import activate
 from seqjax.sequences import as_sequence, check_sequence, hide

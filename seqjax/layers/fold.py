@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
-from seqjax.engines.loops import flat_pieces
+from seqjax.engines.steps.loops import flat_pieces
 from seqjax.layers.inner import check_inputs, check_layers
 from seqjax.spread import step_alike, varying_alike
 

@@ -10,10 +10,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Layer, Mask, Params, Resets, Shape
-from seqjax.engines import devices
-from seqjax.engines.pieces import join, pad_steps
 from seqjax.engines.scan import Scan
-from seqjax.engines.stepping import Steps, prepare
+from seqjax.engines.sharding import devices
+from seqjax.engines.steps.pieces import join, pad_steps
+from seqjax.engines.steps.stepping import Steps, prepare
 from seqjax.layers.compose import Serial
 from seqjax.layers.inner import fold_key, outputs_like
 from seqjax.layers.rnn import RNN

@@ -11,8 +11,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import seqjax
 from seqjax import testing
-from seqjax.engines import Auto, Checkpointed, Scan, Truncated, fused, fusible
+from seqjax.engines import Auto, Checkpointed, Scan, Truncated, fused
 from seqjax.engines.fused import Fused
+from seqjax.engines.fusing import fusible
 from seqjax.kernels.triton import recurrence
 from tests.common import F64, assert_equals_loop, gradients
 from tests.kernels.cuda import kernels_launched

@@ -6,9 +6,15 @@ import pytest
 
 from seqjax.cells import GRU, LSTM
 from seqjax.cells.diagonal import DiagonalGRU
-from seqjax.engines.jacobians import Packing, packed_jacobians, recurrence_loop, recurrence_tree, solve_recurrence
-from seqjax.engines.pieces import split_steps
-from seqjax.engines.stepping import Steps, masked_step, prepare
+from seqjax.engines.solving.jacobians import (
+    Packing,
+    packed_jacobians,
+    recurrence_loop,
+    recurrence_tree,
+    solve_recurrence,
+)
+from seqjax.engines.steps.pieces import split_steps
+from seqjax.engines.steps.stepping import Steps, masked_step, prepare
 from seqjax.testing import example
 from tests.common import F64
 

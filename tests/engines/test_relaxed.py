@@ -12,8 +12,8 @@ from seqjax.cells import GRU, LSTM, LambdaCell, Simple, Zoneout
 from seqjax.cells.diagonal import DiagonalGRU, DiagonalLSTM
 from seqjax.cells.indrnn import IndRNN
 from seqjax.dtypes import DTypes
-from seqjax.engines.relaxation import relax
 from seqjax.engines.relaxed import Relaxed, relaxed_solve
+from seqjax.engines.solving.relaxation import relax
 from seqjax.initializers import Chrono
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 from tests.common import F64, assert_equals_loop, gradients, runs, sigmoid

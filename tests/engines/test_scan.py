@@ -10,10 +10,11 @@ import pytest
 
 import seqjax
 from seqjax import DTypes
-from seqjax.engines import Associative, Checkpointed, Newton, Relaxed, blocks
-from seqjax.engines.blocks import block_size
-from seqjax.engines.residuals import recall, store
+from seqjax.engines import Associative, Checkpointed, Newton, Relaxed
 from seqjax.engines.scan import Scan
+from seqjax.engines.steps import blocks
+from seqjax.engines.steps.blocks import block_size
+from seqjax.engines.steps.residuals import recall, store
 from seqjax.plan import tree_bytes
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
 from tests.common import F64, assert_equals_loop, gradients

@@ -16,8 +16,9 @@ import pytest
 
 import seqjax
 from seqjax import testing
-from seqjax.engines import Checkpointed, Scan, auto, fused, fusible
+from seqjax.engines import Checkpointed, Scan, auto, fused
 from seqjax.engines.fused import Fused
+from seqjax.engines.fusing import fusible
 from seqjax.kernels import equations
 from seqjax.kernels.hopper import exchange
 from seqjax.kernels.hopper import recurrence as hopper

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Engine, Params
-from seqjax.engines.convergence import Solution, judge, refuse_derivatives
-from seqjax.engines.cotangents import without_float0
-from seqjax.engines.devices import Layout, solution_specs
-from seqjax.engines.jacobians import copies
-from seqjax.engines.relaxation import cut_chunks, handed_on, idle_chunks, misfits
-from seqjax.engines.sequential import run_prepared
-from seqjax.engines.stepping import Steps
+from seqjax.engines.sharding.devices import Layout, solution_specs
+from seqjax.engines.solving.convergence import Solution, judge, refuse_derivatives
+from seqjax.engines.solving.jacobians import copies
+from seqjax.engines.solving.relaxation import cut_chunks, handed_on, idle_chunks, misfits
+from seqjax.engines.steps.cotangents import without_float0
+from seqjax.engines.steps.sequential import run_prepared
+from seqjax.engines.steps.stepping import Steps
 
 
 class Settled(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.loops import loop, scan_pieces
-from seqjax.engines.stepping import Steps, visible
+from seqjax.engines.steps.loops import loop, scan_pieces
+from seqjax.engines.steps.stepping import Steps, visible
 from seqjax.machine import platform
 from seqjax.plan import is_known, tree_bytes
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry
-from seqjax.engines.convergence import first_inexact, judge
-from seqjax.engines.jacobians import solve_recurrence
-from seqjax.engines.stepping import Steps
+from seqjax.engines.solving.convergence import first_inexact, judge
+from seqjax.engines.solving.jacobians import solve_recurrence
+from seqjax.engines.steps.stepping import Steps
 from seqjax.sequences import expand
 from seqjax.spread import zeros
 

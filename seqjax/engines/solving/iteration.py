@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.dtypes import widen
-from seqjax.engines.convergence import first_inexact, judge
-from seqjax.engines.jacobians import Packing, solve_recurrence
-from seqjax.engines.pieces import delayed
+from seqjax.engines.solving.convergence import first_inexact, judge
+from seqjax.engines.solving.jacobians import Packing, solve_recurrence
+from seqjax.engines.steps.pieces import delayed
 
 SHORTEST = 0.25
 """The smallest fraction of a Newton direction that is tried."""

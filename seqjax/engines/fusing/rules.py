@@ -13,10 +13,10 @@ from seqjax.cells.gru import GRUCarry, GRUResiduals
 from seqjax.cells.lstm import LSTM
 from seqjax.cells.lstm_equations import LSTMCarry, LSTMResiduals
 from seqjax.cells.simple import Simple, SimpleCarry, SimpleResiduals
-from seqjax.engines.cotangents import without_float0, zeros_like
-from seqjax.engines.fusible import kernel, on_hopper
-from seqjax.engines.pieces import delayed
-from seqjax.engines.stepping import Steps, leave, reset
+from seqjax.engines.fusing.fusible import kernel, on_hopper
+from seqjax.engines.steps.cotangents import without_float0, zeros_like
+from seqjax.engines.steps.pieces import delayed
+from seqjax.engines.steps.stepping import Steps, leave, reset
 from seqjax.kernels import operands
 from seqjax.kernels.hopper import recurrence as hopper
 from seqjax.kernels.triton import recurrence as triton

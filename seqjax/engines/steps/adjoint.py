@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
-from seqjax.engines.blocks import block_size, blockwise
-from seqjax.engines.cotangents import add, zeros_like
-from seqjax.engines.loops import loop, scan_pieces
-from seqjax.engines.pieces import delayed
-from seqjax.engines.residuals import Stored, recall, store
-from seqjax.engines.stepping import Steps, leave, reset, select, visible
+from seqjax.engines.steps.blocks import block_size, blockwise
+from seqjax.engines.steps.cotangents import add, zeros_like
+from seqjax.engines.steps.loops import loop, scan_pieces
+from seqjax.engines.steps.pieces import delayed
+from seqjax.engines.steps.residuals import Stored, recall, store
+from seqjax.engines.steps.stepping import Steps, leave, reset, select, visible
 from seqjax.sequences import hide
 
 Kept = tuple[Stored, Array | None, Array | None]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.dtypes import widest
-from seqjax.engines.stepping import Steps, masked_step, reset, visible
+from seqjax.engines.steps.stepping import Steps, masked_step, reset, visible
 from seqjax.sequences import expand
 
 TOGETHER = 16

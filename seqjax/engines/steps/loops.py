@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seqjax.base import Array
 from seqjax.dtypes import widen
-from seqjax.engines.pieces import join
+from seqjax.engines.steps.pieces import join
 from seqjax.machine import platform
 from seqjax.spread import zeros
 

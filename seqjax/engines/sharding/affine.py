@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines import associative
-from seqjax.engines.devices import Layout
 from seqjax.engines.linear import keep, solve_scan, solved, solver
-from seqjax.engines.stepping import Steps
+from seqjax.engines.sharding.devices import Layout
+from seqjax.engines.steps.stepping import Steps
 
 
 def run_affine_on_devices(

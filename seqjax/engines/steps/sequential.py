@@ -5,7 +5,7 @@ import abc
 from typing import Any
 
 from seqjax.base import Array, Carry, Cell, Engine, Key, Mask, Params, Resets
-from seqjax.engines.stepping import Steps, prepare
+from seqjax.engines.steps.stepping import Steps, prepare
 
 
 class SequentialEngine(Engine):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.base import Array
-from seqjax.engines.stepping import Steps
+from seqjax.engines.steps.stepping import Steps
 
 
 def near_divisor(n: int, target: float) -> int:

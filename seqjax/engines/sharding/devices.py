@@ -8,8 +8,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqjax.base import Array, Cell, Key, Shape, code
-from seqjax.engines.convergence import Solution
-from seqjax.engines.stepping import Steps
+from seqjax.engines.solving.convergence import Solution
+from seqjax.engines.steps.stepping import Steps
 from seqjax.spread import explicit_mesh
 
 Spec = Any
