@@ -19,8 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.plan import Plan, tree_bytes
+from seqjax.plan import Plan
 from seqjax.sequences import step_shape
+from seqjax.trees import tree_bytes
 
 Params = Any
 """A NamedTuple or tuple of arrays, with `None` where an option is off."""

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model is about to do, before it does it: estimates of memory and sequential depth."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+from seqjax.trees import tree_bytes
 
 
 class Plan(NamedTuple):
@@ -25,26 +26,6 @@ class Plan(NamedTuple):
     why: str
     memory: int
     depth: int
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or `ShapeDtypeStruct`s, in a pytree.
-
-    >>> import jax.numpy as jnp
-    >>> tree_bytes((jnp.ones((2, 3), jnp.float32), None))
-    24
-    """
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
-
-
-def is_known(*trees: Any) -> bool:
-    """Whether all sizes are plain numbers; in an export some may be symbolic.
-
-    >>> from jax.export import symbolic_shape
-    >>> is_known(jax.ShapeDtypeStruct((5, 2), float)), is_known(jax.ShapeDtypeStruct(symbolic_shape("5, b"), float))
-    (True, False)
-    """
-    return all(isinstance(size, int) for leaf in jax.tree.leaves(trees) for size in leaf.shape)
 
 
 def residual_bytes(fn: Callable, *arguments: Any) -> int:

@@ -21,7 +21,7 @@ import seqjax
 from experiments.benchmarks import measure
 from seqjax.base import Cell
 from seqjax.engines import Checkpointed, Relaxed, Scan, Truncated
-from seqjax.plan import tree_bytes
+from seqjax.trees import tree_bytes
 
 PEER = "autodiff of lax.scan"
 RESULTS = pathlib.Path(__file__).parent / "results"

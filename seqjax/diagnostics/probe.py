@@ -11,7 +11,7 @@ from jax.extend import core
 
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
 from seqjax.dtypes import at_least_float32, widest
-from seqjax.paths import leaf_names
+from seqjax.trees import leaf_names
 
 
 @dataclasses.dataclass(frozen=True)

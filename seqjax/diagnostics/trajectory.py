@@ -23,9 +23,9 @@ from seqjax.layers.batch_major import time_major
 from seqjax.layers.inner import check_inputs, check_layers, map_layers
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
-from seqjax.paths import leaf_names
 from seqjax.require import shown
 from seqjax.sequences import hide
+from seqjax.trees import leaf_names
 
 
 @jax.tree_util.register_dataclass

@@ -15,8 +15,9 @@ from seqjax.engines.steps.loops import loop
 from seqjax.engines.steps.pieces import join, split_at, split_steps
 from seqjax.engines.steps.stepping import Steps, prepare, visible
 from seqjax.machine import platform
-from seqjax.plan import Plan, residual_bytes, tree_bytes
+from seqjax.plan import Plan, residual_bytes
 from seqjax.sequences import expand, hide
+from seqjax.trees import tree_bytes
 
 CACHED = 256
 """The most steps in a segment of the loop, so that their coefficients stay in cache."""

@@ -13,8 +13,9 @@ from seqjax.engines.scan import Scan
 from seqjax.engines.steps.checks import check_run
 from seqjax.engines.steps.sequential import SequentialEngine
 from seqjax.machine import platform
-from seqjax.plan import Plan, is_known
+from seqjax.plan import Plan
 from seqjax.spread import is_spread
+from seqjax.trees import is_known
 
 LONG = 1024
 """The length from which a sequence may be run in segments."""

@@ -16,7 +16,8 @@ from seqjax.engines.steps.loops import scan_pieces
 from seqjax.engines.steps.pieces import near_divisor
 from seqjax.engines.steps.sequential import SequentialEngine, check_known_length, check_sequential
 from seqjax.engines.steps.stepping import Steps, input_and_output_bytes
-from seqjax.plan import Plan, tree_bytes
+from seqjax.plan import Plan
+from seqjax.trees import tree_bytes
 
 SHORT = 100
 """Segments shorter than this pay noticeably for being started; measured on a CPU."""

@@ -25,7 +25,8 @@ from seqjax.engines.solving.jacobians import TOGETHER, Packing, batched_step, pa
 from seqjax.engines.steps.cotangents import without_float0
 from seqjax.engines.steps.pieces import delayed, join, split_steps
 from seqjax.engines.steps.stepping import Steps, masked_step, prepare
-from seqjax.plan import Plan, tree_bytes
+from seqjax.plan import Plan
+from seqjax.trees import tree_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -26,7 +26,8 @@ from seqjax.engines.solving.relaxation import cut_chunks, idle_chunks, relax
 from seqjax.engines.steps.cotangents import without_float0
 from seqjax.engines.steps.pieces import join, near_divisor, split_steps
 from seqjax.engines.steps.stepping import Steps, input_and_output_bytes, prepare
-from seqjax.plan import Plan, tree_bytes
+from seqjax.plan import Plan
+from seqjax.trees import tree_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -13,8 +13,9 @@ from seqjax.engines.steps.blocks import block_size
 from seqjax.engines.steps.loops import loop
 from seqjax.engines.steps.sequential import SequentialEngine
 from seqjax.engines.steps.stepping import Steps, masked_step
-from seqjax.plan import Plan, residual_bytes, tree_bytes
+from seqjax.plan import Plan, residual_bytes
 from seqjax.spread import constants
+from seqjax.trees import tree_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

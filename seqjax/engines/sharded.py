@@ -19,7 +19,8 @@ from seqjax.engines.solving.convergence import Solution, check_solvable, check_t
 from seqjax.engines.steps.pieces import pad_steps
 from seqjax.engines.steps.stepping import Steps, prepare
 from seqjax.engines.truncated import Truncated
-from seqjax.plan import Plan, tree_bytes
+from seqjax.plan import Plan
+from seqjax.trees import tree_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -35,8 +35,8 @@ from seqjax.layers.compose import Residual, Serial
 from seqjax.layers.conv import Conv1D
 from seqjax.layers.inner import map_layers
 from seqjax.layers.wavefront import Wavefront
-from seqjax.paths import leaf_names
 from seqjax.require import shown
+from seqjax.trees import leaf_names
 
 __all__ = ["Stream", "export_model", "export_stream", "least_steps", "length_agnostic"]
 

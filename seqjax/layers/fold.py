@@ -54,8 +54,8 @@ def fold(
       The carry after the last step, and the total.
 
     Raises:
-      ValueError: a `model` that is not a layer or does not stream, a segment that is not a positive multiple of
-        the stride, or extras of the wrong length.
+      ValueError: a `model` that is not a layer or does not stream, a symbolic T, a segment that is not a positive
+        multiple of the stride, or extras of the wrong length.
 
     >>> import jax, jax.numpy as jnp, seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
@@ -74,6 +74,8 @@ def fold(
     check_layers("fold", model)
     check_inputs(model, xs, mask, resets)
     T = xs.shape[0]
+    if not isinstance(T, int):
+        raise ValueError(f"fold cuts a sequence whose length it knows, got T = {T}; export apply, or one length.")
     if not model.streams:
         raise ValueError(f"fold needs a model that streams; {model!r} does not: run it whole with apply.")
     require.positive("fold", segment=segment)

@@ -17,7 +17,8 @@ from seqjax.engines.steps.stepping import Steps, prepare
 from seqjax.layers.compose import Serial
 from seqjax.layers.inner import fold_key, outputs_like
 from seqjax.layers.rnn import RNN
-from seqjax.plan import Plan, tree_bytes
+from seqjax.plan import Plan
+from seqjax.trees import tree_bytes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

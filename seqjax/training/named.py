@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.base import Array
-from seqjax.paths import leaf_names
+from seqjax.trees import leaf_names
 
 Forms = dict[str, str]
 """The dtype and shape of every leaf by its path, as they are compared and shown."""

@@ -15,8 +15,8 @@ from seqjax.engines.scan import Scan
 from seqjax.engines.steps import blocks
 from seqjax.engines.steps.blocks import block_size
 from seqjax.engines.steps.residuals import recall, store
-from seqjax.plan import tree_bytes
 from seqjax.testing import assert_close, example, reference_loop, value_and_gradients
+from seqjax.trees import tree_bytes
 from tests.common import F64, assert_equals_loop, gradients
 
 CELLS = {

@@ -103,6 +103,14 @@ def test_a_gradient_needs_memory_for_a_segment_not_for_the_sequence():
     assert temporaries(100_000) < outputs / 10
 
 
+def test_a_length_that_is_not_known_is_refused():
+    params, carry, *_ = setup(MODEL, 4)
+    xs = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, 2, 2"), jnp.float64)
+    reduced = jax.jit(lambda xs: seqjax.fold(MODEL, params, carry, xs, lambda t, ys: t + ys.sum(), 0.0, segment=2)[1])
+    with pytest.raises(ValueError, match=r"length it knows, got T = t; export apply"):
+        jax.export.export(reduced)(xs)
+
+
 def test_a_cell_is_no_layer():
     with pytest.raises(ValueError, match=r"fold takes seqjax Layers, got GRU\(4\); a Cell becomes one as RNN"):
         seqjax.fold(seqjax.GRU(4), None, None, jnp.ones((3, 2)), lambda t, y: t, jnp.zeros(()), segment=1)

@@ -11,7 +11,7 @@ from seqjax.base import Array, Carry, Cell, Params
 from seqjax.engines.steps.loops import loop, scan_pieces
 from seqjax.engines.steps.stepping import Steps, visible
 from seqjax.machine import platform
-from seqjax.plan import is_known, tree_bytes
+from seqjax.trees import is_known, tree_bytes
 
 BLOCK_BYTES, WHOLE_BYTES = 2**20, 2**21
 """The most bytes that the projected inputs of a block may take (or the size of the params, if that is more), and those

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Cell, Key, Mask, Params, Resets
 from seqjax.engines.steps.checks import check_run
-from seqjax.plan import tree_bytes
 from seqjax.sequences import expand, hide
 from seqjax.spread import batch_alike, varying_alike
+from seqjax.trees import tree_bytes
 
 
 class Steps(NamedTuple):

@@ -14,7 +14,7 @@ from seqjax.engines.auto import Auto
 from seqjax.interop.flax.cells import LinenCell, only_params
 from seqjax.interop.flax.known import carry_from_flax, carry_to_flax, known
 from seqjax.interop.flax.sequences import batch_shape, engine_for, refuse_scan_options, run_sequence
-from seqjax.paths import leaf_names
+from seqjax.trees import leaf_names
 
 __all__ = ["RNN"]
 
