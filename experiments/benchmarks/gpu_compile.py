@@ -116,11 +116,10 @@ def main() -> None:
                 states: Any = (jax.ShapeDtypeStruct((B, H), jnp.float32),) * kind.states
                 given = operands.Given(weights, None, states, None, None)
                 z = jax.ShapeDtypeStruct((T, B, kind.gates * H), jnp.dtype(dtype))
-                how = recurrence.Launch()
                 ways: dict[str, list[Any]] = {}
                 if recurrence.fits(kind.gates, H, dtype):
                     passes = recurrence.forward, recurrence.reverse
-                    ways["any GPU"] = [functools.partial(f, kind, of, how=how) for f in passes]
+                    ways["any GPU"] = [functools.partial(f, kind, of) for f in passes]
                 if tiles.fits(kind, H, dtype):
                     ways["Hopper"] = [functools.partial(f, kind, of) for f in (hopper.forward, hopper.reverse)]
                 for way, (forward, reverse) in ways.items():

@@ -88,8 +88,7 @@ class Fused(SequentialEngine):
         zs = gates.project_input(cell, params, visible(steps))
         if not zs.size:
             return fused_by_loop(cell, params, initial, carry, steps._replace(x=zs))
-        how = recurrence.Launch(self.interpret)
-        carry, ys = fused(cell, how, params, initial, carry, steps._replace(x=zs))
+        carry, ys = fused(cell, self.interpret, params, initial, carry, steps._replace(x=zs))
         return carry, hide(ys, steps.mask)
 
     def check(self, cell: Cell) -> None:

@@ -30,26 +30,25 @@ def test_weights_stay_or_are_streamed_by_what_a_processor_keeps():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_kernels_lower_for_cuda(kind, dtype):
     """Without a GPU: to the code that its compiler takes, one launch each way, T, B and H no powers of two."""
-    how = recurrence.Launch()
     z, given = shapes(kind, dtype, T=13, B=5, H=20)
     forward = functools.partial(recurrence.forward, kind, equations.Functions())
-    left = jax.eval_shape(lambda z, given: forward(z, given, how), z, given)
+    left = jax.eval_shape(lambda z, given: forward(z, given), z, given)
 
     def both(z, given, left, d_hs):
-        reverse = recurrence.reverse(kind, equations.Functions(), given, left, d_hs, given.states, how)
-        return forward(z, given, how, keep=False), reverse
+        reverse = recurrence.reverse(kind, equations.Functions(), given, left, d_hs, given.states)
+        return forward(z, given, keep=False), reverse
 
     assert kernels_launched(both, z, given, left, left.sequences[0]) == 2
 
 
 def test_the_kernels_lower_inside_shard_map():
-    kind, how = equations.GRU_BEFORE, recurrence.Launch()
+    kind = equations.GRU_BEFORE
     z, given = shapes(kind, "float32", T=13, B=8, H=20)
     sequences, batch = PartitionSpec(None, "device"), PartitionSpec("device")
 
     def run(z, given):
         given = given._replace(w_rec=jax.lax.pcast(given.w_rec, "device", to="varying"))
-        return recurrence.forward(kind, equations.Functions(), z, given, how)
+        return recurrence.forward(kind, equations.Functions(), z, given)
 
     def split(z, given):
         specs = sequences, operands.Given(PartitionSpec(), None, batch, batch, sequences)

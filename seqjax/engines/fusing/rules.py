@@ -25,35 +25,35 @@ from seqjax.sequences import hide
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def fused(
-    cell: Cell, how: triton.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps
+    cell: Cell, interpret: bool, params: Params, initial: Carry | None, carry: Carry, now: Steps
 ) -> tuple[Carry, Array]:
     """The recurrence on projected inputs `now.x [T, ..., G*H]`; outputs of masked steps are arbitrary."""
-    left = launch_forward(cell, how, params, initial, carry, now, keep=False)
+    left = launch_forward(cell, interpret, params, initial, carry, now, keep=False)
     return outputs(carry, left, now.x.shape[1:-1])
 
 
-def _forward(cell: Cell, how: triton.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps):
+def _forward(cell: Cell, interpret: bool, params: Params, initial: Carry | None, carry: Carry, now: Steps):
     given = (params, initial, carry, now)
-    left = kept_forward(cell, how, *given)
+    left = kept_forward(cell, interpret, *given)
     return outputs(carry, left, now.x.shape[1:-1]), (_anew(given), left)
 
 
-def _reverse(cell: Cell, how: triton.Launch, kept: tuple, cotangents: tuple[Carry, Array]):
+def _reverse(cell: Cell, interpret: bool, kept: tuple, cotangents: tuple[Carry, Array]):
     given, left = kept
-    return gradient(cell, how, given, left, cotangents)
+    return gradient(cell, interpret, given, left, cotangents)
 
 
 fused.defvjp(_forward, _reverse)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def kept_forward(cell: Cell, how: triton.Launch, *given: Any) -> operands.Left:
+def kept_forward(cell: Cell, interpret: bool, *given: Any) -> operands.Left:
     """The forward kernel, keeping what its reverse needs."""
-    return launch_forward(cell, how, *given, keep=True)
+    return launch_forward(cell, interpret, *given, keep=True)
 
 
-def _kept_forward(cell: Cell, how: triton.Launch, *given: Any):
-    return kept_forward(cell, how, *given), _anew(given)
+def _kept_forward(cell: Cell, interpret: bool, *given: Any):
+    return kept_forward(cell, interpret, *given), _anew(given)
 
 
 def _anew(given: tuple) -> tuple:
@@ -62,7 +62,7 @@ def _anew(given: tuple) -> tuple:
     return jax.lax.optimization_barrier(given)
 
 
-def _kept_reverse(cell: Cell, how: triton.Launch, given: tuple, d_left: operands.Left):
+def _kept_reverse(cell: Cell, interpret: bool, given: tuple, d_left: operands.Left):
     """The gradient of the outputs in `left`; `gradient` lets no other cotangent through."""
     _, _, carry, now = given
     cotangents = outputs(carry, d_left, now.x.shape[1:-1])
@@ -73,18 +73,16 @@ kept_forward.defvjp(_kept_forward, _kept_reverse)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def gradient(
-    cell: Cell, how: triton.Launch, given: tuple, left: operands.Left, cotangents: tuple[Carry, Array]
-) -> tuple:
+def gradient(cell: Cell, interpret: bool, given: tuple, left: operands.Left, cotangents: tuple[Carry, Array]) -> tuple:
     """The reverse kernel. As a function it depends only on `given` and the cotangents; `left` just saves it work."""
-    return launch_reverse(cell, how, given, left, cotangents)
+    return launch_reverse(cell, interpret, given, left, cotangents)
 
 
-def _gradient_forward(cell: Cell, how: triton.Launch, given: tuple, left: operands.Left, cotangents: tuple):
-    return gradient(cell, how, given, left, cotangents), (given, left, cotangents)
+def _gradient_forward(cell: Cell, interpret: bool, given: tuple, left: operands.Left, cotangents: tuple):
+    return gradient(cell, interpret, given, left, cotangents), (given, left, cotangents)
 
 
-def _gradient_reverse(cell: Cell, how: triton.Launch, kept: tuple, d: tuple):
+def _gradient_reverse(cell: Cell, interpret: bool, kept: tuple, d: tuple):
     given, left, cotangents = kept
     _, transpose = jax.vjp(functools.partial(loop_gradient, cell), given, cotangents)
     d_given, d_cotangents = transpose(d)
@@ -113,16 +111,16 @@ def loop_gradient(cell: Cell, given: tuple, cotangents: tuple[Carry, Array]) -> 
 
 
 def launch_forward(
-    cell: Cell, how: triton.Launch, params: Params, initial: Carry | None, carry: Carry, now: Steps, *, keep: bool
+    cell: Cell, interpret: bool, params: Params, initial: Carry | None, carry: Carry, now: Steps, *, keep: bool
 ) -> operands.Left:
     zs, given = _flatten(params, initial, carry, now)
     kind, functions = kernel(cell)
-    if not how.interpret and on_hopper(cell, zs.dtype):
+    if not interpret and on_hopper(cell, zs.dtype):
         return hopper.forward(kind, functions, zs, given, keep=keep)
-    return triton.forward(kind, functions, zs, given, how, keep=keep)
+    return triton.forward(kind, functions, zs, given, keep=keep, interpret=interpret)
 
 
-def launch_reverse(cell: Any, how: triton.Launch, given: tuple, left: operands.Left, cotangents: tuple) -> tuple:
+def launch_reverse(cell: Any, interpret: bool, given: tuple, left: operands.Left, cotangents: tuple) -> tuple:
     params, initial, carry, now = given
     d_carry, d_ys = cotangents
     T, *batch, width = now.x.shape
@@ -133,7 +131,7 @@ def launch_reverse(cell: Any, how: triton.Launch, given: tuple, left: operands.L
         out = hopper.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry))
         gate = functools.partial(hopper.gate, left)
     else:
-        out = triton.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry), how)
+        out = triton.reverse(kind, functions, flat, left, d_hs, _flat_states(d_carry), interpret=interpret)
         gate = functools.partial(triton.gate, left)
     known = residuals(cell, flat, left.sequences[0], gate, now)
     d_params = cell.accumulate(params, known, _cotangents(known, out.d_z), _extras(cell))

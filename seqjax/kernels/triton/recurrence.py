@@ -31,12 +31,6 @@ WARPS = 8
 """Warps per program."""
 
 
-class Launch(NamedTuple):
-    """How the kernels are launched."""
-
-    interpret: bool = False  # run in the interpreter, on any device
-
-
 class _Forward(NamedTuple):
     z: Any
     weights: Any
@@ -84,7 +78,9 @@ def fits(gates: int, hidden_dim: int, dtype: Any) -> bool:
     return weight_bytes(1, hidden_dim, dtype) <= room(ONE_GATE) or resident(gates, hidden_dim, dtype)
 
 
-def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launch, *, keep: bool = True) -> Left:
+def forward(
+    kind: Kind, functions: Functions, z: Array, given: Given, *, keep: bool = True, interpret: bool = False
+) -> Left:
     """All steps of a recurrence.
 
     Args:
@@ -92,8 +88,8 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
       functions: its activations.
       z: `[T, B, G*H]`, projected inputs, gates side by side; products have their dtype.
       given: weights and states; states pass from step to step in their own dtype.
-      how: the launch.
       keep: whether a reverse pass follows.
+      interpret: run in the interpreter, on any device.
     """
     T, B, width = z.shape
     blocks = Blocks(T, B, width // kind.gates)
@@ -139,7 +135,7 @@ def forward(kind: Kind, functions: Functions, z: Array, given: Given, how: Launc
     )
     left = launch(
         body, inputs, outputs,
-        grid=blocks.grid, warps=WARPS, interpret=how.interpret, name=f"{kind.name}_forward",
+        grid=blocks.grid, warps=WARPS, interpret=interpret, name=f"{kind.name}_forward",
     )  # fmt: skip
     return Left(blocks.unpad(left.sequences, 1), blocks.unpad(left.kept, 1), blocks.unpad(left.last, 0))
 
@@ -150,12 +146,19 @@ def gate(left: Left, k: int) -> Array:
 
 
 def reverse(
-    kind: Kind, functions: Functions, given: Given, left: Left, d_hs: Array, d_last: States, how: Launch
+    kind: Kind,
+    functions: Functions,
+    given: Given,
+    left: Left,
+    d_hs: Array,
+    d_last: States,
+    *,
+    interpret: bool = False,
 ) -> Cotangents:
     """The cotangents of a recurrence's projected inputs and states, by one backward loop.
 
     Args:
-      kind, functions, given, how: as for `forward`.
+      kind, functions, given, interpret: as for `forward`.
       left: what `forward` returned, with `keep`.
       d_hs: `[T, B, H]`, the cotangent of the state h after every step; zero where it is masked.
       d_last: `[B, H]` each, the cotangents of the last states.
@@ -209,7 +212,7 @@ def reverse(
     )
     out = launch(
         body, inputs, outputs,
-        grid=blocks.grid, warps=WARPS, interpret=how.interpret, name=f"{kind.name}_reverse",
+        grid=blocks.grid, warps=WARPS, interpret=interpret, name=f"{kind.name}_reverse",
     )  # fmt: skip
     d_z = blocks.unpad(out.d_z, 1).reshape(T, B, kind.gates * H)
     return Cotangents(d_z, blocks.unpad(out.d_states, 0), blocks.unpad(out.d_initial, 0))
