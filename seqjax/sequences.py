@@ -87,7 +87,9 @@ def check_sequence(
       ValueError: saying what was given, what was expected and what to do.
     """
     for name, given in (("xs", xs), ("mask", mask), ("resets", resets)):
-        if given is not None and not (hasattr(given, "shape") and hasattr(given, "dtype")):
+        if given is None and name != "xs":
+            continue
+        if not (hasattr(given, "shape") and hasattr(given, "dtype")):
             raise ValueError(
                 f"{name} must be an array, got {type(given).__name__}; "
                 "use jnp.asarray for numbers, or jax.ShapeDtypeStruct where only the shape is known."

@@ -11,17 +11,14 @@ import jax.numpy as jnp
 from seqjax import require
 from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.diagnostics.trajectory import (
-    ProbedParams,
-    layer_name,
-    named,
+    checked,
     probed_carry,
-    probed_params,
-    state_layout,
+    seen_in,
+    with_deltas,
     with_probes,
 )
-from seqjax.layers.batch_major import time_major
-from seqjax.layers.inner import check_inputs, check_layers
 from seqjax.norms import row_norms
+from seqjax.require import shown
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +72,9 @@ def gradient_flow(
       masked, there is no new state and the norm is 0.
 
     Raises:
-      ValueError: a `model` that is not a layer, or has no recurrent layer; a `loss` that takes targets.
+      ValueError: a `model` that is not a layer, or has no recurrent layer; inputs that are not a sequence, or params
+        of another layer; a `loss` that takes targets or is not scalar; a cell whose step leaves open whether its
+        output is made of the new carry, as one custom_vjp that returns both does.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.RNN(seqjax.LSTM(4)), seqjax.RNN(seqjax.GRU(4)), seqjax.Dense(1))
@@ -86,37 +85,30 @@ def gradient_flow(
 
     Source: Pascanu, Mikolov and Bengio 2013, section 2; Hochreiter et al. 2001.
     """
-    check_layers("gradient_flow", model)
     require.functions("gradient_flow", loss=(loss, "loss(ys, mask) -> scalar"))
     if [*inspect.signature(loss).parameters][1:2] == ["targets"]:
         raise ValueError(
             f"gradient_flow: loss is called as loss(ys, mask), without targets, got {loss!r}; "
             "bind them: lambda ys, mask: loss(ys, targets, mask), which for a BatchMajor model sees them time-major."
         )
-    model, xs, mask, resets = time_major(model, xs, mask, resets)
-    check_inputs(model, xs, mask, resets)
-    xs = jnp.asarray(xs)
+    model, xs, mask, resets = checked("gradient_flow", model, xs, mask, resets)
     probed = with_probes(model)
-    params = probed_params(probed, params, xs)
-    batch_shape = model.batch_shape(xs)
-    start = probed_carry(probed, params, carry, batch_shape)
+    start = probed_carry(probed, params, carry, model.batch_shape(xs))
     out_mask, _ = model.time_map(mask, resets, carry)
-    layers = named(params, ProbedParams)
 
-    def objective(deltas: dict[str, Array]) -> Array:
-        filled = iter(deltas.values())
+    def run(start: Carry) -> tuple[Array, Carry]:
+        after, ys = probed.apply(params, start, xs, mask=mask, resets=resets, key=key)
+        return loss(ys, out_mask), after
 
-        def fill(node: Params) -> Params:
-            return dataclasses.replace(node, deltas=next(filled)) if isinstance(node, ProbedParams) else node
-
-        perturbed = jax.tree.map(fill, params, is_leaf=lambda node: isinstance(node, ProbedParams))
-        _, ys = probed.apply(perturbed, start, xs, mask=mask, resets=resets, key=key)
-        return loss(ys, out_mask)
-
-    gradients = jax.grad(objective)({path: node.deltas for path, node in layers.items()})
-    flows = []
-    for path, node in layers.items():
-        layout = state_layout(node.cell, node.params, batch_shape)
-        norms = {name: row_norms(part) for name, part in layout.split(gradients[path]).items()}
-        flows.append(GradientFlow(layer_name(path, node.cell), norms))
-    return tuple(flows)
+    value, after = jax.eval_shape(run, start)
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"gradient_flow: loss must return one real number, got {shown(value)}; reduce it, as ys.mean() does."
+        )
+    layers = seen_in(after)
+    zeros = [jnp.zeros((*seen.xs.shape[:-1], seen.layout.size), seen.layout.dtype) for seen in layers]
+    gradients = jax.grad(lambda deltas: run(with_deltas(start, deltas))[0])(zeros)
+    return tuple(
+        GradientFlow(seen.name, {leaf: row_norms(part) for leaf, part in seen.layout.split(gradient).items()})
+        for seen, gradient in zip(layers, gradients, strict=True)
+    )

@@ -11,7 +11,7 @@ from seqjax.base import Array, Carry, Key, Layer, Mask, Params, Resets
 from seqjax.layers.batch_major import time_major
 from seqjax.layers.inner import check_inputs, check_layers
 from seqjax.norms import row_norms
-from seqjax.sequences import last_step
+from seqjax.sequences import check_sequence, last_step
 
 
 def memory_profile(
@@ -60,6 +60,7 @@ def memory_profile(
     Source: the sensitivity of Hochreiter et al. 2001, section 3; Hutchinson 1990 for the projections.
     """
     check_layers("memory_profile", model)
+    check_sequence(xs)
     model, xs, mask, resets = time_major(model, xs, mask, resets)
     check_inputs(model, xs, mask, resets)
     xs = jnp.asarray(xs)

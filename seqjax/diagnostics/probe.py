@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from seqjax.base import Array, Carry, Cell, Key, Params, Shape
+from seqjax.diagnostics.perturb import perturbed_step
 from seqjax.dtypes import at_least_float32, widest
 from seqjax.trees import leaf_names
 
@@ -92,7 +92,8 @@ class Probe(Cell):
     carry_t = step(carry_{t-1}, x_t) + δ_t, with y_t computed from that carry_t: for inputs `[x_t, δ_t]` the
     outputs are `[y_t, carry_{t-1}]`, with states as vectors `[..., N]` of `StateLayout`. At δ = 0 its numbers
     are the cell's, and the gradient of a loss with respect to δ_t is dL/dcarry_t along every path, including
-    the output of step t: δ_t is added once the step has made the new carry, before it makes y_t from it.
+    the output of step t: δ_t is added once the step has made the new carry, before it makes y_t from it. For inputs
+    `[x_t]` alone nothing is added, and any cell will do.
 
     It runs under every engine that needs no capability of a cell. Its params and carry are the cell's.
 
@@ -135,67 +136,8 @@ class Probe(Cell):
     def step(self, params: Params, carry: Carry, z: tuple[Any, Array], key: Key = None) -> tuple[Carry, Array]:
         z, delta = z
         layout = StateLayout.of(carry, delta.ndim - 1)
-        after, y = perturbed_step(self.cell, params, carry, z, key, layout.unpack(delta))
-        return after, jnp.concatenate([y.astype(delta.dtype), layout.pack(carry).astype(delta.dtype)], -1)
-
-
-def perturbed_step(cell: Cell, params: Params, carry: Carry, z: Any, key: Key, delta: Carry) -> tuple[Carry, Array]:
-    """`cell.step` with `delta` added to the new carry as soon as it is made, so that whatever depends on it sees it.
-
-    So for an LSTM's c_t the gradient with respect to `delta` is that of c_t, also through h_t = o ⊗ tanh(c_t).
-    The step is traced and evaluated operation by operation.
-    """
-    closed, shapes = jax.make_jaxpr(cell.step, return_shape=True)(params, carry, z, key)
-    deltas = [*jax.tree.leaves(delta), *(None for _ in jax.tree.leaves(shapes[1]))]
-    outputs = _evaluate(closed, jax.tree.leaves((params, carry, z, key)), deltas)
-    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-
-def _evaluate(closed: core.ClosedJaxpr, args: list, deltas: list[Array | None]) -> list:
-    """The outputs of a jaxpr, each with its delta (if it has one) added as soon as it is made."""
-    jaxpr = closed.jaxpr
-    made_by = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
-    at: dict[Any, list[Array]] = {}
-    aside: list[Array | None] = []  # deltas of outputs that are not made here: inputs or constants
-    for var, delta in zip(jaxpr.outvars, deltas, strict=True):
-        made = not isinstance(var, core.Literal) and var in made_by
-        aside.append(None if made else delta)
-        if made and delta is not None:
-            at.setdefault(_before_casts(var, made_by), []).append(delta)
-
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
-
-    def read(var: Any) -> Any:
-        return var.val if isinstance(var, core.Literal) else values[var]
-
-    for equation in jaxpr.eqns:
-        inputs = [read(var) for var in equation.invars]
-        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
-        if inner is not None and any(var in at for var in equation.outvars):
-            sums = [_total(at.get(var, [])) for var in equation.outvars]
-            outputs = _evaluate(inner, inputs, sums)  # a jitted step: descend into it
+        if delta.shape[-1]:
+            after, y = perturbed_step(self.cell, params, carry, z, key, layout.unpack(delta))
         else:
-            options = equation.primitive.get_bind_params(equation.params)
-            outputs = equation.primitive.bind(*inputs, **options)
-            outputs = outputs if equation.primitive.multiple_results else [outputs]
-            outputs = [_plus(o, _total(at.get(var, []))) for var, o in zip(equation.outvars, outputs, strict=True)]
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [_plus(read(var), delta) for var, delta in zip(jaxpr.outvars, aside, strict=True)]
-
-
-def _before_casts(var: Any, made_by: dict) -> Any:
-    """The variable of which `var` is a mere cast, as a carry is whose dtype differs from the output's."""
-    while made_by[var].primitive.name == "convert_element_type":
-        source = made_by[var].invars[0]
-        if isinstance(source, core.Literal) or source not in made_by:
-            break
-        var = source
-    return var
-
-
-def _total(deltas: list[Array]) -> Array | None:
-    return None if not deltas else sum(deltas[1:], deltas[0])
-
-
-def _plus(value: Array, delta: Array | None) -> Array:
-    return value if delta is None else value + delta.astype(value.dtype)
+            after, y = self.cell.step(params, carry, z, key)
+        return after, jnp.concatenate([y.astype(delta.dtype), layout.pack(carry).astype(delta.dtype)], -1)

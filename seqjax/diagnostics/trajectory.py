@@ -2,6 +2,7 @@
 """The states of every recurrent layer inside a model, and a way to perturb them: the model with probes."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Self
 
 import jax
@@ -24,7 +25,7 @@ from seqjax.layers.inner import check_inputs, check_layers, map_layers
 from seqjax.layers.rnn import RNN
 from seqjax.layers.wavefront import Wavefront
 from seqjax.require import shown
-from seqjax.sequences import hide
+from seqjax.sequences import check_sequence, hide
 from seqjax.trees import leaf_names
 
 
@@ -76,43 +77,38 @@ def check_trajectory(owner: str, given: Any) -> None:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ProbedParams:
-    """Params of `Probed`: those of its layer, and what is added to the states."""
-
-    params: Params
-    deltas: Array  # [T, ..., N]
-    cell: Cell = dataclasses.field(metadata={"static": True})
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class ProbedCarry:
-    """Carry of `Probed`: that of its layer and, after `apply`, what the layer saw."""
+    """Carry of `Probed`: that of its layer, what is added to the states and, after `apply`, what the layer saw."""
 
     carry: Carry
+    deltas: Array | None = None  # [T, ..., N]
     seen: Trajectory | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Probed(Layer):
-    """A recurrent layer whose params contain a perturbation of its states, and whose last carry their trajectory."""
+    """A recurrent layer whose carry contains a perturbation of its states, and whose last carry their trajectory."""
 
     layer: RNN
 
     def batch_shape(self, xs: Array | jax.ShapeDtypeStruct) -> Shape:
         return self.layer.batch_shape(xs)
 
-    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> ProbedParams:
-        params = self.layer.init(key, xs)
-        layout = state_layout(self.layer.cell, params, xs.shape[1:-1])
-        return ProbedParams(params, jnp.zeros((*xs.shape[:-1], layout.size), layout.dtype), self.layer.cell)
+    def init(self, key: Array, xs: Array | jax.ShapeDtypeStruct) -> Params:
+        return self.layer.init(key, xs)
 
-    def initial_carry(self, params: ProbedParams, batch_shape: Shape) -> ProbedCarry:
-        return ProbedCarry(self.layer.initial_carry(params.params, batch_shape))
+    def initial_carry(self, params: Params, batch_shape: Shape) -> ProbedCarry:
+        try:
+            return ProbedCarry(self.layer.initial_carry(params, batch_shape))
+        except AttributeError as error:  # the one of a tuple where a NamedTuple should be, mostly
+            raise ValueError(
+                f"{self.layer!r} has other params than {shown(params)}: {error}; take those of its init, or of an "
+                "importer."
+            ) from error
 
     def apply(
         self,
-        params: ProbedParams,
+        params: Params,
         carry: ProbedCarry,
         xs: Array,
         *,
@@ -121,16 +117,17 @@ class Probed(Layer):
         key: Key = None,
     ) -> tuple[ProbedCarry, Array]:
         cell, in_dim = self.layer.cell, xs.shape[-1]
-        layout = state_layout(cell, params.params, xs.shape[1:-1])
-        y = jax.eval_shape(self.layer.apply, params.params, carry.carry, xs[:1])[1]
+        layout = state_layout(cell, params, xs.shape[1:-1])
+        y = jax.eval_shape(self.layer.apply, params, carry.carry, xs[:1])[1]
         dtype = widest(xs.dtype, y.dtype, layout.dtype)
         probe = dataclasses.replace(self.layer, cell=Probe(cell, in_dim, jnp.dtype(xs.dtype).name))
-        inputs = jnp.concatenate([xs.astype(dtype), params.deltas.astype(dtype)], -1)
-        after, outputs = probe.apply(params.params, carry.carry, inputs, mask=mask, resets=resets, key=key)
+        parts = [xs] if carry.deltas is None else [xs, carry.deltas]
+        inputs = jnp.concatenate([part.astype(dtype) for part in parts], -1)
+        after, outputs = probe.apply(params, carry.carry, inputs, mask=mask, resets=resets, key=key)
         features = y.shape[-1]
         states = layout.unpack(outputs[..., features:])
-        seen = Trajectory(repr(cell), cell, params.params, states, hide(xs, mask), mask)
-        return ProbedCarry(after, seen), outputs[..., :features].astype(y.dtype)
+        seen = Trajectory(repr(cell), cell, params, states, hide(xs, mask), mask)
+        return ProbedCarry(after, seen=seen), outputs[..., :features].astype(y.dtype)
 
 
 def state_layout(cell: Cell, params: Params, batch_shape: Shape) -> StateLayout:
@@ -170,49 +167,53 @@ def _sequential(engine: Engine) -> Engine:
     return Auto() if isinstance(engine, Associative | Fused | Newton | Relaxed | Sharded) else engine
 
 
-def probed_params(probed: Layer, params: Params, xs: Array | jax.ShapeDtypeStruct) -> Params:
-    """The params of `with_probes(model)`, made from the model's, with perturbations of zero.
+def probed_carry(probed: Layer, params: Params, carry: Carry | None, batch_shape: Shape) -> Carry:
+    """The carry of `with_probes(model)`, made from the model's, or the initial one if that is `None`.
 
     Raises:
       ValueError: a model without a recurrent layer.
     """
-    like = jax.eval_shape(probed.init, jax.random.key(0), jax.ShapeDtypeStruct(xs.shape, xs.dtype))
-    if not named(like, ProbedParams):
-        raise ValueError(f"{probed!r} has no recurrent layer whose states could be looked at.")
-
-    def fill(node: Any, given: Params) -> Params:
-        if not isinstance(node, ProbedParams):
-            return given
-        return dataclasses.replace(node, params=given, deltas=jnp.zeros(node.deltas.shape, node.deltas.dtype))
-
-    return jax.tree.map(fill, like, params, is_leaf=lambda node: isinstance(node, ProbedParams))
-
-
-def probed_carry(probed: Layer, params: Params, carry: Carry | None, batch_shape: Shape) -> Carry:
-    """The carry of `with_probes(model)`, made from the model's, or the initial one if that is `None`."""
     initial = probed.initial_carry(params, batch_shape)
+    if not any(map(_is_probed, jax.tree.leaves(initial, is_leaf=_is_probed))):
+        raise ValueError(f"{probed!r} has no recurrent layer whose states could be looked at.")
     if carry is None:
         return initial
-
-    def fill(node: Any, given: Carry) -> Carry:
-        return ProbedCarry(given) if isinstance(node, ProbedCarry) else given
-
-    return jax.tree.map(fill, initial, carry, is_leaf=lambda node: isinstance(node, ProbedCarry))
+    return jax.tree.map(
+        lambda node, given: ProbedCarry(given) if _is_probed(node) else given, initial, carry, is_leaf=_is_probed
+    )
 
 
-def named(tree: Any, kind: type) -> dict[str, Any]:
-    """The nodes of a kind in `tree`, by path: `{"0": ..., "1.0": ...}`, or `""` for the tree itself."""
+def with_deltas(carry: Carry, deltas: Iterable[Array]) -> Carry:
+    """`carry` with a perturbation for each `ProbedCarry` in it."""
+    following = iter(deltas)
+    return jax.tree.map(
+        lambda node: dataclasses.replace(node, deltas=next(following)) if _is_probed(node) else node,
+        carry,
+        is_leaf=_is_probed,
+    )
 
-    def is_kind(node: Any) -> bool:
-        return isinstance(node, kind)
 
-    nodes = zip(leaf_names(tree, is_leaf=is_kind), jax.tree.leaves(tree, is_leaf=is_kind), strict=True)
-    return {name: node for name, node in nodes if is_kind(node)}
+def seen_in(carry: Carry) -> tuple[Trajectory, ...]:
+    """What each recurrent layer saw, from the carry that `with_probes(model).apply` returns.
+
+    Each is named by its place and cell: `"0 GRU(20)"`, or `"GRU(20)"` if the model is that layer alone.
+    """
+    nodes = zip(leaf_names(carry, is_leaf=_is_probed), jax.tree.leaves(carry, is_leaf=_is_probed), strict=True)
+    found = [(path, node.seen) for path, node in nodes if _is_probed(node)]
+    return tuple(dataclasses.replace(seen, name=f"{path} {seen.cell!r}".strip()) for path, seen in found)
 
 
-def layer_name(path: str, cell: Cell) -> str:
-    """`"0 GRU(20)"`, or `"GRU(20)"` if the model is that layer alone."""
-    return f"{path} {cell!r}".strip()
+def _is_probed(node: Any) -> bool:
+    return isinstance(node, ProbedCarry)
+
+
+def checked(owner: str, model: Layer, xs: Array, mask: Mask, resets: Resets) -> tuple[Layer, Array, Mask, Resets]:
+    """A time-major model and its inputs, once they are known to be a model and its inputs."""
+    check_layers(owner, model)
+    check_sequence(xs)
+    model, xs, mask, resets = time_major(model, xs, mask, resets)
+    check_inputs(model, xs, mask, resets)
+    return model, jnp.asarray(xs), mask, resets
 
 
 def trajectories(
@@ -239,7 +240,8 @@ def trajectories(
       layer sees: fewer after a strided layer. Those of a backward direction run backward in time.
 
     Raises:
-      ValueError: a `model` that is not a layer, or has no recurrent layer; a cell whose carry contains only integers.
+      ValueError: a `model` that is not a layer, or has no recurrent layer; inputs that are not a sequence, or params
+        of another layer; a cell whose carry contains only integers.
 
     >>> import seqjax
     >>> model = seqjax.Serial(seqjax.Conv1D(3, 2, stride=2), seqjax.RNN(seqjax.LSTM(4)), seqjax.Dense(1))
@@ -248,13 +250,8 @@ def trajectories(
     >>> seen.name, seen.xs.shape, seen.carries.c.shape
     ('1 LSTM(4)', (5, 2, 3), (5, 2, 4))
     """
-    check_layers("trajectories", model)
-    model, xs, mask, resets = time_major(model, xs, mask, resets)
-    check_inputs(model, xs, mask, resets)
-    xs = jnp.asarray(xs)
+    model, xs, mask, resets = checked("trajectories", model, xs, mask, resets)
     probed = with_probes(model)
-    params = probed_params(probed, params, xs)
     start = probed_carry(probed, params, carry, model.batch_shape(xs))
     after, _ = probed.apply(params, start, xs, mask=mask, resets=resets, key=key)
-    nodes = named(after, ProbedCarry)
-    return tuple(dataclasses.replace(n.seen, name=layer_name(p, n.seen.cell)) for p, n in nodes.items())
+    return seen_in(after)

@@ -12,13 +12,14 @@ from seqjax.cells import LambdaCell, Zoneout
 from seqjax.cells.simple import SimpleParams
 from seqjax.diagnostics import (
     gate_values,
+    gradient_flow,
     jacobian_spectrum,
     lyapunov_exponents,
     saturation,
     step_jacobians,
     trajectories,
 )
-from seqjax.diagnostics.trajectory import probed_carry, probed_params, with_probes
+from seqjax.diagnostics.trajectory import probed_carry, with_probes
 from seqjax.testing import example
 from tests.common import F64
 from tests.diagnostics.by_hand import differences, lstm_step, random_params
@@ -89,8 +90,8 @@ def test_probes_change_no_number(cell):
     def run(params, carry, xs):
         flags = {"mask": mask, "resets": resets, "key": jax.random.key(1)}
         probed = with_probes(model)
-        filled = probed_params(probed, params, xs)
-        after, ys = probed.apply(filled, probed_carry(probed, filled, carry, (3,)), xs, **flags)
+        start = probed_carry(probed, params, carry, (3,))
+        after, ys = probed.apply(params, start, xs, **flags)
         return (after[0].carry, ys), tuple(jax.tree.leaves(model.apply(params, carry, xs, **flags)))
 
     (after, ys), expected = jax.jit(run)(params, (carry, ()), xs)
@@ -229,3 +230,33 @@ def test_a_kernel_deep_inside_segments_is_replaced():
     cell, params = linear([[0.5]])
     (seen,) = trajectories(seqjax.RNN(cell, engine), params, np.ones((4, 1)))
     np.testing.assert_allclose(seen.carries.h[:, 0], [0, 1, 1.5, 1.75])
+
+
+def test_params_are_enough_where_a_cell_draws_none():
+    """An imported cell has its params from elsewhere, and its `init` refuses."""
+
+    def init(key, in_dim):
+        raise ValueError("made by an importer")
+
+    cell = LambdaCell(init, lambda a, h, x: (a * h + x,) * 2, lambda a, batch_shape: jnp.zeros((*batch_shape, 1)))
+    xs = jnp.ones((3, 2, 1))
+    model = seqjax.Serial(seqjax.RNN(cell), seqjax.Bidirectional(seqjax.RNN(cell)))
+    params = jnp.array(0.5), (jnp.array(0.2), jnp.array(0.1))
+    seen = trajectories(model, params, xs)
+    assert [s.name[:3] for s in seen] == ["0 L", "1.0", "1.1"]
+    np.testing.assert_allclose(seen[0].carries[:, 0, 0], [0, 1, 1.5])
+    flows = gradient_flow(model, params, xs, lambda ys, mask: ys[-1].sum())
+    assert [f.name for f in flows] == [s.name for s in seen]
+    np.testing.assert_allclose(flows[1].norms["carry"][:, 0], [0.04, 0.2, 1])
+
+
+def test_a_cell_of_flax_is_looked_at():
+    nnx = pytest.importorskip("flax.nnx")
+    from seqjax.interop.flax import from_flax_cell
+
+    cell, params = from_flax_cell(nnx.GRUCell(1, 4, rngs=nnx.Rngs(0)))
+    model, xs = seqjax.RNN(cell), jnp.ones((3, 2, 1), jnp.float32)
+    (seen,) = trajectories(model, params, xs)
+    (flow,) = gradient_flow(model, params, xs, lambda ys, mask: ys[-1].sum())
+    assert jax.tree.leaves(seen.carries)[0].shape == (3, 2, 4)
+    np.testing.assert_allclose(next(iter(flow.norms.values()))[-1], [2, 2], rtol=1e-6)  # y_T = h_T, of four units

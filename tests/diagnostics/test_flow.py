@@ -200,6 +200,25 @@ def test_a_loss_of_training_is_refused_as_it_takes_targets():
         gradient_flow(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), "mse")
 
 
+def test_inputs_and_params_that_are_none_are_named():
+    model = seqjax.RNN(LEAKY)
+    more = {gradient_flow: (last,), memory_profile: (), trajectories: ()}
+    for look in more:
+        for layer in (model, seqjax.BatchMajor(model)):
+            with pytest.raises(ValueError, match="xs must be an array, got NoneType"):
+                look(layer, leaky(0.5), None, *more[look])
+    for look in (gradient_flow, trajectories):
+        for layer, wrong in ((model, (1, 2)), (seqjax.Serial(model), ((1, 2),)), (seqjax.Serial(model), leaky(0.5))):
+            with pytest.raises(ValueError, match=r"IndRNN\(1, .*params"):
+                look(layer, wrong, jnp.ones((3, 1)), *more[look])
+
+
+@pytest.mark.parametrize("loss", [lambda ys, mask: ys[-1], lambda ys, mask: (ys.sum(), 1), lambda ys, mask: None])
+def test_a_loss_must_be_one_number(loss):
+    with pytest.raises(ValueError, match=r"gradient_flow: loss must return one real number, got .*; reduce it"):
+        gradient_flow(seqjax.RNN(LEAKY), leaky(0.5), jnp.ones((3, 1)), loss)
+
+
 def test_a_gradient_that_explodes_has_a_norm_up_to_the_dtypes_largest_number():
     model = seqjax.RNN(seqjax.IndRNN(1, activation="identity"))
     params = jax.tree.map(lambda a: a.astype(np.float32), leaky(1e10))

@@ -362,6 +362,30 @@ def test_a_forecaster_trained_in_keras_is_equal_in_values_and_gradients(name):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("from_file", [False, True])
+def test_masked_outputs_are_zeros_in_keras_too_once_written(from_file, tmp_path):
+    model = seqjax.Serial(
+        seqjax.RNN(seqjax.GRU(3, dtypes=F64)),
+        seqjax.Bidirectional(seqjax.RNN(seqjax.LSTM(2, dtypes=F64))),
+        seqjax.RNN(seqjax.Simple(2, dtypes=F64)),
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs(6, 4, 2))
+    params = jax.tree.map(lambda leaf: jnp.asarray(inputs(*leaf.shape)), shapes)
+    for end in ((), (Last(),)):
+        ended = seqjax.Serial(*model.layers, *end)
+        given = (*params, *(() for _ in end))
+        written = to_keras(ended, given)
+        if from_file:
+            written.save(tmp_path / "model.keras")
+            written = keras.models.load_model(tmp_path / "model.keras")
+        for mask in (MASK, GAPS):
+            expected = written(np.swapaxes(inputs(6, 4, 2), 0, 1), mask=jnp.asarray(mask.T))
+            expected = np.swapaxes(expected, 0, 1) if expected.ndim == 3 else np.asarray(expected)[None]
+            carry = ended.initial_carry(given, (4,))
+            ys = ended.apply(given, carry, jnp.asarray(inputs(6, 4, 2)), mask=jnp.asarray(mask))[1]
+            np.testing.assert_allclose(ys, expected, rtol=1e-10, atol=1e-14)
+
+
 def test_the_generic_lstm_has_the_same_numbers_with_imported_weights():
     layer = scrambled(L.LSTM(20, return_sequences=True), (None, None, 1))
     model, params = from_keras(layer)

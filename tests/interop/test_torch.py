@@ -345,9 +345,15 @@ def test_an_inconsistent_state_dict_is_refused_by_name(message):
         from_state_dict(state, "gru")
 
 
-def test_the_weights_of_another_kind_are_recognized():
-    with pytest.raises(ValueError, match="kind 'lstm'"):
-        from_state_dict(state_of(nn.LSTM(2, 3)), "gru")
+@pytest.mark.parametrize("hidden", [3, 4, 5])  # with and without a whole number of gates of the other kind
+@pytest.mark.parametrize(("module", "own"), [(nn.LSTM, "lstm"), (nn.GRU, "gru"), (nn.RNN, "rnn")])
+def test_the_weights_of_another_kind_are_recognized(module, own, hidden):
+    for kind in {"rnn", "gru", "lstm"} - {own}:
+        with pytest.raises(ValueError, match=f"^{kind} .*weight_hh must be .*these are the weights of kind '{own}'"):
+            from_state_dict(state_of(module(2, hidden)), kind)
+
+
+def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind must be one of"):
         from_state_dict({}, "transformer")
 

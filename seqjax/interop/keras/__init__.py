@@ -15,8 +15,10 @@
 | `Sequential`                              | `Serial`                                                    |
 
 Keras is batch-major, and the result is time-major: swap the first two axes, or wrap the model in `BatchMajor`.
-Where a step is masked, the output is zeros (Keras repeats the previous output). Initializers, seeds and names are
-not read, as the params already exist. Anything without a counterpart is rejected by name.
+Where a step is masked, the output is zeros, as in Keras with `zero_output_for_mask=True`, which `to_keras` writes. By
+default Keras repeats the last output there; that is read as zeros too, which differs in the masked steps alone, until
+a layer that takes no mask, such as a convolution, looks at them. Initializers, seeds and names are not read, as the
+params already exist. Anything without a counterpart is rejected by name.
 """
 
 from seqjax.interop.keras.file import load_keras

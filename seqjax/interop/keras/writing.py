@@ -108,8 +108,10 @@ class _Writer:
 
     # -- recurrent layers ---------------------------------------------------------------------
 
-    def recurrent(self, layer: RNN, params: Params, **options: Any) -> tuple[Any, list]:
+    def recurrent(self, layer: RNN, params: Params, *, return_sequences: bool, **options: Any) -> tuple[Any, list]:
         """An `RNN` as the Keras layer for its cell; `options` are Keras'."""
+        # a last output is that of the last unmasked step, which this option would set to zeros where there are more
+        options |= {"return_sequences": return_sequences, "zero_output_for_mask": return_sequences}
         cell: Any = layer.cell
         if type(cell) in self.custom:
             if options.pop("dropout", 0):

@@ -140,14 +140,17 @@ def _direction(owner: str, kind: str, weights: Weights, in_dim: int | None, acti
     gates = GATES[kind]
     if weights.weight_ih.ndim != 2:
         raise ValueError(f"{owner}: weight_ih must be [{gates}*H, D], got shape {weights.weight_ih.shape}.")
-    if weights.weight_hh.ndim != 2 or weights.weight_hh.shape[0] % gates or not weights.weight_hh.size:
+    if weights.weight_hh.ndim != 2 or not weights.weight_hh.size:
         raise ValueError(f"{owner}: weight_hh must be [{gates}*H, H or P], got shape {weights.weight_hh.shape}.")
-    H, out = weights.weight_hh.shape[0] // gates, weights.weight_hh.shape[1]
-    projects = weights.weight_hr is not None
-    if out != H and not projects:
-        guess = [name for name, g in GATES.items() if weights.weight_hh.shape[0] == g * out]
+    (rows, out), projects = weights.weight_hh.shape, weights.weight_hr is not None
+    H = rows // gates
+    if rows % gates or (out != H and not projects):
+        guess = [name for name, g in GATES.items() if rows == g * out]
         advice = f"; these are the weights of kind {guess[0]!r}" if guess else ""
-        raise ValueError(f"{owner}: weight_hh must be [{gates}*H, H], got shape {weights.weight_hh.shape}{advice}.")
+        columns = "P" if projects else "H"
+        raise ValueError(
+            f"{owner}: weight_hh must be [{gates}*H, {columns}], got shape {weights.weight_hh.shape}{advice}."
+        )
     shapes = {
         "weight_ih": (gates * H, weights.weight_ih.shape[1] if in_dim is None else in_dim),
         "weight_hh": (gates * H, out),
