@@ -1,67 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From numbers to sentences. Every sentence states its number; every threshold is a constant here.
+"""From numbers to sentences, each of which states its number.
 
 The functions take numbers alone, so that each threshold is tested on both of its sides.
 """
 
-from typing import Literal, NamedTuple
+import math
 
 import numpy as np
 
+from experiments.diagnose.finding import EXPLODED, MUCH, NEUTRAL, RARELY, VANISHED, Finding, Level
+from experiments.diagnose.gates import gate
 from experiments.diagnose.measure import LayerNumbers, Numbers
 
-VANISHED = 0.01
-"""A gradient below this part of its largest value has vanished."""
-MUCH = 0.5
-"""The part of the steps without gradient from which this is a problem; the part of the training steps
-clipped, and of a gate's values at a bound, from which they are."""
-OFF = 0.9
-"""The same of an activation that is only ever at its lower bound, a relu say, which is off half of the time
-when all is well."""
-EXPLODED = 100.0
-"""A gradient so many times larger than at the last step has exploded."""
-NEUTRAL = 0.01
-"""Lyapunov exponents of this size, in nats per step, neither forget nor are chaotic."""
-RARELY = 0.01
-"""The part of the training steps up to which clipping is rare."""
 
-Level = Literal["problem", "note", "good"]
+def remedy(layer: str, stride: bool) -> str:
+    """What lets a layer remember for longer, from its cell and from whether a stride can come before it.
+
+    >>> remedy("0 Simple(4)", True), remedy("0 Simple(4)", False)
+    ('a strided front end, LSTM or GRU', 'LSTM or GRU')
+    """
+    known = (cures for cell, cures in REMEDIES if cell in layer)
+    *others, last = (*["a strided front end"] * stride, *next(known, ("LSTM", "a larger forget bias")))
+    return f"{', '.join(others)} or {last}" if others else last
 
 
-class Finding(NamedTuple):
-    """One sentence with its evidence."""
-
-    level: Level
-    about: str
-    """The layer, or what it is about: `"0 LSTM(20)"`, `"the model"`, `"training"`."""
-    sentence: str
-    number: str
-    """The quantity and its value: what the sentence rests on."""
-
-
-def remedy(layer: str) -> str:
-    """What lets a layer remember for longer, from its cell."""
-    for cell, words in (
-        ("LSTM(", "a strided front end or a larger forget bias"),
-        ("GRU(", "a strided front end, a larger bias of the gate that keeps, or LSTM"),
-        ("Simple(", "a strided front end, LSTM or GRU"),
-        ("IndRNN(", "a strided front end, recurrent weights nearer to 1, LSTM or GRU"),
-        ("LRU(", "a strided front end or decays that start nearer to 1"),
-    ):
-        if cell in layer:
-            return words
-    return "a strided front end, LSTM or a larger forget bias"
+REMEDIES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("MinGRU(", ("a lower bias of gate z, which writes",)),
+    ("LSTM(", ("a larger forget bias",)),
+    ("GRU(", ("a larger bias of the gate that keeps", "LSTM")),
+    ("Simple(", ("LSTM", "GRU")),
+    ("IndRNN(", ("recurrent weights nearer to 1", "LSTM", "GRU")),
+    ("LRU(", ("decays that start nearer to 1",)),
+)
+"""What helps by a cell's name, or the end of it; the first that fits."""
 
 
-def gradient(layer: str, norms: np.ndarray) -> list[Finding]:
-    """Whether the gradient that comes through the last output arrives at the first step.
+def gradient(layer: str, norms: np.ndarray, rate: float, stride: bool = True) -> list[Finding]:
+    """Whether the gradient that comes through the last output arrives at the first step, or explodes on its way.
 
-    The last steps have none where the last output does not see them: behind the last window of a strided
-    convolution, or where a layer goes backward, whose first step it is that the last output sees.
+    A gradient can also be larger at early steps because more of it comes in there: in a layer that goes backward,
+    say, whose first step it is that the last output sees. What explodes is what the recurrence itself enlarges. It
+    does so by about exp(λ) a step, λ being its largest Lyapunov exponent, so only as much of the growth counts.
 
     Args:
       layer: its name.
       norms: `[T]`, ‖dL/dh_t‖, in the order in which the layer goes.
+      rate: λ of the sequence where it is largest, in nats a step.
+      stride: whether a strided front end could come before it.
     """
     every, largest = len(norms), float(np.max(norms))
     if not np.isfinite(norms).all():
@@ -70,33 +55,30 @@ def gradient(layer: str, norms: np.ndarray) -> list[Finding]:
     if largest == 0:
         return [Finding("problem", layer, "No gradient arrives at this layer at all.", "largest ‖dL/dh_t‖ = 0")]
     found = []
-    norms = norms[: 1 + np.flatnonzero(norms)[-1]]
-    steps = len(norms)
-    arrived = np.flatnonzero(norms >= VANISHED * largest)
-    first = int(arrived[0])
-    ratio = float(norms[0]) / largest
-    number = f"‖dL/dh_t‖ at the first step is {ratio:.2g} of its largest, {largest:.3g}"
+    seen, arrived = np.flatnonzero(norms), np.flatnonzero(norms >= VANISHED * largest)
+    steps, first = int(seen[-1]) + 1, int(arrived[0])
+    number = f"‖dL/dh_t‖ at the first step is {float(norms[0]) / largest:.2g} of its largest, {largest:.3g}"
     if first > 0:
         sentence = (
             f"Gradients vanish before step {first} of {steps}: what came earlier is not learnt from the last output"
         )
-        much = first > MUCH * steps
-        cure = f"; {remedy(layer)} would help." if much else f". If it should be, {remedy(layer)} would help."
-        found.append(Finding("problem" if much else "note", layer, sentence + cure, number))
-    growth = largest / float(norms[-1])
+        much, cure = first > MUCH * steps, remedy(layer, stride)
+        sentence += f"; {cure} would help." if much else f". If it should be, {cure} would help."
+        found.append(Finding("problem" if much else "note", layer, sentence, number))
+    place = int(np.argmax(norms))
+    ratio = largest / float(norms[steps - 1])
+    growth = min(ratio, math.exp(min(rate * (steps - 1 - place), 700))) if ratio > 1 else ratio
     if growth > EXPLODED:
-        place = int(np.argmax(norms))
         sentence = (
-            f"Gradients explode backward in time: {growth:.3g} times larger at step {place} than at the last. "
-            "Clip them, normalize inside the recurrence, or start with smaller recurrent weights."
+            f"Gradients explode backward in time: the recurrence makes them {growth:.3g} times larger from the last "
+            f"step to step {place}. Clip them, normalize inside the recurrence, or start with smaller recurrent "
+            "weights."
         )
-        found.append(
-            Finding("problem", layer, sentence, f"largest ‖dL/dh_t‖ / last = {growth:.3g} (limit {EXPLODED:g})")
-        )
+        number = f"largest ‖dL/dh_t‖ / last = {ratio:.3g} (limit {EXPLODED:g}), exponent {rate:+.4f}"
+        found.append(Finding("problem", layer, sentence, number))
     if not found:
-        which = (
-            f"all {steps} steps" if steps == every else f"the first {steps} of {every} steps, all that it comes from"
-        )
+        end = int(arrived[-1]) + 1
+        which = f"all {every} steps" if end == every else f"the first {end} of {every} steps, all that it comes from"
         found.append(Finding("good", layer, f"The gradient arrives at {which}.", number))
     return found
 
@@ -129,66 +111,6 @@ def horizon(profile: np.ndarray, lag: int, reached: bool) -> Finding:
     )
 
 
-class Bound(NamedTuple):
-    """What a gate does that stands at one of its bounds, and whether gradients go through it there."""
-
-    meaning: str
-    harmless: bool = False
-
-
-STUCK = Bound("keeps its state and takes nothing in")
-GATES: dict[str, tuple[Bound, Bound]] = {
-    "i": (Bound("lets nothing in"), Bound("lets everything in", harmless=True)),
-    "f": (Bound("forgets at once"), Bound("keeps everything", harmless=True)),
-    "o": (Bound("shows nothing"), Bound("shows everything", harmless=True)),
-    "z": (Bound("does not keep its state"), STUCK),
-    "r": (Bound("ignores its past"), Bound("sees all of its past", harmless=True)),
-}
-"""At the lower and the upper bound."""
-GATES_OF: dict[tuple[str, str], tuple[Bound, Bound]] = {
-    ("MinGRU", "z"): (STUCK, Bound("overwrites its state")),
-    ("MinLSTM", "f"): (Bound("overwrites its state"), STUCK),
-    ("DiagonalLSTM", "f"): (Bound("overwrites its state"), STUCK),
-    ("RGLRU", "r"): (STUCK, Bound("forgets as fast as its decays allow", harmless=True)),
-}
-"""Of cells where a letter says something else: z writes, what f keeps is not written, r is the speed of a decay."""
-
-
-def bounds(layer: str, name: str) -> tuple[Bound, Bound]:
-    """What the gate `name` of a layer does at its bounds."""
-    own = (found for (cell, gate), found in GATES_OF.items() if gate == name and f"{cell}(" in layer)
-    return next(own, GATES[name])
-
-
-def gate(layer: str, name: str, low: float, high: float) -> list[Finding]:
-    """What a gate does that stands at a bound most of the time.
-
-    Args:
-      layer: its name.
-      name: of the gate.
-      low, high: the parts of its values at the lower and at the upper bound.
-    """
-    if name in ("g", "h", "phi_c"):
-        limit = MUCH if high > 0 else OFF
-        if low + high <= limit:
-            return []
-        what = {"g": "candidate", "h": "state", "phi_c": "squashed memory cell"}[name]
-        sentence = (
-            f"The {what} {name} stands at a bound of its activation {low + high:.0%} of the time, where no gradient "
-            "goes through it: smaller weights, another bias at the start, or layer normalization would help."
-        )
-        return [Finding("problem", layer, sentence, f"{name} at a bound: {low + high:.3f} (limit {limit:g})")]
-    found = []
-    for side, part, bound in zip(("low", "high"), (low, high), bounds(layer, name), strict=True):
-        if part > MUCH:
-            sentence = f"Gate {name} {bound.meaning} {part:.0%} of the time."
-            if not bound.harmless:
-                sentence += " Its own weights hardly learn there: another bias at the start would help."
-            level: Level = "note" if bound.harmless else "problem"
-            found.append(Finding(level, layer, sentence, f"{name} at its {side} bound: {part:.3f} (limit {MUCH:g})"))
-    return found
-
-
 def contraction(layer: str, largest: float) -> list[Finding]:
     """Whether no step stretches the state in any direction, so that gradients can only shrink.
 
@@ -202,42 +124,70 @@ def contraction(layer: str, largest: float) -> list[Finding]:
     return [Finding("note", layer, sentence, f"largest singular value of all steps {largest:.6g} (limit 1)")]
 
 
-def with_spread(value: float, spread: float) -> str:
-    """A mean with its standard deviation, if it has one.
+def with_spread(exponents: np.ndarray) -> str:
+    """The mean of those that are finite, with the sample standard deviation if there are several.
 
-    >>> with_spread(-0.1, 0.02), with_spread(-0.1, float("nan"))
-    ('-0.1000 ± 0.0200', '-0.1000')
+    >>> with_spread(np.array([-0.1, -0.3])), with_spread(np.array([-0.1, -np.inf]))
+    ('-0.2000 ± 0.1414', '-0.1000')
     """
-    return f"{value:+.4f} ± {spread:.4f}" if np.isfinite(spread) else f"{value:+.4f}"
+    finite = exponents[np.isfinite(exponents)]
+    if not finite.size:
+        return "-inf" if np.isneginf(exponents).any() else "unknown"
+    return f"{finite.mean():+.4f}" + (f" ± {finite.std(ddof=1):.4f}" if finite.size > 1 else "")
 
 
-def exponent(layer: str, value: float, spread: float) -> Finding:
-    """What the largest Lyapunov exponent says of a layer's memory: its mean over sequences, and their spread."""
-    number = f"largest Lyapunov exponent {with_spread(value, spread)} nats a step"
-    if not np.isfinite(value):
-        sentence = "The layer keeps nothing from one step to the next, or its states are not finite."
-        return Finding("problem", layer, sentence, number)
+def exponent(layer: str, exponents: np.ndarray) -> list[Finding]:
+    """What the largest Lyapunov exponents say of a layer's memory.
+
+    Args:
+      layer: its name.
+      exponents: `[sequences]`, of each the largest one, in nats a step.
+    """
+    every, lost = len(exponents), int(np.isneginf(exponents).sum())
+    if np.isnan(exponents).any():
+        sentence = "The layer's states, or how they depend on each other, are not finite."
+        number = f"Lyapunov exponents: {int(np.isnan(exponents).sum())} of {every} are not numbers"
+        return [Finding("problem", layer, sentence, number)]
+    found = []
+    if lost:
+        sentence = (
+            f"In {lost} of {every} sequences there is a step that forgets everything before it, as one does in which "
+            "all units of a relu are off: one such step is enough. Another bias at the start, or tanh, would help."
+        )
+        level: Level = "problem" if lost > MUCH * every else "note"
+        found.append(Finding(level, layer, sentence, f"largest Lyapunov exponent -inf in {lost} of {every} sequences"))
+    if lost < every:
+        found.append(_rate(layer, float(np.mean(exponents[np.isfinite(exponents)])), with_spread(exponents)))
+    return found
+
+
+def _rate(layer: str, value: float, told: str) -> Finding:
+    number = f"largest Lyapunov exponent {told} nats a step"
     if value > NEUTRAL:
         sentence = (
-            f"The layer is chaotic on these inputs: a small difference grows e-fold every {1 / value:.3g} steps, and "
-            "so do gradients. Smaller recurrent weights, normalization or clipping would help."
+            f"The layer amplifies on these inputs: a small difference grows e-fold every {1 / value:.3g} steps, and so "
+            "do gradients. It is chaotic if its states stay bounded. Smaller recurrent weights, normalization or "
+            "clipping would help."
         )
         return Finding("problem", layer, sentence, number)
     if value < -NEUTRAL:
         sentence = f"The layer forgets a small difference e-fold every {-1 / value:.3g} steps."
         return Finding("note", layer, sentence, number)
-    return Finding("good", layer, "The layer neither forgets nor amplifies: it stands at the edge of chaos.", number)
+    sentence = "The layer neither forgets nor amplifies: a small difference changes by at most 1% a step."
+    return Finding("good", layer, sentence, number)
 
 
-def clipping(fraction: float, skipped: int) -> list[Finding]:
+def clipping(clipped: int, skipped: int, steps: int) -> list[Finding]:
     """What clipping did in training.
 
     Args:
-      fraction: of the steps that were clipped.
+      clipped: how many steps were clipped.
       skipped: how many steps were not finite.
+      steps: how many there were.
     """
     found = []
-    number = f"{fraction:.3f} of the steps clipped"
+    fraction = clipped / steps
+    number = f"{clipped:,} of {steps:,} steps clipped"
     if fraction > MUCH:
         sentence = (
             f"Gradients were clipped in {fraction:.0%} of the steps: the limit, and not the gradient, set the length "
@@ -246,8 +196,10 @@ def clipping(fraction: float, skipped: int) -> list[Finding]:
         found.append(Finding("problem", "training", sentence, number))
     elif fraction > RARELY:
         found.append(Finding("note", "training", f"Gradients were clipped in {fraction:.0%} of the steps.", number))
+    elif clipped:
+        found.append(Finding("good", "training", "Clipping was rare: it caught outliers alone.", number))
     else:
-        sentence = "Clipping was rare, or off: it caught outliers alone."
+        sentence = "No gradient was clipped: none was above the limit, or there was no limit."
         found.append(Finding("good", "training", sentence, number))
     if skipped:
         sentence = (
@@ -258,20 +210,21 @@ def clipping(fraction: float, skipped: int) -> list[Finding]:
     return found
 
 
-def of_layer(layer: LayerNumbers) -> list[Finding]:
-    """Everything found in one layer."""
-    found = gradient(layer.name, layer.flow_last)
+def of_layer(layer: LayerNumbers, stride: bool) -> list[Finding]:
+    """Everything found in one layer; `stride` is whether a strided front end could come before it."""
+    largest = float(np.max(layer.exponents[np.isfinite(layer.exponents)], initial=-np.inf))
+    found = gradient(layer.name, layer.flow_last, largest, stride)
     for name, sides in layer.gates.items():
         found += gate(layer.name, name, float(np.mean(sides.low)), float(np.mean(sides.high)))
-    found += contraction(layer.name, layer.stretch)
-    return [*found, exponent(layer.name, *layer.exponent)]
+    return found + contraction(layer.name, layer.stretch) + exponent(layer.name, layer.exponents)
 
 
 def findings(numbers: Numbers) -> list[Finding]:
     """Everything found, problems first."""
     found = [] if numbers.profile is None else [horizon(numbers.profile, numbers.horizon, numbers.reached)]
     for layer in numbers.layers:
-        found += of_layer(layer)
-    if numbers.clipping is not None:
-        found += clipping(numbers.clipping.clip_fraction, numbers.clipping.skip_count)
+        found += of_layer(layer, numbers.stride)
+    if (history := numbers.clipping) is not None:
+        steps = int(history.steps[-1])
+        found += clipping(round(history.clip_fraction * steps), history.skip_count, steps)
     return sorted(found, key=lambda finding: ("problem", "note", "good").index(finding.level))

@@ -13,7 +13,7 @@ from experiments.diagnose.subject import Subject
 from seqjax import diagnostics
 from seqjax.base import Array, Layer, Mask, Params, Resets
 from seqjax.diagnostics import ClipHistory, GradientFlow, Saturation, Spectrum, Trajectory
-from seqjax.layers import Embed, Serial
+from seqjax.layers import BatchMajor, Bidirectional, Embed, Residual, Serial
 from seqjax.sequences import expand, last_step
 from seqjax.training import Batch
 from seqjax.training.losses import Loss, last_valid
@@ -29,7 +29,7 @@ class LayerNumbers:
     """One recurrent layer's, over its own steps T'."""
 
     name: str
-    """Its place in the params, and its cell: `"0 LSTM(20)"`."""
+    """Its place in the params, its direction if it has one, and its cell: `"0 LSTM(20)"`, `"0.1 backward GRU(6)"`."""
     flow_last: np.ndarray
     """`[T']`: ‖dL/dcarry_t‖ through the last output alone, over all sequences, which end together."""
     flow_all: np.ndarray
@@ -46,13 +46,6 @@ class LayerNumbers:
     exponents: np.ndarray
     """`[sequences]`: the largest Lyapunov exponent of each, in nats per step."""
 
-    @property
-    def exponent(self) -> tuple[float, float]:
-        """Their mean and sample standard deviation, which is NaN for one sequence and with -inf among them."""
-        with np.errstate(invalid="ignore"):
-            spread = np.std(self.exponents, ddof=1) if len(self.exponents) > 1 else np.nan
-            return float(np.mean(self.exponents)), float(spread)
-
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
@@ -67,6 +60,8 @@ class Numbers:
     """The lag from which it stays below 1% of its largest."""
     reached: bool
     """Whether it falls so far within the sequence."""
+    stride: bool
+    """Whether a strided front end could come first: the model has no stride yet, and not every step has a target."""
     clipping: ClipHistory | None
 
 
@@ -74,7 +69,7 @@ def measure(subject: Subject) -> Numbers:
     """Runs every diagnostic on a subject."""
     batch = jax.tree.map(jnp.asarray, subject.seen.batch)
     run = jax.jit(functools.partial(_layers, subject.model, subject.seen.loss))
-    layers = tuple(map(_numbers, jax.device_get(run(subject.params, batch))))
+    layers = tuple(_numbers(subject.model, found) for found in jax.device_get(run(subject.params, batch)))
     profile, exact = memory(subject.model, subject.params, batch)
     found = None if profile is None else diagnostics.memory_horizon(jnp.asarray(profile))
     return Numbers(
@@ -83,6 +78,7 @@ def measure(subject: Subject) -> Numbers:
         exact=exact,
         horizon=0 if found is None else int(found.lag),
         reached=found is None or bool(found.reached),
+        stride=subject.model.stride == 1 and (batch.ys is None or len(batch.ys) == 1),
         clipping=diagnostics.clip_history(subject.history) if subject.history else None,
     )
 
@@ -168,7 +164,27 @@ def _ending_together(flow: GradientFlow, mask: Mask) -> GradientFlow:
     return dataclasses.replace(flow, norms=jax.tree.map(shifted, flow.norms))
 
 
-def _numbers(found: _Found) -> LayerNumbers:
+def directed(model: Layer, name: str) -> str:
+    """The name of a layer with its direction, if it is in a `Bidirectional`.
+
+    >>> import seqjax
+    >>> directed(seqjax.Serial(seqjax.Bidirectional(seqjax.RNN(seqjax.GRU(6)))), "0.1 GRU(6)")
+    '0.1 backward GRU(6)'
+    """
+    path, _, cell = name.partition(" ")
+    turns = []
+    for place in path.split("."):
+        while isinstance(model, BatchMajor | Residual):  # their params are those of the layer inside
+            model = model.layer
+        if not isinstance(model, Bidirectional | Serial):
+            break
+        if isinstance(model, Bidirectional):
+            turns.append(place == "1")
+        model = model.layers[int(place)]
+    return f"{path} {('forward', 'backward')[sum(turns) % 2]} {cell}" if turns else name
+
+
+def _numbers(model: Layer, found: _Found) -> LayerNumbers:
     steps = len(found.mask)
     longest = int(found.mask.reshape(steps, -1).any(axis=1).nonzero()[0].max()) + 1
     valid = found.spectrum_mask.reshape(len(found.spectrum_mask), -1)
@@ -176,7 +192,7 @@ def _numbers(found: _Found) -> LayerNumbers:
     looked_at = valid.any(axis=1)
     counted = found.mask[_discarded(steps) :].any(axis=0)
     return LayerNumbers(
-        name=found.flow_last.name,
+        name=directed(model, found.flow_last.name),
         flow_last=np.asarray(found.flow_last.total)[-longest:],
         flow_all=np.asarray(found.flow_all.total)[-longest:],
         gates=found.gates,

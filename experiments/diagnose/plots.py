@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.diagnose.findings import MUCH, NEUTRAL, VANISHED, with_spread
+from experiments.diagnose.finding import MUCH, NEUTRAL, VANISHED
+from experiments.diagnose.findings import with_spread
 from experiments.diagnose.measure import LayerNumbers, Numbers
 from experiments.study.style import PALETTE, STYLE
 from seqjax.diagnostics import ClipHistory
@@ -57,9 +58,9 @@ def flow(layers: Layers) -> str:
             axis.axhline(VANISHED, color="0.4", ls=":", lw=1)
             axis.text(0, VANISHED, " 1%", fontsize=7.5, va="bottom", color="0.4")
             _log(axis, *(of(layer) for layer in layers))
-            axis.set(xlabel="step of the layer, t", title=title)
+            axis.set(xlabel="step t, in the order in which the layer goes", title=title)
         axes[0].set_ylabel("‖dL/dh_t‖ / largest")
-        axes[0].legend(loc="lower right")
+        axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
         return text()
 
 
@@ -113,7 +114,7 @@ def jacobians(layers: Layers) -> str:
             )
             axis.plot(layer.spectrum_steps, layer.radius, color=_colour(i), lw=1.2, ls="--", label="spectral radius")
         axis.axhline(1, color="0.4", ls=":", lw=1)
-        axis.set(xlabel="step of the layer, t", ylabel="stretch of one step")
+        axis.set(xlabel="step t, in the order in which the layer goes", ylabel="stretch of one step")
         axis.set_ylim(bottom=0)
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return text()
@@ -124,12 +125,11 @@ def exponents(layers: Layers) -> str:
     with _svg("exponents", 8, 1 + 0.4 * len(layers)) as ((axis,), text):
         labels = []
         for i, layer in enumerate(layers):
-            mean, spread = layer.exponent
             values = layer.exponents[np.isfinite(layer.exponents)]
             axis.plot(values, np.full(len(values), i), "o", color=_colour(i), alpha=0.3, ms=5, mec="none")
-            if np.isfinite(mean):
-                axis.plot([mean], [i], "|", color="0.1", ms=16, mew=1.5)
-            labels.append(f"{_short(layer.name)}\n{with_spread(mean, spread)}")
+            if values.size:
+                axis.plot([values.mean()], [i], "|", color="0.1", ms=16, mew=1.5)
+            labels.append(f"{_short(layer.name)}\n{with_spread(layer.exponents)}")
         axis.axvline(0, color="0.3", lw=0.8)
         axis.axvspan(-NEUTRAL, NEUTRAL, color="0.5", alpha=0.15, lw=0)
         axis.set(

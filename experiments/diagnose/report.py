@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.diagnose import plots
-from experiments.diagnose.findings import Finding
+from experiments.diagnose.finding import Finding
 from experiments.diagnose.measure import Numbers
 from experiments.diagnose.subject import Subject
 
@@ -29,12 +29,14 @@ th { font-weight: 600; border-bottom: 1px solid #ccc; } td { border-bottom: 1px 
 def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
     """The report as HTML."""
     padded = "; shorter ones are shifted so that all end at the same step" * (subject.seen.batch.mask is not None)
+    backward = any(" backward " in layer.name for layer in numbers.layers)
+    mirrored = "; the first step of a backward layer is the last one of a sequence" * backward
     ids = np.issubdtype(np.asarray(subject.seen.batch.xs).dtype, np.integer)
     how = "exact" if numbers.exact else "estimated from random projections"
     sections = [_section(
         "Gradient flow",
         "Norm of the loss's gradient in the state of every recurrent layer (of an LSTM, h and c together), over all "
-        f"sequences{padded}. The loss is {subject.seen.objective}.",
+        f"sequences{padded}{mirrored}. The loss is {subject.seen.objective}.",
         plots.flow(numbers.layers),
     )]  # fmt: skip
     if numbers.profile is not None:

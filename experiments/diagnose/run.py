@@ -9,7 +9,8 @@ import tyro
 
 from experiments.diagnose import report, subject
 from experiments.diagnose.config import PROGRAM, Config
-from experiments.diagnose.findings import Finding, findings
+from experiments.diagnose.finding import Finding
+from experiments.diagnose.findings import findings
 from experiments.diagnose.measure import measure
 from experiments.study.command import refused
 
