@@ -17,7 +17,7 @@ class Config:
       data: for a model of `forecast`, weather, synthetic or a CSV file; for others the path of an .npy file
         `[T, B, ...]`. By default the last batch of the training, or random numbers where that is not kept.
       column: of the CSV file, or of the weather data.
-      station: whose weather.
+      station: whose weather; greensboro by default.
       sequences: look at so many at most.
       out: the HTML file; by default diagnosis.html in the checkpoint's folder.
       seed: of random inputs.
@@ -29,7 +29,7 @@ class Config:
     checkpoint: pathlib.Path
     data: str | None = None
     column: str | None = None
-    station: Literal["greensboro", "miami"] = "greensboro"
+    station: Literal["greensboro", "miami"] | None = None
     sequences: int = 32
     out: pathlib.Path | None = None
     seed: int = 0

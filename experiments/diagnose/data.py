@@ -57,12 +57,14 @@ def see(
       OSError: data that cannot be read.
     """
     if config.data is None:
-        if config.column is not None:
-            raise ValueError("--column goes with --data, which is not given.")
+        if config.column is not None or config.station is not None:
+            raise ValueError("--column and --station go with --data, which is not given.")
         found = kept.read(folder)
         return _random(inputs, config.seed) if found is None else _kept(found)
     if trained.get("variant") in MODELS and "windows" in trained:
         return _windows(config, config.data, trained)
+    if config.column is not None or config.station is not None:
+        raise ValueError("--column and --station are of series, which only models of forecast take.")
     path = pathlib.Path(config.data)
     xs = _read(path, tuple(inputs["shape"]), jnp.dtype(inputs["dtype"]), _ids(model))
     return _without_targets(path.name, xs)
@@ -96,12 +98,13 @@ def _random(inputs: Mapping[str, Any], seed: int) -> Seen:
 
 def _windows(config: Config, source: str, trained: Mapping[str, Any]) -> Seen:
     """Windows for a model of `forecast`, scaled as its training data was, spread evenly."""
+    station = config.station or "greensboro"
     window, positions = trained["windows"]["window"], forecast.POSITIONS[MODELS[trained["variant"]].at]
     if source == "synthetic":
-        task = forecast.load_task(source, config.column, config.station, window)
+        task = forecast.load_task(source, config.column, station, window)
         rows, what = task.valid, f"validation windows of {task.name}"
     else:
-        series = forecast.load_series(source, config.column, config.station)
+        series = forecast.load_series(source, config.column, station)
         if len(series.values) < window + forecast.HORIZON:
             raise ValueError(
                 f"{series.name} has {len(series.values)} rows; the model needs {window} and {forecast.HORIZON} "

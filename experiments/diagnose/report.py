@@ -3,6 +3,7 @@
 
 import base64
 import html
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,6 +79,19 @@ def page(subject: Subject, numbers: Numbers, found: Sequence[Finding]) -> str:
         f"<p><code>{html.escape(repr(subject.model))}</code></p>\n"
         f"{_findings(found)}\n{''.join(sections)}</body>\n</html>\n"
     )
+
+
+def check(path: pathlib.Path) -> None:
+    """Makes the folder of a report, and refuses a path that cannot be written, before anything is measured.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    existed = path.exists()
+    path.open("ab").close()
+    if not existed:
+        path.unlink()
 
 
 def _findings(found: Sequence[Finding]) -> str:

@@ -23,6 +23,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         config = tyro.cli(Config, prog=PROGRAM, args=args)
         looked_at, folder = subject.load(config)
+        out = config.out or folder / "diagnosis.html"
+        report.check(out)
         seen = looked_at.seen
         what = f"{looked_at.model} on {seen.inputs}; the loss is {seen.objective}"
         CONSOLE.print(what, highlight=False, markup=False, soft_wrap=True)
@@ -30,8 +32,6 @@ def main(args: Sequence[str] | None = None) -> int:
         found = findings(numbers)
         for finding in found:
             show(finding)
-        out = config.out or folder / "diagnosis.html"
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(report.page(looked_at, numbers, found), encoding="utf-8")
         CONSOLE.print(f"The report is in {out}.", markup=False, soft_wrap=True)
         return 0
