@@ -59,7 +59,7 @@ def learning(
             axis.axhline(value, color="0.35", ls=("--", ":", "-.")[index % 3], lw=1.2, label=name)
         if task.better == "lower" and 0 < 5 * low < high:
             logarithmic(axis)
-        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=steps_in is None))
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=steps_in is None, min_n_ticks=1))
         most = max(len(row.outcomes) for row in rows)
         bands = f" (lines: means of up to {most} runs; bands: their range)" if most > 1 else ""
         axis.set(xlabel=f"{unit}{bands}", ylabel=task.metric)

@@ -294,6 +294,16 @@ def test_a_run_that_diverged_shortens_no_curve(tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_plot_of_one_evaluation_counts_in_whole_steps(tmp_path, monkeypatch):
+    (tmp_path / "slow" / "0").mkdir(parents=True)
+    (tmp_path / "slow" / "0" / "metrics.jsonl").write_text(json.dumps({"step": 8, "mse": 1.0}) + "\n")
+    drawn = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, path: drawn.append(figure))
+    plots.learning(tmp_path / "learning.png", TASK, [Row(VARIANTS[0], [outcome(1.0)])], tmp_path)
+    low, high = drawn[0].axes[0].get_xlim()
+    assert [tick for tick in drawn[0].axes[0].get_xticks() if low <= tick <= high] == [8]
+
+
 def test_every_line_of_a_plot_can_be_told_from_the_others():
     drawn = [tuple(style.line(index).values()) for index in range(20)]
     assert len(set(drawn)) == 20
