@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of a run: forecasts against truth, error by step ahead, gradient norm, what clipping did."""
 
-import functools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,33 +12,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.forecast.data import HORIZON, Task
-from experiments.forecast.models import CONVOLVED, UNCLIPPED
-from experiments.study.style import PALETTE, STYLE
+from experiments.forecast.models import UNCLIPPED
+from experiments.study.style import PALETTE, STYLE, line
 
 BASELINES = {"persistence": ("0.65", ":"), "least squares": ("0.35", "--")}
 
 History = Sequence[Mapping[str, Any]]
 
-
-DASHED = (UNCLIPPED, CONVOLVED)
-"""What the names of models end with whose lines are dashed, beside those of their twins."""
-
-
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each model of a run, the same for its unclipped, convolved or generic twin."""
-    first = {}
-    for name in names:
-        first[name] = functools.reduce(str.removesuffix, (*DASHED, "-generic"), name)
-    places = {name: place for place, name in enumerate(dict.fromkeys(first.values()))}
-    return {name: PALETTE[places[first[name]] % len(PALETTE)] for name in first}
+Lines = Mapping[str, Mapping[str, Any]]
+"""How the line of each model of a run is drawn, by its name."""
 
 
-def _line(name: str, palette: Mapping[str, str], **options: Any) -> dict[str, Any]:
-    """How a model's line is drawn: that of a generic twin, which lies on the same, wide and pale."""
-    style: dict[str, Any] = {"color": palette[name], "label": name, "lw": 1.6}
-    if name.endswith("-generic"):
-        return style | {"lw": 6, "alpha": 0.35}
-    return style | options | ({"ls": "--"} if name.endswith(DASHED) else {})
+def lines(names: Iterable[str]) -> Lines:
+    """Those of `study.plots.learning`; that of a generic twin, which lies on the other one's, is wide and pale.
+
+    >>> lines(["lstm", "lstm-generic"])["lstm"]
+    {'color': '#0072b2', 'ls': '-', 'lw': 1.6}
+    """
+    thin, wide = {"lw": 1.6}, {"lw": 6, "alpha": 0.35, "marker": None}
+    return {name: line(i) | (wide if name.endswith("-generic") else thin) for i, name in enumerate(names)}
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
@@ -52,7 +43,7 @@ def forecasts(
     task: Task,
     models: Mapping[str, np.ndarray],
     linear: np.ndarray,
-    palette: Mapping[str, str],
+    drawn: Lines,
 ) -> None:
     """Six validation windows: what was seen, what came, and what was forecast from the window's end.
 
@@ -61,7 +52,7 @@ def forecasts(
       task: whose validation windows are shown.
       models: `[count, HORIZON]` forecasts at the last step, by name, in scaled units.
       linear: the same of least squares.
-      palette: `colours` of all models of the run.
+      drawn: `lines` of all models of the run.
     """
     count, shown = len(task.valid), min(task.window, 4 * HORIZON)
     chosen = np.linspace(0, count - 1, 6, dtype=int)
@@ -74,7 +65,7 @@ def forecasts(
             axis.plot(ahead, values[task.window :], color="black", lw=1.2, marker="o", ms=3, label="truth")
             axis.plot(ahead, task.scaler.unscale(linear[row]), color="0.35", lw=1.2, ls="--", label="least squares")
             for name, made in models.items():
-                axis.plot(ahead, task.scaler.unscale(made[row]), **_line(name, palette))
+                axis.plot(ahead, task.scaler.unscale(made[row]), **drawn[name], label=name)
             axis.axvspan(0.5, HORIZON + 0.5, color="0.96", zorder=0)
             axis.set_title(f"validation window {row:,}", loc="left")
         figure.supxlabel("steps from the last value seen")
@@ -88,7 +79,7 @@ def horizon(
     task: Task,
     models: Mapping[str, np.ndarray],
     base: Mapping[str, np.ndarray],
-    palette: Mapping[str, str],
+    drawn: Lines,
 ) -> None:
     """Root mean squared error for each step ahead, from the window's end, in the data's own unit.
 
@@ -96,7 +87,7 @@ def horizon(
       path: of the PNG.
       task: whose validation windows are forecast.
       models, base: `[count, HORIZON]` forecasts at the last step, by name, in scaled units.
-      palette: `colours` of all models of the run.
+      drawn: `lines` of all models of the run.
     """
     ahead = np.arange(1, HORIZON + 1)
 
@@ -104,36 +95,35 @@ def horizon(
         return np.sqrt(np.mean((made.astype(np.float64) - task.valid[:, task.window :]) ** 2, axis=0)) * task.scaler.std
 
     with matplotlib.style.context(STYLE):
-        figure, axes = _figure(1, 1, (7, 4.2))
+        figure, axes = _figure(1, 1, (8, 4.2))
         axis = axes[0, 0]
         for name, made in base.items():
             axis.plot(ahead, error(made), color=BASELINES[name][0], ls=BASELINES[name][1], lw=1.6, label=name)
         for name, made in models.items():
-            axis.plot(ahead, error(made), **_line(name, palette, marker="o", ms=3))
+            axis.plot(ahead, error(made), **{"marker": "o", "ms": 3, **drawn[name]}, label=name)
         axis.set(xlabel="steps ahead", ylabel="RMSE" + (f" ({task.unit})" if task.unit else ""), xticks=ahead)
         axis.set_ylim(bottom=0)
         axis.set_title(f"{task.name}: error by step ahead, validation", loc="left")
-        axis.legend(ncols=2)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
         figure.savefig(path)
 
 
-def gradients(
-    path: pathlib.Path, histories: Mapping[str, History], clip_norm: float | None, palette: Mapping[str, str]
-) -> None:
+def gradients(path: pathlib.Path, histories: Mapping[str, History], clip_norm: float | None, drawn: Lines) -> None:
     """The gradient's global norm before clipping, step by step, and its running median.
 
     Args:
       path: of the PNG.
       histories: the lines of each model's metrics.
       clip_norm: where it was clipped.
-      palette: `colours` of all models of the run.
+      drawn: `lines` of all models of the run.
     """
     columns = min(len(histories), 4)
     rows = -(-len(histories) // columns)
     with matplotlib.style.context(STYLE):
         figure, axes = _figure(rows, columns, (max(2.8 * columns, 5), 2.6 * rows), sharex=True, sharey=True)
         for axis, name in zip(axes.flat, histories, strict=False):
-            _gradient_panel(axis, histories[name], palette[name], None if name.endswith(UNCLIPPED) else clip_norm)
+            limit = None if name.endswith(UNCLIPPED) else clip_norm
+            _gradient_panel(axis, histories[name], drawn[name]["color"], limit)
             clipped = np.mean([bool(line["clipped"]) for line in histories[name]])
             axis.set_title(f"{name}, {clipped:.0%} clipped", loc="left")
         for axis in axes.flat[len(histories) :]:
@@ -225,5 +215,5 @@ def future(path: pathlib.Path, label: str, values: np.ndarray, made: Mapping[int
             )
         axis.set(xlabel="row", ylabel=label)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        axis.legend(loc="upper left", ncols=3)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=3)
         figure.savefig(path)

@@ -29,9 +29,9 @@ def pictures(task: Task, clip_norm: float | None, run_dir: pathlib.Path, rows: S
         ]
         for row in rows
     }
-    palette = plots.colours(histories)
+    drawn = plots.lines(histories)
     first = {name: runs[0] for name, runs in histories.items()}
-    plots.gradients(run_dir / "gradients.png", first, clip_norm, palette)
+    plots.gradients(run_dir / "gradients.png", first, clip_norm, drawn)
     if any(name.endswith(UNCLIPPED) for name in histories):
         plots.clipping(run_dir / "clipping.png", histories)
     base = {name: forecaster(task.valid)[:, -1] for name, forecaster in baselines.fit(task).items()}
@@ -39,8 +39,8 @@ def pictures(task: Task, clip_norm: float | None, run_dir: pathlib.Path, rows: S
     made = {row.variant.name: _last(task, _folder(run_dir, row)) for row in ended}
     best = [row.variant.name for row in sorted(ended, key=lambda row: row.outcomes[0].values[METRIC])[:2]]
     shown = {name: made[name] for name in best}
-    plots.forecasts(run_dir / "forecasts.png", task, shown, base["least squares"], palette)
-    plots.horizon(run_dir / "horizon.png", task, made, base, palette)
+    plots.forecasts(run_dir / "forecasts.png", task, shown, base["least squares"], drawn)
+    plots.horizon(run_dir / "horizon.png", task, made, base, drawn)
 
 
 def _folder(run_dir: pathlib.Path, row: Row, run: int = 0) -> pathlib.Path:

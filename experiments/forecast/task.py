@@ -71,7 +71,7 @@ def learn(
     last = next(iter(reached.values())).items()
     every = {f"{name} {steps}".rstrip(): found for steps in reached for name, found in reached[steps].items()}
     return Task(
-        name=f"{known.label}, ten steps ahead",
+        name=f"{known.name}, ten steps ahead" + (f" (MSE: scaled; MAE: {known.unit})" if known.unit else ""),
         make_batch=make_batch,
         loss=training.mean_squared_error,
         model=around,

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forecasting experiment as a task that cells are compared on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import seqjax
-from experiments.forecast import sources
-from experiments.forecast.task import task
+from experiments.forecast import baselines, data, plots, sources
+from experiments.forecast.models import CELLS, STANDARD
+from experiments.forecast.task import learn, task
+from experiments.study.style import line
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +23,22 @@ def made():
 def test_persistence_is_the_published_figure(made):
     assert made.baselines["persistence"] == pytest.approx(0.25697, abs=5e-6)
     assert made.baselines["least squares"] == pytest.approx(0.015488, abs=5e-7)
+
+
+def test_the_name_of_a_task_says_which_unit_its_measures_have(made):
+    windows = data.load_task("synthetic", None, "greensboro", 50).limited(64)
+    reached = {"": baselines.reach(windows, "")}
+    assert made.name == "synthetic series, ten steps ahead"
+    known = dataclasses.replace(windows, name="temperature", unit="°C")
+    assert learn(known, reached).name == "temperature, ten steps ahead (MSE: scaled; MAE: °C)"
+
+
+def test_a_model_has_one_colour_in_all_pictures():
+    names = [*STANDARD, *CELLS]
+    drawn = plots.lines(names)
+    assert [(drawn[name]["color"], drawn[name]["ls"]) for name in names] == [
+        (line(place)["color"], line(place)["ls"]) for place in range(len(names))
+    ]
 
 
 def test_batches_are_windows_with_the_ten_values_after_each_step(made):
