@@ -147,7 +147,8 @@ class Conv1D(Layer):
         require.params(self, params, ConvParams, kernel=(self.width, "D", self.features), bias=bias)
         xs = as_sequence(xs, mask, resets)
         xs = hide(self.dtypes.cast(self, xs, params.kernel), mask)
-        check_carry(carry, self.initial_carry(params, xs.shape[1:-1]), xs.shape[1:-1])
+        if self.streams:
+            check_carry(carry, self.initial_carry(params, xs.shape[1:-1]), xs.shape[1:-1])
         left, right = self._padding(xs.shape[0])
         padded = self._after_window(carry, xs) if self.streams else _pad(xs, left, right)
         sequence = None if resets is None else _pad(_sequence_number(resets), left, right)
