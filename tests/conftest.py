@@ -9,7 +9,7 @@ import jax
 
 # most of a test's time is compilation: programs are small, so they are compiled without optimization
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if jax.__version_info__[:2] == (0, 10):  # a third of the time; a later XLA may not know a flag, and aborts then
+if jax.__version_info__[:2] == (0, 10):  # less than half the time; a later XLA may not know a flag, and aborts then
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
