@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations by name, and the slopes that a hand-written reverse pass can compute from their outputs."""
+"""Activations by name, their bounds, and the slopes that a hand-written reverse pass can compute from their outputs."""
 
 import math
 from collections.abc import Callable
